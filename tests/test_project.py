@@ -1,0 +1,160 @@
+"""What README, packaging and CI say about each other."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import torchrl_rtpd
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PINS = dict(
+    line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")
+)
+
+
+def readme_blocks(name: str) -> list[str]:
+    """Content of each fenced block right under the marker comment ``name``."""
+    return re.findall(rf"^<!-- {name} -->\n```bash\n(.*?)\n```$", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def run_ci(checkout: Path, readme: str, path: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a copy of .ci/run in ``checkout``, with that README and, if given, a folder that comes first in PATH."""
+    (checkout / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci" / "run", checkout / ".ci" / "run")
+    (checkout / "README.md").write_text(readme)
+    environment = dict(os.environ)
+    if path is not None:
+        environment["PATH"] = f"{path}{os.pathsep}{environment['PATH']}"
+    return subprocess.run(
+        [str(checkout / ".ci" / "run")],
+        cwd="/",  # from anywhere
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("name", ["main-command", "test-command"])
+def test_readme_gives_each_command_once_on_one_line_and_it_makes_its_own_environment(name: str) -> None:
+    """A reader can paste it into a fresh checkout."""
+    (command,) = readme_blocks(name)
+    assert "\n" not in command
+    assert command.startswith("python3 -m venv .venv && .venv/bin/pip install ")
+    assert "-c constraints.txt" in command
+
+
+def test_ci_starts_the_readme_test_command_and_passes_its_status_on(tmp_path: Path) -> None:
+    """A fake python3 stands in for the first word of the command."""
+    (command,) = readme_blocks("test-command")
+    fake = tmp_path / "bin" / "python3"
+    fake.parent.mkdir()
+    fake.write_text('#!/bin/sh\necho "fake python3 $*"\nexit 3\n')
+    fake.chmod(0o755)
+    checkout = tmp_path / "checkout"
+    checkout.mkdir()
+    done = run_ci(checkout, README, path=str(fake.parent))
+    assert done.stdout.splitlines() == [f"+ {command}", "fake python3 -m venv .venv"]
+    assert done.returncode == 3
+
+
+def test_ci_runs_what_the_readme_says_at_the_root_of_the_checkout(tmp_path: Path) -> None:
+    """Another README, another command: nothing is written twice."""
+    done = run_ci(tmp_path, "# x\n\n<!-- test-command -->\n```bash\necho one > evidence && echo two\n```\n")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "evidence").read_text() == "one\n"
+    assert done.stdout.splitlines() == ["+ echo one > evidence && echo two", "two"]
+
+
+def test_ci_says_so_when_the_readme_has_no_test_command(tmp_path: Path) -> None:
+    """An empty command would pass silently."""
+    done = run_ci(tmp_path, "# x\n")
+    assert done.returncode == 1
+    assert "README.md has no command under <!-- test-command -->" in done.stderr
+
+
+def test_declared_ranges_admit_the_tested_pins() -> None:
+    """Every dependency is pinned, and the pin is within its range; so is each extra that the tested set covers."""
+    pins = {canonicalize_name(name): version for name, version in PINS.items()}
+    extras = PROJECT["optional-dependencies"]
+    covered = set(extras) - {"export", "ray"}
+    lines = [*PROJECT["dependencies"], *(line for name in covered for line in extras[name])]
+    requirements = [Requirement(line) for line in lines]
+    outside = [
+        f"{requirement} but {pins.get(canonicalize_name(requirement.name))} is pinned"
+        for requirement in requirements
+        if (pin := pins.get(canonicalize_name(requirement.name))) is None or pin not in requirement.specifier
+    ]
+    assert len(requirements) > 10
+    assert outside == []
+
+
+@pytest.mark.parametrize("extra", sorted(PROJECT["optional-dependencies"]))
+def test_readme_documents_the_extra(extra: str) -> None:
+    """One row of the table each."""
+    assert re.search(rf"^\| `{extra}` \| \S", README, flags=re.MULTILINE)
+
+
+def test_readme_names_no_extra_that_does_not_exist() -> None:
+    """What stands in the brackets of the commands can be installed."""
+    named = {extra for extras in re.findall(r"\.\[([\w,]+)\]", README) for extra in extras.split(",")}
+    assert named
+    assert named <= set(PROJECT["optional-dependencies"])
+
+
+@pytest.mark.parametrize("name", sorted(torchrl_rtpd.__all__))
+def test_public_name_has_a_docstring_of_its_own(name: str) -> None:
+    """Numbers and strings cannot have one; an inherited one says nothing about ours."""
+    public = getattr(torchrl_rtpd, name)
+    if inspect.isclass(public):
+        assert (vars(public).get("__doc__") or "").strip()
+    elif inspect.isroutine(public) or inspect.ismodule(public):
+        assert (public.__doc__ or "").strip()
+
+
+def test_no_file_names_a_registry_host() -> None:
+    """Where packages come from is the reader's configuration. The names are put together: this file must not match."""
+    hosts = [
+        f"{name}.{domain}".encode()
+        for name, domain in [
+            ("pypi", "org"),
+            ("pythonhosted", "org"),
+            ("npmjs", "org"),
+            ("npmjs", "com"),
+            ("deb.debian", "org"),
+            ("anaconda", "org"),
+            ("download.pytorch", "org"),
+        ]
+    ]
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split("\0")
+    files = [ROOT / name for name in listed if name and (ROOT / name).is_file()]
+    assert ROOT / "README.md" in files
+    naming = [f"{path}: {host.decode()}" for path in files for host in hosts if host in path.read_bytes()]
+    assert naming == []

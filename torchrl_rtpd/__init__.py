@@ -1,0 +1,44 @@
+"""Real-time policy distillation for TorchRL: students that are ready the moment their teacher is.
+
+A teacher is trained by reinforcement learning and, in the same run and from the same minibatches, distilled into one or more far
+smaller students (Sun & Fazli 2019, https://arxiv.org/abs/1912.12630).
+"""
+
+from torchrl_rtpd.collectors import DualNetworkCollector, TeacherStudentPolicy
+from torchrl_rtpd.envs import AtariVecEnv
+from torchrl_rtpd.evaluation import Evaluator, Scores
+from torchrl_rtpd.export import export_student, load_weights, save_weights
+from torchrl_rtpd.networks import TOWERS, NatureTower, Tower, make_actor
+from torchrl_rtpd.objectives import DistillationLoss, StudentDQNLoss
+from torchrl_rtpd.replay import FrameStackStorage, make_replay_buffer
+from torchrl_rtpd.trainers import (
+    KeepWarmupData,
+    RealTimeDistillStepper,
+    RealTimeDistillTrainer,
+    SampleToDevice,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "TOWERS",
+    "AtariVecEnv",
+    "DistillationLoss",
+    "DualNetworkCollector",
+    "Evaluator",
+    "FrameStackStorage",
+    "KeepWarmupData",
+    "NatureTower",
+    "RealTimeDistillStepper",
+    "RealTimeDistillTrainer",
+    "SampleToDevice",
+    "Scores",
+    "StudentDQNLoss",
+    "TeacherStudentPolicy",
+    "Tower",
+    "export_student",
+    "load_weights",
+    "make_actor",
+    "make_replay_buffer",
+    "save_weights",
+]

@@ -1,0 +1,242 @@
+"""Atari as a batched TorchRL environment, straight on ALE's native vector environment.
+
+Stream of one slot, one line a stage::
+
+    ALE frame 210x160 -> max of the last two -> grey 84x84 -> stack of 4 (zeros before the first frame) -> pixels [4, 84, 84] uint8
+    ALE reward summed over the frame skip ------------------> raw_reward -> sign -> reward
+    lives --------------------------------------------------> end_of_life (a life lost, or the game over)
+
+``N`` is the number of slots. A step is one agent decision: ``frame_skip`` emulator frames.
+"""
+
+from __future__ import annotations
+
+import difflib
+
+import numpy as np
+import torch
+from ale_py import roms
+from ale_py.vector_env import AtariVectorEnv
+from gymnasium.vector import AutoresetMode
+from tensordict import TensorDict, TensorDictBase
+from torchrl.data import Binary, Categorical, Composite, Unbounded
+from torchrl.envs import EnvBase
+
+__all__ = ["AtariVecEnv"]
+
+FRAME_SIZE = 84  # pixels a side, Mnih et al. 2015
+
+
+class AtariVecEnv(EnvBase):
+    """ALE's vector environment as a TorchRL environment: ``N`` games in C++ threads, no Python per game.
+
+    ``done`` is the real end of a game, never a lost life; ``end_of_life`` marks both and is the mask a DQN bootstraps with
+    (``loss.set_keys(terminated="end_of_life")``). Games that end restart in the same step: their last observation is stored under
+    ``("next", "pixels")`` and the first one of the next game under the following root, as TorchRL expects. Slots cannot be reset
+    one by one before their game is over.
+
+    Args:
+        game: ALE's snake-case name, for example ``"ms_pacman"``.
+        num_envs: slots ``N``.
+        device: where the tensors are placed; ALE itself runs on the CPU.
+        frame_skip: emulator frames a step (Nature DQN: 4).
+        frame_stack: frames in an observation (Nature DQN: 4).
+        clip_rewards: whether ``reward`` is the sign of ``raw_reward`` (Nature DQN).
+        noop_max: up to this many no-op actions start a game, drawn by ALE's own generator (Nature DQN: 30).
+        sticky_actions: probability that ALE repeats the previous action.
+        max_frames: emulator frames after which a game is truncated (30 minutes at 60 Hz).
+        num_threads: ALE's threads; 0 lets ALE choose.
+        seed: seed of slot 0; slot ``i`` uses ``seed + i``. None draws one.
+
+    Keys:
+        ``pixels`` uint8 ``[N, 4, 84, 84]``; ``action`` int64 ``[N]``; ``reward`` and ``raw_reward`` float32 ``[N, 1]``;
+        ``episode_reward`` float32 ``[N, 1]``, the raw score of the whole game so far; ``end_of_life``, ``done``, ``terminated``
+        and ``truncated`` bool ``[N, 1]``.
+
+    Raises:
+        ValueError: an unknown game (with the nearest names), no slot, a size or probability out of range; at a step, actions of
+            another shape or outside the action set.
+        TypeError: at a step, actions that are not integers.
+
+    Examples:
+        >>> env = AtariVecEnv("pong", 2, seed=0)
+        >>> rollout = env.rollout(3, break_when_any_done=False)
+        >>> rollout["next", "pixels"].shape
+        torch.Size([2, 3, 4, 84, 84])
+        >>> env.close()
+    """
+
+    _has_frame_skip = True  # ALE skips frames itself: keeps EnvBase from wrapping us in a FrameSkipTransform
+
+    def __init__(
+        self,
+        game: str,
+        num_envs: int,
+        *,
+        device: torch.device | str | None = None,
+        frame_skip: int = 4,
+        frame_stack: int = 4,
+        clip_rewards: bool = True,
+        noop_max: int = 30,
+        sticky_actions: float = 0.0,
+        max_frames: int = 108_000,
+        num_threads: int = 0,
+        seed: int | None = None,
+    ) -> None:
+        _check_game(game)
+        _check_at_least(1, num_envs=num_envs, frame_skip=frame_skip, frame_stack=frame_stack, max_frames=max_frames)
+        _check_at_least(0, noop_max=noop_max, num_threads=num_threads)
+        if not 0.0 <= sticky_actions < 1.0:
+            raise ValueError(f"sticky_actions is a probability in [0, 1): got {sticky_actions}; 0.25 is ALE's usual value.")
+        super().__init__(device=device, batch_size=[num_envs])
+        self.game = game
+        self.frame_skip = frame_skip
+        self.frame_stack = frame_stack
+        self.clip_rewards = clip_rewards
+        self._ale = AtariVectorEnv(
+            game,
+            num_envs,
+            num_threads=num_threads,
+            max_num_frames_per_episode=max_frames,
+            repeat_action_probability=sticky_actions,
+            autoreset_mode=AutoresetMode.SAME_STEP,
+            img_height=FRAME_SIZE,
+            img_width=FRAME_SIZE,
+            stack_num=frame_stack,
+            frameskip=frame_skip,
+            noop_max=noop_max,
+            reward_clipping=False,  # clipped here, so that the raw reward is there too
+        )
+        self.num_actions = int(self._ale.single_action_space.n)
+        self._lives = np.zeros(num_envs, dtype=np.int32)
+        self._score = np.zeros((num_envs, 1), dtype=np.float32)
+        self._ended = np.zeros(num_envs, dtype=bool)  # slots whose game ended in the last step
+        self._next_pixels: torch.Tensor | None = None  # what ALE shows after that step, new games included
+        self._started = False
+        self._make_specs()
+        self.set_seed(seed)
+
+    def _make_specs(self) -> None:
+        slots = self.batch_size[0]
+        size = (slots, self.frame_stack, FRAME_SIZE, FRAME_SIZE)
+        flag = (slots, 1)
+        self.observation_spec = Composite(
+            # Unbounded over the dtype: Bounded would compare every pixel at every projection.
+            pixels=Unbounded(shape=size, dtype=torch.uint8),
+            raw_reward=Unbounded(shape=flag),
+            episode_reward=Unbounded(shape=flag),
+            end_of_life=Binary(shape=flag, dtype=torch.bool),
+            shape=self.batch_size,
+            device=self.device,
+        )
+        self.action_spec = Categorical(self.num_actions, shape=(slots,), device=self.device)
+        self.reward_spec = Unbounded(shape=flag, device=self.device)
+        self.done_spec = Composite(
+            done=Binary(shape=flag, dtype=torch.bool),
+            terminated=Binary(shape=flag, dtype=torch.bool),
+            truncated=Binary(shape=flag, dtype=torch.bool),
+            shape=self.batch_size,
+            device=self.device,
+        )
+
+    def _set_seed(self, seed: int | None) -> None:
+        self._seed = seed  # ALE takes it at the next full reset
+
+    def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: object) -> TensorDictBase:
+        mask = None if tensordict is None else tensordict.get("_reset", None)
+        if mask is not None and torch.equal(mask.view(-1).cpu(), torch.from_numpy(self._ended)):
+            pixels = self._next_pixels  # ALE has already restarted these games
+        elif mask is None or mask.all():
+            pixels = self._reset_all()
+        else:
+            raise ValueError(
+                "only slots whose game ended in the last step can be reset: got _reset="
+                f"{mask.view(-1).tolist()} and ended={self._ended.tolist()}; reset all slots with env.reset()."
+            )
+        return self._observation(pixels, self._score, np.zeros_like(self._score, dtype=bool))
+
+    def _reset_all(self) -> torch.Tensor:
+        pixels, info = self._ale.reset(seed=self._seed)
+        self._seed = None  # later resets go on with ALE's own generators
+        self._started = True
+        self._lives = info["lives"]
+        self._score = np.zeros_like(self._score)
+        self._ended = np.zeros_like(self._ended)
+        return torch.from_numpy(pixels)
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        if not self._started:
+            raise RuntimeError("step was called before reset: call env.reset() first.")
+        self._ale.send(self._checked_actions(tensordict.get("action")))
+        pixels, reward, terminated, truncated, info = self._ale.recv()
+        raw_reward = reward.astype(np.float32)[:, None]
+        score = self._score + raw_reward
+        done = terminated | truncated
+        # In the step that ends a game ALE already reports the lives of the next one.
+        life_lost = (info["lives"] < self._lives) & ~done
+        self._lives = info["lives"]
+        self._ended = done
+        self._score = np.where(done[:, None], np.float32(0), score)
+        self._next_pixels = pixels = torch.from_numpy(pixels)
+        if done.any():  # ALE returns the first observation of the next game, TorchRL stores the last one of this game
+            pixels = torch.where(torch.from_numpy(done)[:, None, None, None], torch.from_numpy(info["final_obs"]), pixels)
+        result = self._observation(pixels, score, (life_lost | terminated)[:, None], raw_reward)
+        result.set("reward", self._tensor(np.sign(raw_reward) if self.clip_rewards else raw_reward))
+        result.set("done", self._tensor(done[:, None]))
+        result.set("terminated", self._tensor(terminated[:, None]))
+        result.set("truncated", self._tensor(truncated[:, None]))
+        return result
+
+    def _observation(
+        self, pixels: torch.Tensor, score: np.ndarray, end_of_life: np.ndarray, raw_reward: np.ndarray | None = None
+    ) -> TensorDict:
+        return TensorDict(
+            {
+                "pixels": pixels if self.device is None else pixels.to(self.device),
+                "raw_reward": self._tensor(np.zeros_like(score) if raw_reward is None else raw_reward),
+                "episode_reward": self._tensor(score),
+                "end_of_life": self._tensor(end_of_life),
+            },
+            batch_size=self.batch_size,
+            device=self.device,
+        )
+
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+        tensor = torch.from_numpy(array)
+        return tensor if self.device is None else tensor.to(self.device)
+
+    def _checked_actions(self, action: torch.Tensor) -> np.ndarray:
+        if action.dtype not in (torch.int64, torch.int32):
+            raise TypeError(f"actions must be int64 indices: got {action.dtype}; sample them from env.action_spec.")
+        if action.shape != self.batch_size:
+            raise ValueError(
+                f"actions must have shape {list(self.batch_size)}: got {list(action.shape)}; give one index to each slot."
+            )
+        actions = action.cpu().numpy()
+        if actions.min() < 0 or actions.max() >= self.num_actions:
+            raise ValueError(
+                f"{self.game} has actions 0 to {self.num_actions - 1}: got {actions.min()} to {actions.max()}; "
+                "build the policy from env.action_spec."
+            )
+        return actions
+
+    def close(self, *, raise_if_closed: bool = True) -> None:
+        """Close the environment and stop ALE's threads."""
+        super().close(raise_if_closed=raise_if_closed)
+        self._ale = None
+
+
+def _check_game(game: str) -> None:
+    names = roms.get_all_rom_ids()
+    if game in names:
+        return
+    snake = "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in str(game)).lstrip("_")
+    near = difflib.get_close_matches(snake, names, n=3, cutoff=0.4)
+    hint = f"did you mean {', '.join(near)}?" if near else "ale_py.roms.get_all_rom_ids() lists all names."
+    raise ValueError(f"unknown game {game!r}: names are ALE's, in snake case, such as ms_pacman; {hint}")
+
+
+def _check_at_least(lowest: int, **values: int) -> None:
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
+            raise ValueError(f"{name} must be an integer of at least {lowest}: got {value!r}.")

@@ -1,0 +1,255 @@
+"""Raw full-game scores of policies, and how a student compares with its teacher.
+
+``N`` slots play side by side and every slot plays the same number of games. Averaging the first games to finish would favour short
+ones. A step is one agent decision.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModule
+from torch import Tensor
+from torchrl.envs import EnvBase
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+
+from torchrl_rtpd.functional import greedy_agreement
+
+__all__ = ["Evaluator", "Scores", "agreement_with_teacher", "latency_ms", "normalised_score"]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of one policy.
+
+    Attributes:
+        scores: raw score of each game, slot by slot.
+        cut: games among them that the step bound ended; they count with the score they had.
+        steps: agent decisions played, all slots together.
+        observations: observations ``[K]`` met on the way, if asked for.
+    """
+
+    scores: tuple[float, ...]
+    cut: int
+    steps: int
+    observations: TensorDictBase | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def episodes(self) -> int:
+        """Games played."""
+        return len(self.scores)
+
+    @property
+    def mean(self) -> float:
+        """Mean score."""
+        return statistics.fmean(self.scores)
+
+    @property
+    def std(self) -> float:
+        """Sample standard deviation of the scores, 0 for a single game."""
+        return statistics.stdev(self.scores) if len(self.scores) > 1 else 0.0
+
+    @property
+    def standard_error(self) -> float:
+        """Standard error of the mean score."""
+        return self.std / len(self.scores) ** 0.5
+
+
+class Evaluator:
+    """Plays games with given policies in environments of its own, so that evaluating changes nothing in training.
+
+    Actions are the policy's own, replaced by random ones with probability ``epsilon``. All random numbers come from one generator
+    and the environments' own; two calls with one seed play the same games.
+
+    Args:
+        make_env: makes an environment of batch ``[N]`` with ``episode_reward``, such as
+            :class:`~torchrl_rtpd.envs.AtariVecEnv`; its ``max_frames`` bounds a game.
+        episodes: games a policy plays, a multiple of ``N``.
+        epsilon: probability of a random action (Sun & Fazli 2019 follow Nature DQN: 0.05).
+        max_steps: bound on the steps of a slot, over all its games, for environments without a bound of their own.
+        seed: base of the seeds.
+
+    Raises:
+        ValueError: numbers out of range.
+
+    Examples:
+        >>> from torchrl_rtpd.envs import AtariVecEnv
+        >>> from torchrl_rtpd.networks import make_actor
+        >>> evaluator = Evaluator(lambda: AtariVecEnv("pong", 2, max_frames=400), episodes=2)
+        >>> scores = evaluator(make_actor("net17", evaluator.env.action_spec, seed=0))
+        >>> scores.episodes, scores.cut
+        (2, 2)
+        >>> evaluator.close()
+    """
+
+    def __init__(
+        self,
+        make_env: Callable[[], EnvBase],
+        *,
+        episodes: int,
+        epsilon: float = 0.05,
+        max_steps: int = 1_000_000,
+        seed: int = 0,
+    ) -> None:
+        if not 0 <= epsilon <= 1:
+            raise ValueError(f"epsilon is a probability in [0, 1]: got {epsilon}.")
+        if max_steps < 1:
+            raise ValueError(f"max_steps must be at least 1: got {max_steps}.")
+        self.env = make_env()
+        slots = self.env.batch_size.numel()
+        if episodes < 1 or episodes % slots:
+            raise ValueError(
+                f"episodes must be a multiple of the {slots} slots, so that each plays as many games: got {episodes}; "
+                f"use {max(1, round(episodes / slots)) * slots}."
+            )
+        self.quota = episodes // slots
+        self.epsilon = epsilon
+        self.max_steps = max_steps
+        self.seed = seed
+
+    def __call__(
+        self, policy: TensorDictModule, *, seed: int | None = None, epsilon: float | None = None, keep_observations: int = 0
+    ) -> Scores:
+        """Play every slot's quota of games.
+
+        Args:
+            policy: writes ``action`` from the environment's observations.
+            seed: of the games and random actions; None uses the evaluator's.
+            epsilon: another probability of random actions; 1 measures the random player.
+            keep_observations: observations to keep, spread evenly over the play.
+
+        Returns:
+            The scores of ``N * quota`` games.
+        """
+        seed = self.seed if seed is None else seed
+        generator = torch.Generator().manual_seed(seed)
+        self.env.set_seed(seed)
+        training = [module for module in policy.modules() if module.training]
+        policy.eval()
+        try:
+            with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
+                return self._play(policy, generator, self.epsilon if epsilon is None else epsilon, keep_observations)
+        finally:
+            for module in training:
+                module.training = True
+
+    def _play(self, policy: TensorDictModule, generator: torch.Generator, epsilon: float, keep: int) -> Scores:
+        slots = self.env.batch_size.numel()
+        scores: list[list[float]] = [[] for _ in range(slots)]
+        running = [0.0] * slots
+        cut = steps = 0
+        kept: list[TensorDictBase] = []
+        tensordict = self.env.reset()
+        for step in range(self.max_steps):
+            if keep and step % 4 == 0:  # neighbours are nearly alike
+                playing = torch.tensor([len(games) < self.quota for games in scores])
+                kept.append(tensordict.select(*policy.in_keys)[playing])
+            self._act(policy, tensordict, generator, epsilon)
+            tensordict, following = self.env.step_and_maybe_reset(tensordict)
+            done, truncated, running = (
+                tensordict.get(("next", key)).view(-1).tolist() for key in ("done", "truncated", "episode_reward")
+            )
+            steps += sum(len(games) < self.quota for games in scores)
+            for slot in range(slots):
+                if done[slot] and len(scores[slot]) < self.quota:
+                    scores[slot].append(running[slot])
+                    cut += truncated[slot]
+                    running[slot] = 0.0
+            if all(len(games) == self.quota for games in scores):
+                break
+            tensordict = following
+        for slot, games in enumerate(scores):  # the step bound was reached: the game being played counts as it stands
+            if len(games) < self.quota:
+                games.append(running[slot])
+                cut += 1
+        flat = tuple(score for games in scores for score in games)
+        return Scores(flat, cut, steps, _thinned(kept, keep))
+
+    def _act(
+        self, policy: TensorDictModule, tensordict: TensorDictBase, generator: torch.Generator, epsilon: float
+    ) -> None:
+        spec = self.env.action_spec
+        shape = self.env.batch_size
+        explore = torch.rand(shape, generator=generator) < epsilon
+        index = torch.randint(spec.n, shape, generator=generator)
+        action = policy(tensordict.select(*policy.in_keys)).get("action") if epsilon < 1 else index.to(spec.device)
+        one_hot = action.ndim > index.ndim
+        random_action = torch.nn.functional.one_hot(index, spec.n).to(action) if one_hot else index.to(action)
+        where = explore.to(action.device)
+        tensordict.set("action", torch.where(where[..., None] if one_hot else where, random_action, action))
+
+    def close(self) -> None:
+        """Close the environments."""
+        if not self.env.is_closed:
+            self.env.close()
+
+
+def _thinned(kept: list[TensorDictBase], count: int) -> TensorDictBase | None:
+    if not kept or not count:
+        return None
+    together = torch.cat(kept)
+    return together[torch.linspace(0, len(together) - 1, min(count, len(together))).round().long()].clone()
+
+
+def normalised_score(score: float, random_score: float, teacher_score: float) -> float | None:
+    """Where a score lies between a random player (0) and the teacher (1).
+
+    Sane for negative scores, unlike a percentage; None when the teacher is no better than random, where the ratio means nothing.
+
+    Args:
+        score: raw score.
+        random_score: raw score of the random player.
+        teacher_score: raw score of the teacher.
+
+    Examples:
+        >>> normalised_score(-5.0, -20.0, 10.0)
+        0.5
+    """
+    gap = teacher_score - random_score
+    return (score - random_score) / gap if gap > 0 else None
+
+
+@torch.no_grad()
+def agreement_with_teacher(
+    teacher: TensorDictModule, students: Mapping[str, TensorDictModule], observations: TensorDictBase
+) -> dict[str, float]:
+    """Share of states in which each student's greedy action is the teacher's.
+
+    Args:
+        teacher: writes ``action_value`` ``[K, A]``.
+        students: networks by name, likewise.
+        observations: states ``[K]`` that nobody learned from, such as :attr:`Scores.observations`.
+
+    Returns:
+        Shares in [0, 1] by name.
+    """
+    values = teacher(observations.select(*teacher.in_keys)).get("action_value")
+    return {
+        name: greedy_agreement(values, student(observations.select(*student.in_keys)).get("action_value")).mean().item()
+        for name, student in students.items()
+    }
+
+
+@torch.no_grad()
+def latency_ms(network: TensorDictModule, observation: Tensor, *, repeats: int = 50) -> float:
+    """Median time of one decision on the CPU, in milliseconds.
+
+    Args:
+        network: an actor; its bare network is timed, on a copy, in the current number of threads.
+        observation: one observation with batch dimension 1, such as ``[1, 4, 84, 84]``.
+        repeats: timed decisions, after ten that are not counted.
+    """
+    module = copy.deepcopy(network.module[0].module if hasattr(network, "module") else network).cpu().eval()
+    observation = observation.cpu()
+    seconds = []
+    for _ in range(repeats + 10):
+        start = time.perf_counter()
+        module(observation)
+        seconds.append(time.perf_counter() - start)
+    return 1000 * statistics.median(seconds[10:])

@@ -1,0 +1,277 @@
+"""Pure maths of policy distillation on tensors.
+
+Conventions: ``*B`` are batch dimensions, ``A`` is the number of actions. Every divergence is summed over actions and returned per
+sample, ``[*B]``; averaging over the batch is the caller's. ``teacher_`` arguments come first; nothing here detaches anything, so
+callers detach the teacher. An action that a mask forbids has log-probability ``-inf`` and takes part in no sum; a row whose every
+action is forbidden yields 0 with zero gradient.
+
+The method is Sun & Fazli, "Real-time Policy Distillation in Deep Reinforcement Learning", 2019
+(https://arxiv.org/abs/1912.12630), called "the paper" below; Rusu et al., "Policy Distillation", 2015
+(https://arxiv.org/abs/1511.06295), is its two-phase ancestor.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = [
+    "entropy",
+    "forward_kl",
+    "greedy_agreement",
+    "greedy_nll",
+    "imitation_value",
+    "jensen_shannon",
+    "policy_log_probs",
+    "q_huber",
+    "q_mse",
+    "reverse_kl",
+]
+
+
+def policy_log_probs(q_values: Tensor, temperature: float | Tensor, action_mask: Tensor | None = None) -> Tensor:
+    r"""Log-probabilities of the softened policy, :math:`\log \mathrm{softmax}(q / \tau)`.
+
+    A large temperature flattens the policy, a small one sharpens it towards the greedy action (the paper, Eq. 1).
+
+    Args:
+        q_values: action values or logits, ``[*B, A]``.
+        temperature: :math:`\tau > 0`, a number or a scalar tensor, in units of ``q_values``.
+        action_mask: boolean ``[*B, A]``, True where the action is allowed. None allows all.
+
+    Returns:
+        Log-probabilities ``[*B, A]``; ``-inf`` where the mask forbids the action.
+
+    Raises:
+        ValueError: ``action_mask`` has another shape than ``q_values``.
+
+    Examples:
+        >>> policy_log_probs(torch.tensor([0.0, math.log(3.0)]), 1.0).exp()
+        tensor([0.2500, 0.7500])
+    """
+    if action_mask is None:
+        return F.log_softmax(q_values / temperature, dim=-1)
+    _check_same_shape("action_mask", action_mask, "q_values", q_values)
+    # A fully masked row becomes all zeros before the softmax, so that neither its value nor its gradient is NaN.
+    masked = torch.where(action_mask, q_values / temperature, -math.inf)
+    masked = torch.where(action_mask.any(-1, keepdim=True), masked, 0.0)
+    return torch.where(action_mask, F.log_softmax(masked, dim=-1), -math.inf)
+
+
+def forward_kl(teacher_log_probs: Tensor, student_log_probs: Tensor) -> Tensor:
+    r"""Forward divergence :math:`KL(\text{teacher} \,\|\, \text{student}) = \sum_i p_{T,i} \ln (p_{T,i} / p_{S,i})`.
+
+    Eq. 1 of the paper. Mean-seeking: the student is punished wherever the teacher puts probability and it does not.
+
+    Args:
+        teacher_log_probs: ``[*B, A]``, from :func:`policy_log_probs`.
+        student_log_probs: ``[*B, A]``, with the same mask.
+
+    Returns:
+        ``[*B]``, in nats; 0 when the two are equal.
+
+    Examples:
+        >>> teacher = torch.tensor([0.5, 0.5]).log()
+        >>> student = torch.tensor([0.25, 0.75]).log()
+        >>> forward_kl(teacher, student)  # 0.5 ln 2 + 0.5 ln (2/3)
+        tensor(0.1438)
+    """
+    _check_same_shape("student_log_probs", student_log_probs, "teacher_log_probs", teacher_log_probs)
+    # Impossible actions leave the sum before the subtraction: -inf - (-inf) would be NaN, also in the gradient.
+    possible = teacher_log_probs > -math.inf
+    teacher = torch.where(possible, teacher_log_probs, 0.0)
+    student = torch.where(possible, student_log_probs, 0.0)
+    return torch.where(possible, teacher.exp() * (teacher - student), 0.0).sum(-1)
+
+
+def reverse_kl(teacher_log_probs: Tensor, student_log_probs: Tensor) -> Tensor:
+    r"""Reverse divergence :math:`KL(\text{student} \,\|\, \text{teacher}) = \sum_i p_{S,i} \ln (p_{S,i} / p_{T,i})`.
+
+    Eq. 6 of the paper. Mode-seeking: the student is punished for probability where the teacher has none. The gradient printed as
+    Eq. 7 of the paper is wrong in general and is not used.
+
+    Args:
+        teacher_log_probs: ``[*B, A]``, from :func:`policy_log_probs`.
+        student_log_probs: ``[*B, A]``, with the same mask.
+
+    Returns:
+        ``[*B]``, in nats; 0 when the two are equal.
+
+    Examples:
+        >>> teacher = torch.tensor([0.5, 0.5]).log()
+        >>> student = torch.tensor([0.25, 0.75]).log()
+        >>> reverse_kl(teacher, student)  # 0.25 ln 0.5 + 0.75 ln 1.5
+        tensor(0.1308)
+    """
+    return forward_kl(student_log_probs, teacher_log_probs)
+
+
+def jensen_shannon(teacher_log_probs: Tensor, student_log_probs: Tensor) -> Tensor:
+    r"""Jensen-Shannon divergence, :math:`\tfrac12 KL(T \| M) + \tfrac12 KL(S \| M)` with :math:`M = (T + S) / 2`.
+
+    Symmetric and bounded by ln 2, a middle way between the two KL directions; not in the paper.
+
+    Args:
+        teacher_log_probs: ``[*B, A]``, from :func:`policy_log_probs`.
+        student_log_probs: ``[*B, A]``, with the same mask.
+
+    Returns:
+        ``[*B]``, in nats, within [0, ln 2].
+
+    Examples:
+        >>> jensen_shannon(torch.tensor([0.9, 0.1]).log(), torch.tensor([0.1, 0.9]).log())
+        tensor(0.3681)
+    """
+    _check_same_shape("student_log_probs", student_log_probs, "teacher_log_probs", teacher_log_probs)
+    possible = (teacher_log_probs > -math.inf) | (student_log_probs > -math.inf)
+    teacher = torch.where(possible, teacher_log_probs, 0.0)
+    student = torch.where(possible, student_log_probs, 0.0)
+    middle = torch.where(possible, torch.logaddexp(teacher, student) - math.log(2.0), -math.inf)
+    return 0.5 * (forward_kl(teacher_log_probs, middle) + forward_kl(student_log_probs, middle))
+
+
+def q_mse(teacher_q_values: Tensor, student_q_values: Tensor, action_mask: Tensor | None = None) -> Tensor:
+    """Squared distance of action values, summed over the allowed actions (Rusu et al., section 3).
+
+    Args:
+        teacher_q_values: ``[*B, A]``.
+        student_q_values: ``[*B, A]``.
+        action_mask: boolean ``[*B, A]``, True where the action is allowed.
+
+    Returns:
+        ``[*B]``, in squared units of the values.
+
+    Examples:
+        >>> q_mse(torch.tensor([1.0, 2.0]), torch.tensor([0.0, 4.0]))
+        tensor(5.)
+    """
+    return _summed_distance(F.mse_loss, teacher_q_values, student_q_values, action_mask)
+
+
+def q_huber(teacher_q_values: Tensor, student_q_values: Tensor, action_mask: Tensor | None = None) -> Tensor:
+    """Huber distance of action values with threshold 1, summed over the allowed actions.
+
+    Quadratic (``d**2 / 2``) within 1 and linear (``|d| - 1/2``) beyond, so a far-off value cannot dominate.
+
+    Args:
+        teacher_q_values: ``[*B, A]``.
+        student_q_values: ``[*B, A]``.
+        action_mask: boolean ``[*B, A]``, True where the action is allowed.
+
+    Returns:
+        ``[*B]``.
+
+    Examples:
+        >>> q_huber(torch.tensor([1.0, 2.0]), torch.tensor([0.0, 4.0]))
+        tensor(2.)
+    """
+    return _summed_distance(F.huber_loss, teacher_q_values, student_q_values, action_mask)
+
+
+def greedy_nll(teacher_q_values: Tensor, student_log_probs: Tensor) -> Tensor:
+    """Negative log-likelihood of the teacher's greedy action under the student (Rusu et al., section 3).
+
+    Args:
+        teacher_q_values: ``[*B, A]``.
+        student_log_probs: ``[*B, A]``, from :func:`policy_log_probs`. Actions it forbids are never the greedy one.
+
+    Returns:
+        ``[*B]``, in nats. Unlike a KL it is 0 only for a student that is certain.
+
+    Examples:
+        >>> greedy_nll(torch.tensor([1.0, 2.0]), torch.tensor([0.25, 0.75]).log())
+        tensor(0.2877)
+    """
+    _check_same_shape("student_log_probs", student_log_probs, "teacher_q_values", teacher_q_values)
+    allowed = student_log_probs > -math.inf
+    greedy = torch.where(allowed, teacher_q_values, -math.inf).argmax(-1, keepdim=True)
+    chosen = student_log_probs.gather(-1, greedy).squeeze(-1)
+    return torch.where(allowed.any(-1), -torch.where(allowed.any(-1), chosen, 0.0), 0.0)
+
+
+def greedy_agreement(teacher_q_values: Tensor, student_q_values: Tensor, action_mask: Tensor | None = None) -> Tensor:
+    """Whether teacher and student would take the same greedy action.
+
+    Args:
+        teacher_q_values: ``[*B, A]``.
+        student_q_values: ``[*B, A]``.
+        action_mask: boolean ``[*B, A]``, True where the action is allowed.
+
+    Returns:
+        ``[*B]``, 1.0 where they agree and 0.0 elsewhere, also where no action is allowed.
+
+    Examples:
+        >>> greedy_agreement(torch.tensor([[1.0, 2.0], [1.0, 0.0]]), torch.tensor([[0.0, 3.0], [0.0, 1.0]]))
+        tensor([1., 0.])
+    """
+    _check_same_shape("student_q_values", student_q_values, "teacher_q_values", teacher_q_values)
+    if action_mask is None:
+        return (teacher_q_values.argmax(-1) == student_q_values.argmax(-1)).to(student_q_values.dtype)
+    _check_same_shape("action_mask", action_mask, "student_q_values", student_q_values)
+    teacher = torch.where(action_mask, teacher_q_values, -math.inf)
+    student = torch.where(action_mask, student_q_values, -math.inf)
+    return ((teacher.argmax(-1) == student.argmax(-1)) & action_mask.any(-1)).to(student_q_values.dtype)
+
+
+def entropy(log_probs: Tensor) -> Tensor:
+    """Entropy of a policy given by its log-probabilities.
+
+    Args:
+        log_probs: ``[*B, A]``, from :func:`policy_log_probs`.
+
+    Returns:
+        ``[*B]``, in nats.
+
+    Examples:
+        >>> entropy(torch.tensor([0.5, 0.5]).log())
+        tensor(0.6931)
+    """
+    possible = log_probs > -math.inf
+    safe = torch.where(possible, log_probs, 0.0)
+    return -torch.where(possible, safe.exp() * safe, 0.0).sum(-1)
+
+
+def imitation_value(
+    next_teacher_q_values: Tensor, next_student_q_values: Tensor, action_mask: Tensor | None = None
+) -> Tensor:
+    r"""Next-state value of the *imitation* target: :math:`Q_S(s', \arg\max_a Q_T(s', a))`.
+
+    Eq. 5 of the paper: the teacher chooses the action, the student values it. Both values come from target networks.
+
+    Args:
+        next_teacher_q_values: the teacher's values at the next state, ``[*B, A]``.
+        next_student_q_values: the student's values at the next state, ``[*B, A]``.
+        action_mask: boolean ``[*B, A]``, True where the action is allowed in the next state.
+
+    Returns:
+        ``[*B]``.
+
+    Examples:
+        >>> imitation_value(torch.tensor([1.0, 5.0, 2.0]), torch.tensor([9.0, 3.0, 4.0]))
+        tensor(3.)
+    """
+    _check_same_shape("next_student_q_values", next_student_q_values, "next_teacher_q_values", next_teacher_q_values)
+    if action_mask is not None:
+        next_teacher_q_values = torch.where(action_mask, next_teacher_q_values, -math.inf)
+    greedy = next_teacher_q_values.argmax(-1, keepdim=True)
+    return next_student_q_values.gather(-1, greedy).squeeze(-1)
+
+
+def _summed_distance(distance, teacher_q_values: Tensor, student_q_values: Tensor, mask: Tensor | None) -> Tensor:
+    _check_same_shape("student_q_values", student_q_values, "teacher_q_values", teacher_q_values)
+    terms = distance(student_q_values, teacher_q_values, reduction="none")
+    if mask is not None:
+        _check_same_shape("action_mask", mask, "student_q_values", student_q_values)
+        terms = torch.where(mask, terms, 0.0)
+    return terms.sum(-1)
+
+
+def _check_same_shape(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    if tensor.shape != other.shape:
+        raise ValueError(
+            f"{name} must have the shape of {other_name}: got {list(tensor.shape)} and {list(other.shape)}; "
+            "build teacher and student from the same action spec and pass the same batch to both."
+        )
