@@ -1,19 +1,21 @@
 """Collection with two networks: one acts, the other may be recorded.
 
-The composite policy is the core, so that every TorchRL collector can run it; the collector is a thin shell around it. ``N`` is the
-environment's batch. One step::
+The composite policy is the core, so that every TorchRL collector can run it; the collector is a thin shell around it.
+``N`` is the environment's batch. One step::
 
     observation -> teacher (and student, if it may act) -> who acts -> exploration -> action
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
 from tensordict import TensorDict, TensorDictBase
-from tensordict.nn import TensorDictModule, TensorDictSequential
+from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
+from tensordict.utils import NestedKey
+from torch import Tensor
 from torchrl.collectors import Collector
 from torchrl.envs import EnvBase
 
@@ -25,16 +27,19 @@ Acting = Literal["teacher", "student"] | float
 class TeacherStudentPolicy(TensorDictSequential):
     """A policy in which the teacher, the student, or each with some probability acts.
 
-    A :class:`~tensordict.nn.TensorDictSequential` of teacher, exploration and student, so that TorchRL's weight updates reach the
-    parts they are meant for. Writes ``action`` and, unless the teacher always acts, ``student_acted`` bool ``[N]``.
+    A :class:`~tensordict.nn.TensorDictSequential` of teacher, exploration and student, so that TorchRL's weight updates
+    reach the parts they are meant for. Writes ``action`` and, unless the teacher always acts, ``student_acted`` bool
+    ``[N]``.
 
     Args:
         teacher: a module that writes ``action``.
         student: a module that writes ``action``.
-        acting: ``"teacher"`` (the paper), ``"student"``, or the probability that the student acts, drawn for every slot and step.
+        acting: ``"teacher"`` (the paper), ``"student"``, or the probability that the student acts, drawn for every slot
+            and step.
         exploration: a module such as :class:`~torchrl.modules.EGreedyModule`, applied to whichever acts.
-        record: write both networks' values, ``("teacher", "action_value")`` and ``("student", "action_value")`` ``[N, A]``.
-        seed: seed of the generator that draws who acts.
+        record: write both networks' values, ``("teacher", "action_value")`` and ``("student", "action_value")``
+            ``[N, A]``.
+        seed: seed of the generator that draws who acts; None is torch's default seed. ``state_dict()`` holds its state.
 
     Raises:
         ValueError: ``acting`` is neither name nor a probability in [0, 1].
@@ -60,7 +65,9 @@ class TeacherStudentPolicy(TensorDictSequential):
     ) -> None:
         probability = _probability(acting)
         if student is None and (probability > 0 or record):
-            raise ValueError(f"acting={acting!r} and record={record} need a student: got None; pass one or let the teacher act.")
+            raise ValueError(
+                f"acting={acting!r} and record={record} need a student: got None; pass one or let the teacher act."
+            )
         # Teacher and exploration come first, as in the weights that TorchRL's DQNTrainer sends.
         super().__init__(*(module for module in (teacher, exploration, student) if module is not None))
         self._exploration_at = None if exploration is None else 1
@@ -70,11 +77,12 @@ class TeacherStudentPolicy(TensorDictSequential):
         self._generator = torch.Generator()
         if seed is not None:
             self._generator.manual_seed(seed)
-        self.out_keys = ["action"]
+        out_keys: list[NestedKey] = ["action"]
         if probability > 0:
-            self.out_keys += ["student_acted"]
+            out_keys.append("student_acted")
         if record:
-            self.out_keys += [("teacher", "action_value"), ("student", "action_value")]
+            out_keys += [("teacher", "action_value"), ("student", "action_value")]
+        self.out_keys = out_keys
 
     @property
     def teacher(self) -> TensorDictModule:
@@ -94,36 +102,45 @@ class TeacherStudentPolicy(TensorDictSequential):
     def forward(self, tensordict: TensorDictBase, **kwargs: Any) -> TensorDictBase:
         """Choose actions for ``[N]`` slots, in place."""
         probability = self.student_probability
-        teacher_out = self._run(self.teacher, tensordict) if probability < 1 or self.record else None
-        student_out = self._run(self.student, tensordict) if probability > 0 or self.record else None
-        if probability <= 0:
-            action = teacher_out.get("action")
-        elif probability >= 1:
-            action = student_out.get("action")
-            tensordict.set("student_acted", torch.ones(tensordict.shape, dtype=torch.bool, device=action.device))
-        else:
+        teacher_out = self._run(self.teacher, tensordict, probability < 1)
+        student_out = self._run(self.student, tensordict, probability > 0)
+        action = (student_out if probability >= 1 else teacher_out)["action"]
+        if 0 < probability < 1:
             draws = torch.rand(tensordict.shape, generator=self._generator)
-            acted = (draws < probability).to(student_out.get("action").device)
-            where = acted.reshape(acted.shape + (1,) * (student_out.get("action").ndim - acted.ndim))
-            action = torch.where(where, student_out.get("action"), teacher_out.get("action"))
+            acted = (draws < probability).to(action.device)
+            where = acted.reshape(acted.shape + (1,) * (action.ndim - acted.ndim))
+            action = torch.where(where, student_out["action"], action)
+        elif probability >= 1:
+            acted = torch.ones(tensordict.shape, dtype=torch.bool, device=action.device)
+        if probability > 0:
             tensordict.set("student_acted", acted)
         tensordict.set("action", action)
         if self.exploration is not None:
             self.exploration(tensordict)
         if self.record:
-            tensordict.set(("teacher", "action_value"), teacher_out.get("action_value"))
-            tensordict.set(("student", "action_value"), student_out.get("action_value"))
+            tensordict.set(("teacher", "action_value"), teacher_out["action_value"])
+            tensordict.set(("student", "action_value"), student_out["action_value"])
         return tensordict
 
-    @staticmethod
-    def _run(network: TensorDictModule, tensordict: TensorDictBase) -> TensorDictBase:
+    def _run(self, network: TensorDictModule | None, tensordict: TensorDictBase, acts: bool) -> Mapping[str, Tensor]:
+        if network is None or not (acts or self.record):
+            return {}
         return network(tensordict.select(*network.in_keys))
+
+    def get_extra_state(self) -> Tensor:
+        """State of the generator that draws who acts, so that a resumed run goes on with the same draws."""
+        return self._generator.get_state()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Restore what :meth:`get_extra_state` returned."""
+        self._generator.set_state(state.cpu())
 
 
 class DualNetworkCollector(Collector):
     """A TorchRL collector whose policy is a teacher and a student.
 
-    What a step stores is what the environment and ``action`` hold; network outputs are stored only when recording is asked for.
+    What a step stores is what the environment and ``action`` hold; network outputs are stored only when recording is
+    asked for.
 
     Args:
         create_env_fn: an environment or a function that makes one, as for :class:`~torchrl.collectors.Collector`.
@@ -133,11 +150,14 @@ class DualNetworkCollector(Collector):
     Keyword Args:
         acting, exploration, record: see :class:`TeacherStudentPolicy`.
         acting_seed: seed of the generator that draws who acts.
-        collector_kwargs: everything else goes to :class:`~torchrl.collectors.Collector`: ``frames_per_batch``, ``total_frames``,
-            ``init_random_frames``, ``policy_device``, ``storing_device`` and so on.
+        collector_kwargs: everything else goes to :class:`~torchrl.collectors.Collector`: ``frames_per_batch``,
+            ``total_frames``, ``init_random_frames``, ``policy_device``, ``storing_device`` and so on.
+            ``auto_register_policy_transforms`` is False unless given: TorchRL would add an ``is_init`` entry to every
+            step, which only recurrent networks read.
 
     Raises:
-        ValueError: a network whose number of actions is not the environment's, before the first step.
+        ValueError: a network whose number of actions is not the environment's, before the first step; recording
+            together with ``init_random_frames``, whose steps run no network.
 
     Examples:
         >>> from torchrl_rtpd.envs import AtariVecEnv
@@ -162,13 +182,38 @@ class DualNetworkCollector(Collector):
         acting_seed: int | None = None,
         **collector_kwargs: Any,
     ) -> None:
-        env = create_env_fn if isinstance(create_env_fn, EnvBase) else create_env_fn()
+        random_frames = collector_kwargs.get("init_random_frames") or 0
+        if record and random_frames > 0:
+            raise ValueError(
+                "record=True needs the networks at every step, and random steps would be recorded as zeros: got "
+                f"init_random_frames={random_frames}; warm up with an exploration of probability 1 instead."
+            )
+        collector_kwargs.setdefault("auto_register_policy_transforms", False)
+        if isinstance(create_env_fn, EnvBase):
+            env = create_env_fn
+        else:
+            env = create_env_fn(**(collector_kwargs.pop("create_env_kwargs", None) or {}))
         for role, network in (("teacher", teacher), ("student", student)):
             _check_actions(role, network, env)
         policy = TeacherStudentPolicy(
             teacher, student, acting=acting, exploration=exploration, record=record, seed=acting_seed
         )
         super().__init__(env, policy, **collector_kwargs)
+
+    def update_policy_weights_(self, policy_or_weights: Any = None, **kwargs: Any) -> None:
+        """Update the whole policy, or the teacher alone if given a network or weights of its structure.
+
+        The latter is what TorchRL's ``DQNTrainer`` sends without exploration. Everything else is as for
+        :class:`~torchrl.collectors.Collector`.
+        """
+        weights = policy_or_weights
+        if isinstance(weights, TensorDictModuleBase):
+            weights = TensorDict.from_module(weights)
+        if isinstance(weights, TensorDictBase):
+            own = TensorDict.from_module(self.policy.teacher)
+            if set(weights.keys(True, True)) == set(own.keys(True, True)):
+                weights = TensorDict({"module": TensorDict({"0": weights})})
+        super().update_policy_weights_(weights, **kwargs)
 
 
 def _probability(acting: Acting) -> float:

@@ -1,7 +1,7 @@
 """Raw full-game scores of policies, and how a student compares with its teacher.
 
-``N`` slots play side by side and every slot plays the same number of games. Averaging the first games to finish would favour short
-ones. A step is one agent decision.
+``N`` slots play side by side and every slot plays the same number of games. Averaging the first games to finish would
+favour short ones. A step is one agent decision.
 """
 
 from __future__ import annotations
@@ -9,16 +9,19 @@ from __future__ import annotations
 import copy
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule
-from torch import Tensor
+from torch import Tensor, nn
+from torchrl.data import Categorical
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
+from torchrl_rtpd.export import bare_network
 from torchrl_rtpd.functional import greedy_agreement
 
 __all__ = ["Evaluator", "Scores", "agreement_with_teacher", "latency_ms", "normalised_score"]
@@ -64,19 +67,20 @@ class Scores:
 class Evaluator:
     """Plays games with given policies in environments of its own, so that evaluating changes nothing in training.
 
-    Actions are the policy's own, replaced by random ones with probability ``epsilon``. All random numbers come from one generator
-    and the environments' own; two calls with one seed play the same games.
+    Actions are the policy's own, replaced by random ones with probability ``epsilon``. All random numbers come from one
+    generator and the environments' own; two calls with one seed play the same games.
 
     Args:
         make_env: makes an environment of batch ``[N]`` with ``episode_reward``, such as
-            :class:`~torchrl_rtpd.envs.AtariVecEnv`; its ``max_frames`` bounds a game.
+            :class:`~torchrl_rtpd.envs.AtariVecEnv`, whose ``max_frames`` bounds a game. Other environments get that
+            entry from :class:`~torchrl.envs.RewardSum`.
         episodes: games a policy plays, a multiple of ``N``.
         epsilon: probability of a random action (Sun & Fazli 2019 follow Nature DQN: 0.05).
         max_steps: bound on the steps of a slot, over all its games, for environments without a bound of their own.
         seed: base of the seeds.
 
     Raises:
-        ValueError: numbers out of range.
+        ValueError: numbers out of range, or an environment without ``episode_reward``.
 
     Examples:
         >>> from torchrl_rtpd.envs import AtariVecEnv
@@ -97,11 +101,15 @@ class Evaluator:
         max_steps: int = 1_000_000,
         seed: int = 0,
     ) -> None:
-        if not 0 <= epsilon <= 1:
-            raise ValueError(f"epsilon is a probability in [0, 1]: got {epsilon}.")
+        _check_probability(epsilon)
         if max_steps < 1:
             raise ValueError(f"max_steps must be at least 1: got {max_steps}.")
         self.env = make_env()
+        if "episode_reward" not in {*self.env.full_observation_spec.keys(), *self.env.full_reward_spec.keys()}:
+            raise ValueError(
+                f"scores are read from 'episode_reward', which {self.env} lacks; append RewardSum(in_keys=['reward'], "
+                "out_keys=['episode_reward']) to it."
+            )
         slots = self.env.batch_size.numel()
         if episodes < 1 or episodes % slots:
             raise ValueError(
@@ -114,62 +122,72 @@ class Evaluator:
         self.seed = seed
 
     def __call__(
-        self, policy: TensorDictModule, *, seed: int | None = None, epsilon: float | None = None, keep_observations: int = 0
+        self,
+        policy: TensorDictModule,
+        *,
+        seed: int | None = None,
+        epsilon: float | None = None,
+        keep_observations: int = 0,
     ) -> Scores:
         """Play every slot's quota of games.
 
         Args:
             policy: writes ``action`` from the environment's observations.
             seed: of the games and random actions; None uses the evaluator's.
-            epsilon: another probability of random actions; 1 measures the random player.
+            epsilon: another probability of random actions; 1 measures the random player, and the policy is not run.
             keep_observations: observations to keep, spread evenly over the play.
 
         Returns:
-            The scores of ``N * quota`` games.
+            The scores of ``N * quota`` games, fewer if ``max_steps`` ended the play before.
+
+        Raises:
+            ValueError: an ``epsilon`` that is no probability.
         """
         seed = self.seed if seed is None else seed
+        epsilon = self.epsilon if epsilon is None else epsilon
+        _check_probability(epsilon)
         generator = torch.Generator().manual_seed(seed)
         self.env.set_seed(seed)
-        training = [module for module in policy.modules() if module.training]
-        policy.eval()
-        try:
-            with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
-                return self._play(policy, generator, self.epsilon if epsilon is None else epsilon, keep_observations)
-        finally:
-            for module in training:
-                module.training = True
+        with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC), _eval_mode(policy):
+            return self._play(policy, generator, epsilon, keep_observations)
 
     def _play(self, policy: TensorDictModule, generator: torch.Generator, epsilon: float, keep: int) -> Scores:
         slots = self.env.batch_size.numel()
         scores: list[list[float]] = [[] for _ in range(slots)]
         running = [0.0] * slots
+        done = [True] * slots
         cut = steps = 0
         kept: list[TensorDictBase] = []
+        stride = 4  # neighbours are nearly alike
         tensordict = self.env.reset()
         for step in range(self.max_steps):
-            if keep and step % 4 == 0:  # neighbours are nearly alike
-                playing = torch.tensor([len(games) < self.quota for games in scores])
-                kept.append(tensordict.select(*policy.in_keys)[playing])
+            playing = [len(games) < self.quota for games in scores]
+            if keep and step % stride == 0:
+                kept.append(tensordict.select(*policy.in_keys).reshape(-1)[torch.tensor(playing)])
+                if len(kept) > 1 and len(kept) * slots > 4 * keep:  # a long play: keep every other one, to bound memory
+                    kept, stride = kept[::2], 2 * stride
             self._act(policy, tensordict, generator, epsilon)
             tensordict, following = self.env.step_and_maybe_reset(tensordict)
-            done, truncated, running = (
-                tensordict.get(("next", key)).view(-1).tolist() for key in ("done", "truncated", "episode_reward")
-            )
-            steps += sum(len(games) < self.quota for games in scores)
+            done, truncated, running = (self._after(tensordict, key) for key in ("done", "truncated", "episode_reward"))
+            steps += sum(playing)
             for slot in range(slots):
-                if done[slot] and len(scores[slot]) < self.quota:
+                if done[slot] and playing[slot]:
                     scores[slot].append(running[slot])
                     cut += truncated[slot]
-                    running[slot] = 0.0
             if all(len(games) == self.quota for games in scores):
                 break
             tensordict = following
-        for slot, games in enumerate(scores):  # the step bound was reached: the game being played counts as it stands
-            if len(games) < self.quota:
+        for slot, games in enumerate(scores):  # the step bound was reached: a game being played counts as it stands
+            if len(games) < self.quota and not done[slot]:
                 games.append(running[slot])
                 cut += 1
         flat = tuple(score for games in scores for score in games)
         return Scores(flat, cut, steps, _thinned(kept, keep))
+
+    def _after(self, tensordict: TensorDictBase, key: str) -> list:
+        """An entry of each slot after the step; environments that never truncate need no ``truncated``."""
+        entry = tensordict.get(("next", key), None)
+        return [False] * self.env.batch_size.numel() if entry is None else entry.view(-1).tolist()
 
     def _act(
         self, policy: TensorDictModule, tensordict: TensorDictBase, generator: torch.Generator, epsilon: float
@@ -177,10 +195,11 @@ class Evaluator:
         spec = self.env.action_spec
         shape = self.env.batch_size
         explore = torch.rand(shape, generator=generator) < epsilon
-        index = torch.randint(spec.n, shape, generator=generator)
-        action = policy(tensordict.select(*policy.in_keys)).get("action") if epsilon < 1 else index.to(spec.device)
-        one_hot = action.ndim > index.ndim
-        random_action = torch.nn.functional.one_hot(index, spec.n).to(action) if one_hot else index.to(action)
+        num_actions = spec.n if isinstance(spec, Categorical) else spec.shape[-1]
+        index = torch.randint(num_actions, shape, generator=generator)
+        action = spec.zero() if epsilon >= 1 else policy(tensordict.select(*policy.in_keys)).get("action")
+        one_hot = not isinstance(spec, Categorical)
+        random_action = nn.functional.one_hot(index, num_actions).to(action) if one_hot else index.to(action)
         where = explore.to(action.device)
         tensordict.set("action", torch.where(where[..., None] if one_hot else where, random_action, action))
 
@@ -188,6 +207,24 @@ class Evaluator:
         """Close the environments."""
         if not self.env.is_closed:
             self.env.close()
+
+
+def _check_probability(epsilon: float) -> None:
+    if not 0 <= epsilon <= 1:
+        raise ValueError(f"epsilon is a probability in [0, 1]: got {epsilon}.")
+
+
+@contextmanager
+def _eval_mode(*networks: nn.Module) -> Iterator[None]:
+    """Networks in eval mode, and each of their modules as before afterwards."""
+    training = [module for network in networks for module in network.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def _thinned(kept: list[TensorDictBase], count: int) -> TensorDictBase | None:
@@ -200,7 +237,8 @@ def _thinned(kept: list[TensorDictBase], count: int) -> TensorDictBase | None:
 def normalised_score(score: float, random_score: float, teacher_score: float) -> float | None:
     """Where a score lies between a random player (0) and the teacher (1).
 
-    Sane for negative scores, unlike a percentage; None when the teacher is no better than random, where the ratio means nothing.
+    Sane for negative scores, unlike a percentage; None when the teacher is no better than random, where the ratio means
+    nothing.
 
     Args:
         score: raw score.
@@ -229,11 +267,13 @@ def agreement_with_teacher(
     Returns:
         Shares in [0, 1] by name.
     """
-    values = teacher(observations.select(*teacher.in_keys)).get("action_value")
-    return {
-        name: greedy_agreement(values, student(observations.select(*student.in_keys)).get("action_value")).mean().item()
-        for name, student in students.items()
-    }
+    with _eval_mode(teacher, *students.values()):
+        values = teacher(observations.select(*teacher.in_keys)).get("action_value")
+        shares = {
+            name: greedy_agreement(values, student(observations.select(*student.in_keys)).get("action_value")).mean()
+            for name, student in students.items()
+        }
+    return {name: share.item() for name, share in shares.items()}
 
 
 @torch.no_grad()
@@ -245,7 +285,7 @@ def latency_ms(network: TensorDictModule, observation: Tensor, *, repeats: int =
         observation: one observation with batch dimension 1, such as ``[1, 4, 84, 84]``.
         repeats: timed decisions, after ten that are not counted.
     """
-    module = copy.deepcopy(network.module[0].module if hasattr(network, "module") else network).cpu().eval()
+    module = copy.deepcopy(bare_network(network)).cpu().eval()
     observation = observation.cpu()
     seconds = []
     for _ in range(repeats + 10):

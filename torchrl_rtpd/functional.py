@@ -1,9 +1,10 @@
 """Pure maths of policy distillation on tensors.
 
-Conventions: ``*B`` are batch dimensions, ``A`` is the number of actions. Every divergence is summed over actions and returned per
-sample, ``[*B]``; averaging over the batch is the caller's. ``teacher_`` arguments come first; nothing here detaches anything, so
-callers detach the teacher. An action that a mask forbids has log-probability ``-inf`` and takes part in no sum; a row whose every
-action is forbidden yields 0 with zero gradient.
+Conventions: ``*B`` are batch dimensions, ``A`` is the number of actions. Every divergence is summed over actions and
+returned per sample, ``[*B]``; averaging over the batch is the caller's. ``teacher_`` arguments come first; nothing here
+detaches anything, so callers detach the teacher. An action that a mask forbids has log-probability ``-inf`` and takes
+part in no sum; a row whose every action is forbidden yields 0 with zero gradient. Half precision is computed and
+returned in single: values over a small temperature, and squares of values, leave the range of float16.
 
 The method is Sun & Fazli, "Real-time Policy Distillation in Deep Reinforcement Learning", 2019
 (https://arxiv.org/abs/1912.12630), called "the paper" below; Rusu et al., "Policy Distillation", 2015
@@ -13,6 +14,7 @@ The method is Sun & Fazli, "Real-time Policy Distillation in Deep Reinforcement 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +31,7 @@ __all__ = [
     "q_huber",
     "q_mse",
     "reverse_kl",
+    "value_spread",
 ]
 
 
@@ -46,12 +49,16 @@ def policy_log_probs(q_values: Tensor, temperature: float | Tensor, action_mask:
         Log-probabilities ``[*B, A]``; ``-inf`` where the mask forbids the action.
 
     Raises:
-        ValueError: ``action_mask`` has another shape than ``q_values``.
+        ValueError: ``temperature`` is a number that is not positive, or ``action_mask`` has another shape than
+            ``q_values``.
 
     Examples:
         >>> policy_log_probs(torch.tensor([0.0, math.log(3.0)]), 1.0).exp()
         tensor([0.2500, 0.7500])
     """
+    if not isinstance(temperature, Tensor) and not temperature > 0:
+        raise ValueError(f"temperature must be positive: got {temperature!r}; near 0 the policy is the greedy one.")
+    q_values = q_values.to(_at_least_single(q_values.dtype))
     if action_mask is None:
         return F.log_softmax(q_values / temperature, dim=-1)
     _check_same_shape("action_mask", action_mask, "q_values", q_values)
@@ -90,8 +97,8 @@ def forward_kl(teacher_log_probs: Tensor, student_log_probs: Tensor) -> Tensor:
 def reverse_kl(teacher_log_probs: Tensor, student_log_probs: Tensor) -> Tensor:
     r"""Reverse divergence :math:`KL(\text{student} \,\|\, \text{teacher}) = \sum_i p_{S,i} \ln (p_{S,i} / p_{T,i})`.
 
-    Eq. 6 of the paper. Mode-seeking: the student is punished for probability where the teacher has none. The gradient printed as
-    Eq. 7 of the paper is wrong in general and is not used.
+    Eq. 6 of the paper. Mode-seeking: the student is punished for probability where the teacher has none. The gradient
+    printed as Eq. 7 of the paper is wrong in general and is not used.
 
     Args:
         teacher_log_probs: ``[*B, A]``, from :func:`policy_log_probs`.
@@ -189,7 +196,7 @@ def greedy_nll(teacher_q_values: Tensor, student_log_probs: Tensor) -> Tensor:
     allowed = student_log_probs > -math.inf
     greedy = torch.where(allowed, teacher_q_values, -math.inf).argmax(-1, keepdim=True)
     chosen = student_log_probs.gather(-1, greedy).squeeze(-1)
-    return torch.where(allowed.any(-1), -torch.where(allowed.any(-1), chosen, 0.0), 0.0)
+    return torch.where(allowed.any(-1), -chosen, 0.0)
 
 
 def greedy_agreement(teacher_q_values: Tensor, student_q_values: Tensor, action_mask: Tensor | None = None) -> Tensor:
@@ -208,12 +215,13 @@ def greedy_agreement(teacher_q_values: Tensor, student_q_values: Tensor, action_
         tensor([1., 0.])
     """
     _check_same_shape("student_q_values", student_q_values, "teacher_q_values", teacher_q_values)
+    dtype = _at_least_single(student_q_values.dtype)  # bfloat16 counts no further than 256
     if action_mask is None:
-        return (teacher_q_values.argmax(-1) == student_q_values.argmax(-1)).to(student_q_values.dtype)
+        return (teacher_q_values.argmax(-1) == student_q_values.argmax(-1)).to(dtype)
     _check_same_shape("action_mask", action_mask, "student_q_values", student_q_values)
     teacher = torch.where(action_mask, teacher_q_values, -math.inf)
     student = torch.where(action_mask, student_q_values, -math.inf)
-    return ((teacher.argmax(-1) == student.argmax(-1)) & action_mask.any(-1)).to(student_q_values.dtype)
+    return ((teacher.argmax(-1) == student.argmax(-1)) & action_mask.any(-1)).to(dtype)
 
 
 def entropy(log_probs: Tensor) -> Tensor:
@@ -247,7 +255,7 @@ def imitation_value(
         action_mask: boolean ``[*B, A]``, True where the action is allowed in the next state.
 
     Returns:
-        ``[*B]``.
+        ``[*B]``; 0 where no action is allowed.
 
     Examples:
         >>> imitation_value(torch.tensor([1.0, 5.0, 2.0]), torch.tensor([9.0, 3.0, 4.0]))
@@ -255,18 +263,52 @@ def imitation_value(
     """
     _check_same_shape("next_student_q_values", next_student_q_values, "next_teacher_q_values", next_teacher_q_values)
     if action_mask is not None:
+        _check_same_shape("action_mask", action_mask, "next_student_q_values", next_student_q_values)
         next_teacher_q_values = torch.where(action_mask, next_teacher_q_values, -math.inf)
     greedy = next_teacher_q_values.argmax(-1, keepdim=True)
-    return next_student_q_values.gather(-1, greedy).squeeze(-1)
+    value = next_student_q_values.gather(-1, greedy).squeeze(-1)
+    return value if action_mask is None else torch.where(action_mask.any(-1), value, 0.0)
 
 
-def _summed_distance(distance, teacher_q_values: Tensor, student_q_values: Tensor, mask: Tensor | None) -> Tensor:
+def value_spread(q_values: Tensor, action_mask: Tensor | None = None) -> Tensor:
+    """Standard deviation of the values over the allowed actions: the scale of a temperature.
+
+    Args:
+        q_values: ``[*B, A]``.
+        action_mask: boolean ``[*B, A]``, True where the action is allowed.
+
+    Returns:
+        ``[*B]``, in units of ``q_values``; 0 where no action is allowed.
+
+    Examples:
+        >>> value_spread(torch.tensor([1.0, 3.0, 3.0, 1.0]))
+        tensor(1.)
+    """
+    q_values = q_values.to(_at_least_single(q_values.dtype))
+    if action_mask is None:
+        return q_values.std(-1, correction=0)
+    _check_same_shape("action_mask", action_mask, "q_values", q_values)
+    num_allowed = action_mask.sum(-1, keepdim=True).clamp_min(1)
+    mean = torch.where(action_mask, q_values, 0.0).sum(-1, keepdim=True) / num_allowed
+    deviation = torch.where(action_mask, q_values - mean, 0.0)
+    return (deviation.square().sum(-1) / num_allowed.squeeze(-1)).sqrt()
+
+
+def _summed_distance(
+    distance: Callable[..., Tensor], teacher_q_values: Tensor, student_q_values: Tensor, action_mask: Tensor | None
+) -> Tensor:
     _check_same_shape("student_q_values", student_q_values, "teacher_q_values", teacher_q_values)
-    terms = distance(student_q_values, teacher_q_values, reduction="none")
-    if mask is not None:
-        _check_same_shape("action_mask", mask, "student_q_values", student_q_values)
-        terms = torch.where(mask, terms, 0.0)
-    return terms.sum(-1)
+    if action_mask is not None:
+        _check_same_shape("action_mask", action_mask, "student_q_values", student_q_values)
+        # Before the distance: networks mark forbidden actions by huge or infinite values, whose gradient would be NaN.
+        teacher_q_values = torch.where(action_mask, teacher_q_values, 0.0)
+        student_q_values = torch.where(action_mask, student_q_values, 0.0)
+    dtype = _at_least_single(torch.promote_types(teacher_q_values.dtype, student_q_values.dtype))
+    return distance(student_q_values.to(dtype), teacher_q_values.to(dtype), reduction="none").sum(-1)
+
+
+def _at_least_single(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _check_same_shape(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:

@@ -210,11 +210,13 @@ def num_parameters(module: nn.Module) -> int:
 
 @torch.no_grad()
 def dormant_share(network: TensorDictModule, tensordict: TensorDictBase, *, threshold: float = 0.025) -> float:
-    """Share of a network's ReLU units that are dormant on a batch.
+    """Share of dormant ReLU units in the layer of a network that has most of them.
 
-    A unit (a channel of a convolution, a neuron of a linear layer) is dormant when its mean activation over the batch is at most
-    ``threshold`` times the mean over its layer; Sokar et al., "The Dormant Neuron Phenomenon in Deep Reinforcement Learning", 2023
-    (https://arxiv.org/abs/2302.12902), Definition 3.1 and their threshold. A layer that is zero everywhere is wholly dormant.
+    A unit (a channel of a convolution, a neuron of a linear layer) is dormant when its mean activation over the batch
+    is at most ``threshold`` times the mean over its layer; Sokar et al., "The Dormant Neuron Phenomenon in Deep
+    Reinforcement Learning", 2023 (https://arxiv.org/abs/2302.12902), Definition 3.1 and their threshold. The worst
+    layer is reported, since one dead layer is enough to cut the outputs off from the state: 1 means that nothing
+    passes. About a third is usual in the fully connected layer of a network that has not learned yet.
 
     Args:
         network: a module holding :class:`torch.nn.ReLU` layers with channels in dimension 1, as :class:`NatureTower` has.
@@ -243,11 +245,11 @@ def dormant_share(network: TensorDictModule, tensordict: TensorDictBase, *, thre
             "dormant_share needs a network with torch.nn.ReLU layers: "
             f"{type(network).__name__} has none; build one with make_actor or log another measure."
         )
-    dormant = []
+    shares = []
     for activation in activations:
         units = activation.float().abs().transpose(0, 1).flatten(1).mean(1)  # [B, units, ...] -> [units]
-        dormant.append(units <= threshold * units.mean())
-    return torch.cat(dormant).float().mean().item()
+        shares.append((units <= threshold * units.mean()).float().mean())
+    return torch.stack(shares).max().item()
 
 
 @contextmanager

@@ -4,13 +4,16 @@ Consecutive observations share all frames but one, so a transition needs one new
 of four. Stacks are rebuilt when sampled and equal, byte for byte, what the environment showed: at the start of a game, across the seam
 of the ring, and for the last observation of a game.
 
-Letters: ``N`` slots (games side by side), ``R`` rows (steps of all slots), ``T`` steps a write, ``S`` frames a stack, ``B`` samples.
-A *row* is counted from 0 to ``R - 1`` and reused; an *age* is counted from the first write and never reused.
+Letters: ``N`` slots (games side by side), ``T`` steps a write, ``S`` frames a stack, ``C`` capacity in transitions, ``B`` samples.
+A transition has two names. Its *index*, below ``C`` and reused, is what samplers use: writes lie one after the other, each slot by
+slot. Its *number*, ``step * N + slot`` with steps counted from the first write on, is never reused: one step later is ``N`` further,
+everything but the frames lies at ``number % C``, and the newest frame of its stack at ``number % (C + S * N)``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from typing import Any
 
 import torch
@@ -89,149 +92,191 @@ class FrameStackStorage(TensorStorage):
         self.n_step = n_step
         self.gamma = gamma
         self.pixels_key = unravel_key(pixels_key)
-        self._rows = max_size // num_envs
-        # Older frames than the oldest row needs, so that its stack is whole.
-        self._frame_rows = self._rows + frame_stack - 1
+        # Older frames than the oldest transition's, so that its stack is whole, and the one after the newest transition's.
+        self._num_frames = max_size + frame_stack * num_envs
+        # How far behind the newest frame of a stack its frames lie, in steps, oldest first.
+        self._behind = torch.arange(frame_stack - 1, -1, -1, device=self.device)
         self._empty()
 
     def _empty(self) -> None:
         self.initialized = True  # there is nothing lazy for a sampler to wait for
-        self._num_written = 0  # rows since the first write
-        self._frames: Tensor | None = None  # [R + S - 1, N, H, W] uint8, the newest frame of each stack
-        self._newest: Tensor | None = None  # [N, H, W] uint8, the frame after the newest row
-        self._extra: TensorDict | None = None  # [R, N], every entry but the frames
-        # Final frames of ended games, and where each row's lies: -1 for a row whose game goes on.
+        self._num_written = 0  # transitions since the first write: the next one's number
+        self._frames: Tensor | None = None  # [C + S * N + 1, H, W] uint8, the last one always zero
+        self._extra: TensorDict | None = None  # [C], every entry but the frames
+        # Final frames of ended games, and where each transition's lies: -1 while its game goes on.
         self._finals: Tensor | None = None  # [F, H, W] uint8, grown when needed
         self._free_finals: list[int] = []
-        self._final_index = torch.full((self._rows, self.num_envs), -1, dtype=torch.int32, device=self.device)
-        self._stop = torch.zeros(self._rows, self.num_envs, dtype=torch.bool, device=self.device)
+        self._final_index = torch.full((self.max_size,), -1, dtype=torch.int32, device=self.device)
+        # Whether n-step sums stop here.
+        self._stop = torch.zeros(self.max_size, dtype=torch.bool, device=self.device)
         # Older frames of the same game in the stack, at most S - 1.
-        self._depth = torch.zeros(self._rows, self.num_envs, dtype=torch.uint8, device=self.device)
+        self._depth = torch.zeros(self.max_size, dtype=torch.uint8, device=self.device)
 
     def __len__(self) -> int:
-        return min(self._num_written, self._rows) * self.num_envs
+        return min(self._num_written, self.max_size)
 
     @property
     def bytes_per_transition(self) -> float:
         """Memory held for each transition of the capacity, in bytes; 0 before the first write."""
         if self._frames is None:
             return 0.0
-        held = [self._frames, self._newest, self._finals, self._final_index, self._stop, self._depth]
+        held = [self._frames, self._finals, self._final_index, self._stop, self._depth]
         total = sum(tensor.numel() * tensor.element_size() for tensor in held) + self._extra.bytes()
         return total / self.max_size
 
     # Writing
 
     def set(self, cursor: Any, data: TensorDictBase, *, set_cursor: bool = True) -> None:
-        """Store one write of ``N * T`` transitions, slot by slot. Called by the buffer's writer."""
-        pixels, next_pixels = self._checked(cursor, data, set_cursor)
-        self._set_last_cursor(cursor)
-        if self._frames is None:
-            self._allocate(pixels, data)
-        ages = torch.arange(self._num_written, self._num_written + self.steps_per_write, device=self.device)
-        rows = ages % self._rows
-        self._release_finals(rows)
-        ended = self._by_row(data.get(("next", "done")))
+        """Store one write of ``N * T`` transitions, slot by slot. Called by the buffer's writer.
+
+        Everything is checked before anything is stored: a write that raises leaves the stored transitions as they were.
+        """
+        self._check_order(cursor, data, set_cursor)
+        pixels, next_pixels = self._checked_stacks(data)
+        ended = self._checked_flag(data, "done")
         stop = ended
         if ("next", "end_of_life") in data.keys(True):
-            stop = ended | self._by_row(data.get(("next", "end_of_life")))
-        self._frames[ages % self._frame_rows] = pixels[:, :, -1]
-        self._newest = next_pixels[-1, :, -1].clone()
-        self._depth[rows] = self._depths(ended)
-        self._stop[rows] = stop
-        self._keep_finals(rows, ended, next_pixels[:, :, -1])
-        entries = data.exclude(self.pixels_key, ("next", self.pixels_key), "index")
-        self._extra[rows] = entries.reshape(self.num_envs, self.steps_per_write).transpose(0, 1).to(self.device)
-        self._num_written += self.steps_per_write
-        self._verify(ages, pixels, next_pixels)
+            stop = ended | self._checked_flag(data, "end_of_life")
+        entries = self._checked_entries(data)
+        begins = self._begins(ended)
+        self._check_continuity(pixels, next_pixels, begins)
+
+        if self._frames is None:
+            self._allocate(pixels, entries)
+        numbers = torch.arange(self._num_written, self._num_written + ended.numel(), device=self.device)
+        places = numbers % self.max_size
+        self._depth[places] = self._depths(begins).flatten()
+        self._stop[places] = stop.flatten()
+        self._extra[places] = entries
+        self._set_frames(numbers, pixels[:, :, -1])
+        # Until the next step brings the same frame, or the first one of another game.
+        self._set_frames(numbers[-self.num_envs :] + self.num_envs, next_pixels[-1:, :, -1])
+        self._release_finals(places)
+        self._keep_finals(places[ended.flatten()], next_pixels[:, :, -1][ended])
+        self._num_written += len(numbers)
+        self._set_last_cursor(cursor)
         self._bump_mutation_revision()
 
-    def _checked(self, cursor: Any, data: TensorDictBase, set_cursor: bool) -> tuple[Tensor, Tensor]:
+    def _check_order(self, cursor: Any, data: TensorDictBase, set_cursor: bool) -> None:
         expected = self.num_envs * self.steps_per_write
         size = data.batch_size if isinstance(data, TensorDictBase) else None
         first = int(cursor[0]) if isinstance(cursor, (Tensor, range, Sequence)) else cursor
-        if size != torch.Size([expected]) or not set_cursor or first != self._num_written * self.num_envs % self.max_size:
+        if size != torch.Size([expected]) or not set_cursor or first != self._num_written % self.max_size:
             raise ValueError(
                 f"a frame storage is written in order, {self.num_envs} slots x {self.steps_per_write} steps = {expected} transitions "
                 f"at a time: got batch size {None if size is None else list(size)} at index {first}; call "
                 "buffer.extend(batch.reshape(-1)) with each batch of the collector, and set steps_per_write to its steps."
             )
+
+    def _checked_stacks(self, data: TensorDictBase) -> tuple[Tensor, Tensor]:
+        """The stacks before and after each step, ``[T, N, S, H, W]``."""
+        size = ["height", "width"] if self._frames is None else list(self._frames.shape[1:])
         stacks = []
         for key in (self.pixels_key, unravel_key(("next", self.pixels_key))):
             stack = data.get(key, None)
-            if stack is None or stack.dtype != torch.uint8 or stack.ndim != 4 or stack.shape[1] != self.frame_stack:
+            fits = stack is not None and stack.dtype == torch.uint8 and stack.ndim == 4 and stack.shape[1] == self.frame_stack
+            if not fits or (self._frames is not None and stack.shape[2:] != self._frames.shape[1:]):
                 found = None if stack is None else f"{stack.dtype} {list(stack.shape)}"
                 raise ValueError(
-                    f"{key} must be uint8 [{expected}, {self.frame_stack}, height, width]: got {found}; "
+                    f"{key} must be uint8 [{len(data)}, {self.frame_stack}, {size[0]}, {size[1]}]: got {found}; "
                     "store the frames as the environment gives them, stacked and unscaled."
                 )
-            stacks.append(self._by_row(stack))
+            stacks.append(self._by_step(stack))
         return stacks[0], stacks[1]
 
-    def _by_row(self, tensor: Tensor) -> Tensor:
-        """``[N * T, ...]``, slot by slot, to ``[T, N, ...]``; a trailing singleton of a flag is dropped."""
-        tensor = tensor.to(self.device).unflatten(0, (self.num_envs, self.steps_per_write)).transpose(0, 1)
-        return tensor.squeeze(-1) if tensor.ndim == 3 else tensor
+    def _checked_flag(self, data: TensorDictBase, name: str) -> Tensor:
+        """A flag after each step, ``[T, N]``."""
+        flag = data.get(("next", name), None)
+        if flag is None or flag.dtype != torch.bool or flag.numel() != len(data):
+            found = None if flag is None else f"{flag.dtype} {list(flag.shape)}"
+            raise ValueError(
+                f"('next', '{name}') must be bool [{len(data)}, 1]: got {found}; store it as the environment gives it."
+            )
+        return self._by_step(flag.reshape(-1))
 
-    def _allocate(self, pixels: Tensor, data: TensorDictBase) -> None:
-        size = pixels.shape[-2:]
-        self._frames = torch.zeros(self._frame_rows, self.num_envs, *size, dtype=torch.uint8, device=self.device)
-        # The first stacks come whole, whether or not a game begins with them.
-        older = torch.arange(1 - self.frame_stack, 0, device=self.device)
-        self._frames[older % self._frame_rows] = pixels[0, :, :-1].transpose(0, 1)
-        self._finals = torch.zeros(0, *size, dtype=torch.uint8, device=self.device)
-        entry = data.exclude(self.pixels_key, ("next", self.pixels_key), "index")[0].to(self.device)
-        self._extra = entry.apply(
-            lambda leaf: torch.zeros(self._rows, self.num_envs, *leaf.shape, dtype=leaf.dtype, device=self.device),
-            batch_size=[self._rows, self.num_envs],
-        )
+    def _checked_entries(self, data: TensorDictBase) -> TensorDictBase:
+        """Every entry but the frames, step by step ``[T * N]``."""
+        entries = data.exclude(self.pixels_key, ("next", self.pixels_key), "index").to(self.device)
+        entries = entries.reshape(self.num_envs, self.steps_per_write).transpose(0, 1).reshape(-1)
+        if self._extra is not None and _layout(entries) != _layout(self._extra):
+            wrong = dict(_layout(entries).items() ^ _layout(self._extra).items())
+            raise ValueError(
+                f"every write must hold the entries of the first one: {', '.join(map(str, wrong))} came, went or changed shape or "
+                "type; give all batches of a buffer the same keys."
+            )
+        return entries
 
-    def _depths(self, ended: Tensor) -> Tensor:
-        """Older frames of the same game behind each row of this write, ``[T, N]``."""
-        most = self.frame_stack - 1
+    def _by_step(self, tensor: Tensor) -> Tensor:
+        """``[N * T, ...]``, slot by slot, to ``[T, N, ...]``."""
+        return tensor.to(self.device).unflatten(0, (self.num_envs, self.steps_per_write)).transpose(0, 1)
+
+    def _begins(self, ended: Tensor) -> Tensor:
+        """Whether a game begins with each step of this write, ``[T, N]``."""
         if self._num_written == 0:
-            depth = torch.full_like(self._depth[0], most)
+            first = torch.zeros_like(ended[0])
         else:
-            last = (self._num_written - 1) % self._rows
-            depth = torch.where(self._final_index[last] >= 0, 0, (self._depth[last] + 1).clamp_max(most))
-        depths = []
-        for row in ended:
-            depths.append(depth)
-            depth = torch.where(row, 0, (depth + 1).clamp_max(most))
-        return torch.stack(depths).to(torch.uint8)
+            first = self._final_index[self._newest() % self.max_size] >= 0
+        return torch.cat([first[None], ended[:-1]])
 
-    def _release_finals(self, rows: Tensor) -> None:
-        old = self._final_index[rows]
-        self._free_finals.extend(old[old >= 0].tolist())
-        self._final_index[rows] = -1
+    def _newest(self) -> Tensor:
+        """Numbers of the newest transition of each slot, ``[N]``."""
+        return torch.arange(self._num_written - self.num_envs, self._num_written, device=self.device)
 
-    def _keep_finals(self, rows: Tensor, ended: Tensor, last_frames: Tensor) -> None:
-        frames = last_frames[ended]
-        count = len(frames)
-        if not count:
-            return
-        missing = count - len(self._free_finals)
-        if missing > 0:
-            old, grow = len(self._finals), max(missing, len(self._finals) // 2, 8)
-            self._finals = torch.cat([self._finals, self._finals.new_zeros(grow, *frames.shape[1:])])
-            self._free_finals.extend(range(old + grow - 1, old - 1, -1))
-        places = torch.tensor([self._free_finals.pop() for _ in range(count)], device=self.device)
-        self._finals[places] = frames
-        index = self._final_index[rows]
-        index[ended] = places.to(torch.int32)
-        self._final_index[rows] = index
-
-    def _verify(self, ages: Tensor, pixels: Tensor, next_pixels: Tensor) -> None:
-        slots = torch.arange(self.num_envs, device=self.device)
-        ages, slots = torch.meshgrid(ages, slots, indexing="ij")
-        same = (self._stack(ages, slots) == pixels) & (self._next_stack(ages, slots) == next_pixels)
-        if not same.all():
-            age, slot = (~same).flatten(2).any(-1).nonzero()[0].tolist()
+    def _check_continuity(self, pixels: Tensor, next_pixels: Tensor, begins: Tensor) -> None:
+        before = next_pixels.roll(1, 0)  # stacks that each step shows again unless it begins a game
+        before[0] = pixels[0] if self._num_written == 0 else self._stacks(self._newest(), following=True)
+        shifted = _differ(pixels[:, :, 1:], next_pixels[:, :, :-1])
+        broken = shifted | torch.where(begins, pixels[:, :, :-1].flatten(2).any(-1), _differ(pixels, before))
+        if broken.any():
+            step, slot = broken.nonzero()[0].tolist()
             raise ValueError(
                 "stacks must continue those of the step before, slot by slot, and begin a game with zeros: got another stack in "
-                f"slot {slot}, step {age} of this write; flatten [N, T] batches with reshape(-1), keep num_envs={self.num_envs} "
+                f"slot {slot}, step {step} of this write; flatten [N, T] batches with reshape(-1), keep num_envs={self.num_envs} "
                 f"and steps_per_write={self.steps_per_write} those of the collector, and call cut() when its games are reset."
             )
+
+    def _allocate(self, pixels: Tensor, entries: TensorDictBase) -> None:
+        size = pixels.shape[-2:]
+        # Left as they come: memory is taken from the system as the ring fills, and frames not yet written are never read.
+        self._frames = torch.empty(self._num_frames + 1, *size, dtype=torch.uint8, device=self.device)
+        self._frames[-1] = 0
+        # The first stacks come whole, whether or not a game begins with them.
+        older = torch.arange((1 - self.frame_stack) * self.num_envs, 0, device=self.device)
+        self._set_frames(older, pixels[0, :, :-1].transpose(0, 1))
+        self._finals = torch.empty(0, *size, dtype=torch.uint8, device=self.device)
+        self._extra = entries[0].apply(
+            lambda leaf: torch.zeros(self.max_size, *leaf.shape, dtype=leaf.dtype, device=self.device),
+            batch_size=[self.max_size],
+        )
+
+    def _set_frames(self, numbers: Tensor, frames: Tensor) -> None:
+        self._frames.index_copy_(0, numbers % self._num_frames, frames.flatten(0, 1))
+
+    def _depths(self, begins: Tensor) -> Tensor:
+        """Older frames of the same game behind each step of this write, ``[T, N]``."""
+        most = self.frame_stack - 1
+        depth = self._depth[self._newest() % self.max_size] if self._num_written else torch.full_like(begins[0], most, dtype=torch.uint8)
+        depths = []
+        for row in begins:
+            depth = torch.where(row, 0, (depth + 1).clamp_max(most))
+            depths.append(depth)
+        return torch.stack(depths)
+
+    def _release_finals(self, places: Tensor) -> None:
+        old = self._final_index[places]
+        self._free_finals.extend(old[old >= 0].tolist())
+        self._final_index[places] = -1
+
+    def _keep_finals(self, places: Tensor, frames: Tensor) -> None:
+        """Store the final frames ``[F, H, W]`` of the games that ended at these places ``[F]``."""
+        missing = len(places) - len(self._free_finals)
+        if missing > 0:
+            old, grow = len(self._finals), max(missing, len(self._finals) // 8, 8)
+            self._finals = torch.cat([self._finals, self._finals.new_empty(grow, *frames.shape[1:])])
+            self._free_finals.extend(range(old + grow - 1, old - 1, -1))
+        kept = torch.tensor([self._free_finals.pop() for _ in places], dtype=torch.int64, device=self.device)
+        self._finals[kept] = frames
+        self._final_index[places] = kept.to(torch.int32)
 
     def cut(self) -> None:
         """Declare that the stream ends here: the next write begins new games in every slot.
@@ -241,10 +286,13 @@ class FrameStackStorage(TensorStorage):
         """
         if self._num_written == 0:
             return
-        rows = torch.tensor([(self._num_written - 1) % self._rows], device=self.device)
-        going_on = self._final_index[rows] < 0
-        self._keep_finals(rows, going_on, self._newest[None])
-        self._stop[rows] = True
+        newest = self._newest()
+        places = newest % self.max_size
+        going_on = self._final_index[places] < 0
+        following = self._frames[(newest + self.num_envs) % self._num_frames]
+        self._keep_finals(places[going_on], following[going_on])
+        self._stop[places] = True
+        self._bump_mutation_revision()
 
     # Reading
 
@@ -253,96 +301,110 @@ class FrameStackStorage(TensorStorage):
         if isinstance(index, slice):
             index = torch.arange(len(self), device=self.device)[index]
         index = torch.as_tensor(index, device=self.device)
-        if index.numel() and (self._num_written == 0 or (self.device.type == "cpu" and int(index.max()) >= len(self))):
-            raise RuntimeError(f"index {int(index.max())} was not written yet: {len(self)} transitions are stored.")
-        rows, slots = self._row_and_slot(index)
-        first = self._age(rows)
-        last, rewards, steps = self._window(first, slots)
-        entries = self._extra[rows, slots]
-        if self.n_step > 1:
-            entries.set("next", self._extra.get("next")[last % self._rows, slots])
+        self._check_written(index)
+        numbers = self._numbers(index.flatten())
+        places = numbers % self.max_size
+        if self.n_step == 1:
+            last = numbers
+            entries = self._extra[places]
+        else:
+            last, rewards, steps = self._window(numbers)
+            entries = self._extra.exclude("next")[places]
+            entries.set("next", self._extra.get("next")[last % self.max_size])
             entries.set(("next", "reward"), rewards)
             entries.set("steps_to_next_obs", steps)
-        entries.set(self.pixels_key, self._stack(first, slots))
-        entries.set(("next", self.pixels_key), self._next_stack(last, slots))
-        return entries
+        pixels, next_pixels = self._stacks(numbers), self._stacks(last, following=True)
+        entries.set(self.pixels_key, pixels)
+        entries.set(("next", self.pixels_key), next_pixels)
+        return entries.reshape(index.shape)
 
-    def _row_and_slot(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Where an index lies: writes are stored one after the other, each slot by slot."""
+    def _check_written(self, index: Tensor) -> None:
+        # On a CUDA device the look at the indices would make the host wait.
+        if not index.numel() or (self._num_written and self.device.type != "cpu"):
+            return
+        for end in (int(index.min()), int(index.max())):
+            if not 0 <= end < len(self):
+                raise RuntimeError(f"index {end} was not written yet: {len(self)} transitions are stored.")
+
+    def _numbers(self, index: Tensor) -> Tensor:
+        """Numbers of the transitions at these indices."""
         block = self.num_envs * self.steps_per_write
         within = index % block
-        row = index // block * self.steps_per_write + within % self.steps_per_write
-        return row, within // self.steps_per_write
+        step = index // block * self.steps_per_write + within % self.steps_per_write
+        place = step * self.num_envs + within // self.steps_per_write
+        return place + (self._num_written - 1 - place) // self.max_size * self.max_size
 
-    def _age(self, rows: Tensor) -> Tensor:
-        """Rows since the first write at which these rows were written last."""
-        if self._num_written <= self._rows:
-            return rows
-        newest = self._num_written - 1
-        return rows + self._rows * ((newest - rows) // self._rows)
-
-    def _window(self, first: Tensor, slots: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """The last age of each n-step window, its discounted reward ``[B, 1]`` and its length ``[B, 1]``."""
-        if self.n_step == 1:
-            return first, None, None
+    def _window(self, first: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The last number of each n-step window, its discounted reward ``[B, 1]`` and its length in steps ``[B, 1]``."""
         offsets = torch.arange(self.n_step, device=self.device)
-        ages = first[..., None] + offsets
-        rows, slots = ages % self._rows, slots[..., None].expand_as(ages)
-        go_on = ~self._stop[rows, slots] & (ages + 1 < self._num_written)
-        within = torch.cat([torch.ones_like(go_on[..., :1]), go_on[..., :-1]], -1).cumprod(-1)
-        rewards = self._extra.get(("next", "reward"))[rows, slots].squeeze(-1)
+        numbers = first[:, None] + offsets * self.num_envs
+        places = numbers % self.max_size
+        go_on = ~self._stop[places] & (numbers + self.num_envs < self._num_written)
+        within = torch.cat([torch.ones_like(go_on[:, :1]), go_on[:, :-1]], -1).cumprod(-1)
+        rewards = self._extra.get(("next", "reward"))[places].squeeze(-1)
         total = (rewards * within * self.gamma**offsets).sum(-1, keepdim=True)
         steps = within.sum(-1, keepdim=True)
-        return first + steps.squeeze(-1) - 1, total, steps
+        return first + (steps.squeeze(-1) - 1) * self.num_envs, total, steps
 
-    def _stack(self, ages: Tensor, slots: Tensor) -> Tensor:
-        """Stacks ``[*B, S, H, W]`` at these ages; frames from before the game are zero."""
-        behind = torch.arange(self.frame_stack - 1, -1, -1, device=self.device)
-        frames = self._frames[(ages[..., None] - behind) % self._frame_rows, slots[..., None]]
-        inside = behind <= self._depth[ages % self._rows, slots][..., None]
-        return frames * inside[..., None, None]
-
-    def _next_stack(self, ages: Tensor, slots: Tensor) -> Tensor:
-        """Stacks ``[*B, S, H, W]`` one step after these ages, within the same game."""
-        final = self._final_index[ages % self._rows, slots]
-        following = self._frames[(ages + 1) % self._frame_rows, slots]
-        following = torch.where((ages + 1 == self._num_written)[..., None, None], self._newest[slots], following)
-        if len(self._finals):
-            following = torch.where((final >= 0)[..., None, None], self._finals[final.clamp_min(0).long()], following)
-        return torch.cat([self._stack(ages, slots)[..., 1:, :, :], following[..., None, :, :]], -3)
+    def _stacks(self, numbers: Tensor, *, following: bool = False) -> Tensor:
+        """Stacks ``[B, S, H, W]`` of these transitions, or those that follow them in the same game."""
+        depth = self._depth[numbers % self.max_size][:, None]
+        newest = numbers[:, None]
+        if following:
+            depth, newest = depth + 1, newest + self.num_envs
+        inside = self._behind <= depth
+        places = torch.where(inside, (newest - self._behind * self.num_envs) % self._num_frames, self._num_frames)
+        if not following or not len(self._finals):
+            return self._frames.index_select(0, places.flatten()).unflatten(0, places.shape)
+        # Where a game ended its final frame takes the place of the newest one, elsewhere that of a frame cut off afterwards:
+        # the same work for every batch, so that a device need not tell the host.
+        final = self._final_index[numbers % self.max_size].long()
+        frames = self._frames.index_select(0, torch.cat([places.flatten(), places.new_zeros(1)]))
+        ends = torch.arange(1, len(numbers) + 1, device=self.device) * self.frame_stack - 1
+        frames.index_copy_(
+            0, torch.where(final >= 0, ends, len(frames) - 1), self._finals.index_select(0, final.clamp_min(0))
+        )
+        return frames[:-1].unflatten(0, places.shape)
 
     # Saving
 
-    _STATE = ("_num_written", "_frames", "_newest", "_finals", "_free_finals", "_final_index", "_stop", "_depth")
+    _STATE = ("_num_written", "_frames", "_finals", "_free_finals", "_final_index", "_stop", "_depth")
+
+    def _sizes(self) -> dict[str, int]:
+        names = ("max_size", "num_envs", "steps_per_write", "frame_stack")
+        return {name: getattr(self, name) for name in names}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything stored, by reference."""
         extra = None if self._extra is None else self._extra.to_dict()
-        return {"extra": extra, **{name: getattr(self, name) for name in self._STATE}}
+        return {"sizes": self._sizes(), "extra": extra, **{name: getattr(self, name) for name in self._STATE}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned, by copy, into a storage of the same sizes."""
-        index = state_dict["_final_index"]
-        if index.shape != self._final_index.shape:
+        if state_dict["sizes"] != self._sizes():
             raise ValueError(
-                f"a saved storage must have the sizes of this one, rows and slots {list(self._final_index.shape)}: got "
-                f"{list(index.shape)}; build it with the same max_size and num_envs."
+                f"a saved storage must have the sizes of this one, {self._sizes()}: got {state_dict['sizes']}; "
+                "build it with the same max_size, num_envs, steps_per_write and frame_stack."
             )
         for name in self._STATE:
             value = state_dict[name]
-            setattr(self, name, value.to(self.device, copy=True) if isinstance(value, Tensor) else _copied(value))
+            setattr(self, name, value.to(self.device, copy=True) if isinstance(value, Tensor) else copy(value))
         extra = state_dict["extra"]
-        shape = [self._rows, self.num_envs]
-        self._extra = None if extra is None else TensorDict(extra, batch_size=shape).to(self.device).clone()
+        self._extra = None if extra is None else TensorDict(extra, batch_size=[self.max_size]).to(self.device).clone()
         self._bump_mutation_revision()
 
     def contains(self, item: int | Tensor) -> bool | Tensor:
         """Whether an index was written."""
-        return item < len(self)
+        return (item >= 0) & (item < len(self))
 
 
-def _copied(value: Any) -> Any:
-    return list(value) if isinstance(value, list) else value
+def _differ(first: Tensor, second: Tensor) -> Tensor:
+    """Whether stacks ``[T, N, ...]`` of uint8 differ anywhere, ``[T, N]``."""
+    return (first ^ second).flatten(2).any(-1)
+
+
+def _layout(entries: TensorDictBase) -> dict[NestedKey, tuple[torch.Size, torch.dtype]]:
+    return {key: (leaf.shape[1:], leaf.dtype) for key, leaf in entries.items(True, True)}
 
 
 def make_replay_buffer(

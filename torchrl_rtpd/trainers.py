@@ -1,12 +1,12 @@
 """Distillation inside a running TorchRL trainer.
 
-:class:`RealTimeDistillTrainer` is a hook: after each update of the teacher every student learns from the very same minibatch. One
-update, in order::
+:class:`RealTimeDistillTrainer` is a hook: after each update of the teacher every student learns from the very same
+minibatch. One update, in order::
 
-    sample [B] -> teacher's loss, backward, step (TorchRL's, untouched) -> for each student: loss, backward, clip, step, target
+    sample [B] -> teacher: loss, backward, step (TorchRL's) -> each student: loss, backward, clip, step, target
 
-The teacher's values of the minibatch are those its own loss has just computed, before its step; nothing is sampled twice, nothing
-is drawn from a random generator, and no gradient leaves a student.
+The teacher's values of the minibatch are those its own loss has just computed, before its step; nothing is sampled
+twice, nothing is drawn from a random generator (unless by a student's own dropout), and no gradient leaves a student.
 """
 
 from __future__ import annotations
@@ -17,11 +17,19 @@ from typing import Any
 
 import torch
 from tensordict import TensorDictBase
-from tensordict.utils import NestedKey, unravel_key
+from tensordict.nn import TensorDictModule
+from tensordict.utils import unravel_key
 from torch import Tensor, nn
+from torchrl.modules import NoisyLinear
 from torchrl.objectives import HardUpdate, SoftUpdate
 from torchrl.objectives.utils import TargetNetUpdater
-from torchrl.trainers import DefaultOptimizationStepper, OptimizationStepper, Trainer, TrainerHookBase
+from torchrl.trainers import (
+    DefaultOptimizationStepper,
+    OptimizationStepper,
+    ReplayBufferTrainer,
+    Trainer,
+    TrainerHookBase,
+)
 
 from torchrl_rtpd.networks import dormant_share
 from torchrl_rtpd.objectives import DistillationLoss
@@ -31,32 +39,40 @@ __all__ = ["KeepWarmupData", "RealTimeDistillStepper", "RealTimeDistillTrainer",
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 UpdaterFactory = Callable[[DistillationLoss], TargetNetUpdater]
 
+# Layers whose training-mode outputs are no targets: random, or moved by the batch.
+_TRAINING_LAYERS = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm, NoisyLinear)
+
 
 class RealTimeDistillTrainer(TrainerHookBase):
-    """Hook that distils students from the policy a TorchRL trainer is learning (Sun & Fazli 2019, https://arxiv.org/abs/1912.12630).
+    """Hook that distils students from the policy a TorchRL trainer is learning.
 
-    ``hook.register(trainer)`` is the whole integration. The teacher learns bit for bit as it would without students.
+    Sun & Fazli 2019 (https://arxiv.org/abs/1912.12630). ``hook.register(trainer)`` is the whole integration. The
+    teacher learns bit for bit as it would without students. Its values are those of the moment; a student that is to
+    learn from stored ones reads them under a key of its own, which is left as it is
+    (``loss.set_keys(teacher_action_value=("stored", "action_value"))``).
 
     Args:
-        students: one loss, or losses by name. Each holds its own student; sizes, temperatures and divergences may differ.
+        students: one loss, or losses by name. Each holds its own student; sizes, temperatures and divergences may
+            differ.
 
     Keyword Args:
-        optimizer: builds each student's optimiser from its parameters, for example ``partial(Adam, lr=5e-4)``; or a mapping of
-            such by student name. Required, since a good rate depends on the student.
+        optimizer: builds each student's optimiser from its parameters, for example ``partial(Adam, lr=5e-4)``; or a
+            mapping of such by student name. Required, since a good rate depends on the student.
         clip_norm: clip each student's gradient to this norm; None does not clip.
-        updates_per_step: student updates on each minibatch.
-        target_updater: builds each student's target updater from its loss. None copies kind and interval of the trainer's own;
-            losses without target parameters get none.
-        dormant_every_updates: updates between two measurements of dormant units, see :func:`~torchrl_rtpd.networks.dormant_share`;
-            None never measures.
-        dormant_warning: share of dormant units above which a student is reported, once.
+        updates_per_step: student updates on each minibatch. The counter ``updates`` counts minibatches.
+        target_updater: builds each student's target updater from its loss. None copies kind and interval of the
+            trainer's own; losses without target parameters get none.
+        dormant_every_updates: minibatches between two measurements of dormant units, after one at the first; see
+            :func:`~torchrl_rtpd.networks.dormant_share`. None never measures.
+        dormant_warning: share of dormant units, in a student's worst layer, above which it is reported, once.
 
     Logged once a batch, as averages over its updates: ``distill/<student>/loss``, ``kl_to_teacher``, ``agreement``,
     ``teacher_entropy``, ``student_entropy``, ``loss_distill`` and ``loss_td``, and ``dormant`` when measured.
 
     Raises:
         TypeError: a student that is not a :class:`~torchrl_rtpd.objectives.DistillationLoss`.
-        ValueError: no student, or a missing or unknown name among the optimisers; numbers out of range.
+        ValueError: no student, one whose loss is not reduced, or a missing or unknown name among the optimisers;
+            numbers out of range.
         RuntimeError: at ``register``, a Ray learner backend, or a target updater that cannot be derived.
 
     Examples:
@@ -64,7 +80,8 @@ class RealTimeDistillTrainer(TrainerHookBase):
         >>> from torchrl.data import Categorical
         >>> from torchrl.modules import QValueActor
         >>> student = QValueActor(nn.Linear(4, 2), in_keys=["observation"], spec=Categorical(2))
-        >>> hook = RealTimeDistillTrainer({"tiny": DistillationLoss(student)}, optimizer=partial(torch.optim.Adam, lr=5e-4))
+        >>> students = {"tiny": DistillationLoss(student)}
+        >>> hook = RealTimeDistillTrainer(students, optimizer=partial(torch.optim.Adam, lr=5e-4))
         >>> hook  # then hook.register(trainer)
         RealTimeDistillTrainer(students=['tiny'])
     """
@@ -78,7 +95,7 @@ class RealTimeDistillTrainer(TrainerHookBase):
         updates_per_step: int = 1,
         target_updater: UpdaterFactory | None = None,
         dormant_every_updates: int | None = 500,
-        dormant_warning: float = 0.5,
+        dormant_warning: float = 0.9,
     ) -> None:
         if isinstance(students, DistillationLoss):
             students = {"student": students}
@@ -94,6 +111,7 @@ class RealTimeDistillTrainer(TrainerHookBase):
         self.dormant_every_updates = dormant_every_updates
         self.dormant_warning = dormant_warning
         self.updates = 0
+        self.metrics: dict[str, float] = {}  # the last averages, for whoever shows progress
         factories = optimizer if isinstance(optimizer, Mapping) else dict.fromkeys(self.students, optimizer)
         if factories.keys() != self.students.keys():
             raise ValueError(
@@ -106,7 +124,8 @@ class RealTimeDistillTrainer(TrainerHookBase):
         self._teacher = _TeacherValues()
         self._sums: dict[str, dict[str, Tensor]] = {name: {} for name in self.students}
         self._num_summed = 0
-        self._dormant: dict[str, float] = {}
+        self._dormant: dict[str, float] | None = None  # not measured yet
+        self._saved_updaters: dict[str, Any] = {}  # of target updaters that register() is still to build
         self._warned: set[str] = set()
 
     def __repr__(self) -> str:
@@ -134,6 +153,8 @@ class RealTimeDistillTrainer(TrainerHookBase):
                 self.target_updaters[name] = self._target_updater(loss)
             else:
                 self.target_updaters[name] = _updater_like(getattr(trainer, "target_net_updater", None), loss)
+            if name in self._saved_updaters:
+                self.target_updaters[name].load_state_dict(self._saved_updaters.pop(name))
 
     def step(self, sub_batch: TensorDictBase) -> None:
         """Update every student on the minibatch ``[B]`` the teacher has just learned from. The batch is not changed."""
@@ -143,7 +164,9 @@ class RealTimeDistillTrainer(TrainerHookBase):
                 self._update(name, loss, batch)
         self.updates += 1
         self._num_summed += self.updates_per_step
-        if self.dormant_every_updates and self.updates % self.dormant_every_updates == 0:
+        every = self.dormant_every_updates
+        # Measured at once too: a stepper must return the same metrics at every update.
+        if every and (self._dormant is None or self.updates % every == 0):
             self._measure_dormant(batch)
 
     def _update(self, name: str, loss: DistillationLoss, batch: TensorDictBase) -> None:
@@ -171,10 +194,12 @@ class RealTimeDistillTrainer(TrainerHookBase):
         self._sums = {name: {} for name in self.students}
         self._num_summed = 0
         metrics = dict(zip(names, values.tolist(), strict=True))
-        metrics.update((f"distill/{name}/dormant", share) for name, share in self._dormant.items())
+        metrics.update((f"distill/{name}/dormant", share) for name, share in (self._dormant or {}).items())
+        self.metrics = metrics
         return metrics
 
     def _measure_dormant(self, batch: TensorDictBase) -> None:
+        self._dormant = {}
         for name, loss in self.students.items():
             try:
                 share = dormant_share(loss.student_network, batch)
@@ -184,9 +209,9 @@ class RealTimeDistillTrainer(TrainerHookBase):
             if share > self.dormant_warning and name not in self._warned:
                 self._warned.add(name)
                 warnings.warn(
-                    f"{share:.0%} of the units of student {name!r} are dormant after {self.updates} updates (warned above "
-                    f"{self.dormant_warning:.0%}): it may be dying; lower its learning rate, raise Adam's eps to 1e-5, use equal "
-                    "temperatures of about 0.1, clip its gradient or keep the TD term.",
+                    f"{share:.0%} of the units in a layer of student {name!r} are dormant after {self.updates} updates "
+                    f"(warned above {self.dormant_warning:.0%}): it may be dying; lower its learning rate, raise Adam's eps to "
+                    "1e-5, use equal temperatures of about 0.1, clip its gradient or keep the TD term.",
                     stacklevel=2,
                 )
 
@@ -200,7 +225,7 @@ class RealTimeDistillTrainer(TrainerHookBase):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned; call after :meth:`register`."""
+        """Restore what :meth:`state_dict` returned, before or after :meth:`register`."""
         saved = state_dict["students"].keys()
         if saved != self.students.keys():
             raise ValueError(
@@ -210,13 +235,16 @@ class RealTimeDistillTrainer(TrainerHookBase):
         for name in self.students:
             self.students[name].load_state_dict(state_dict["students"][name])
             self.optimizers[name].load_state_dict(state_dict["optimizers"][name])
+        self._saved_updaters = dict(state_dict["target_updaters"])
         for name, updater in self.target_updaters.items():
-            updater.load_state_dict(state_dict["target_updaters"][name])
+            updater.load_state_dict(self._saved_updaters.pop(name))
         self.updates = int(state_dict["updates"])
 
 
 class RealTimeDistillStepper(OptimizationStepper):
     """The hook as an optimisation step, for trainers whose updates run elsewhere or are compiled whole.
+
+    With several learner ranks each trains students of its own on its share of the batch; saved are those of the first.
 
     Args:
         hook: the students and how they learn. Do not register it as well.
@@ -245,8 +273,9 @@ class RealTimeDistillStepper(OptimizationStepper):
             self._prepared = True
         metrics = self.stepper.step(trainer, sub_batch).detach()
         replay_buffer = getattr(trainer, "replay_buffer", None)
-        if hasattr(replay_buffer, "update_tensordict_priority"):
-            replay_buffer.update_tensordict_priority(sub_batch)
+        update_priority = getattr(replay_buffer, "update_tensordict_priority", None)
+        if update_priority is not None and not getattr(self.stepper, "updates_replay_priority", False):
+            update_priority(sub_batch)
         self.hook.step(sub_batch)
         for name, value in (self.hook.averages() or {}).items():
             metrics.set(name, torch.tensor(value))
@@ -265,7 +294,8 @@ class RealTimeDistillStepper(OptimizationStepper):
 class KeepWarmupData(TrainerHookBase):
     """Store the batches of the warm-up, which TorchRL's off-policy trainers collect and throw away.
 
-    They extend the replay buffer only in batches that also optimise, so what comes before ``init_random_frames`` is lost.
+    They extend the replay buffer only in batches that also optimise, so what comes before ``init_random_frames`` is
+    lost.
 
     Args:
         replay_buffer: the trainer's buffer.
@@ -273,6 +303,7 @@ class KeepWarmupData(TrainerHookBase):
 
     def __init__(self, replay_buffer: Any) -> None:
         self.replay_buffer = replay_buffer
+        self._storer = ReplayBufferTrainer(replay_buffer, flatten_tensordicts=True)
         self._trainer: Trainer | None = None
 
     def register(self, trainer: Trainer, name: str = "keep_warmup_data") -> None:
@@ -281,11 +312,14 @@ class KeepWarmupData(TrainerHookBase):
         trainer.register_op("batch_process", self.extend)
 
     def extend(self, batch: TensorDictBase) -> None:
-        """Store ``batch`` ``[N, T]`` if the trainer will not."""
+        """Store ``batch`` ``[N, T]``, as TorchRL would, if the trainer will not."""
         trainer = self._trainer
-        collected = trainer.collected_frames + batch.numel() * trainer.frame_skip
-        if collected < trainer.collector.init_random_frames:
-            self.replay_buffer.extend(batch.reshape(-1))
+        if trainer is None:
+            raise RuntimeError("extend was called before register: call hook.register(trainer) first.")
+        mask = batch.get(("collector", "mask"), None)
+        steps = batch.numel() if mask is None else int(mask.sum())
+        if trainer.collected_frames + steps * trainer.frame_skip < trainer.collector.init_random_frames:
+            self._storer.extend(batch)
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: the hook holds no state."""
@@ -311,7 +345,8 @@ class SampleToDevice(TrainerHookBase):
 
     def to_device(self, sub_batch: TensorDictBase) -> TensorDictBase:
         """The minibatch on the device."""
-        return sub_batch.to(self.device, non_blocking=True)
+        # To the CPU the copy must have arrived when it is read.
+        return sub_batch.to(self.device, non_blocking=self.device.type == "cuda")
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: the hook holds no state."""
@@ -322,49 +357,53 @@ class SampleToDevice(TrainerHookBase):
 
 
 class _TeacherValues:
-    """The teacher's values of a minibatch: overheard from its own loss, or else computed once for all students.
+    """The teacher's values of a minibatch, overheard from its own loss. What is not heard the students' losses compute.
 
-    A DQN loss runs its network on the state and, with target parameters, on the next state (last). Both calls are recognised by the
-    very tensors of the minibatch, so that values of another batch are never taken.
+    A DQN loss runs its network on the state and, with target parameters, on the next state (last). Both calls are
+    recognised by the very tensors of the minibatch, so that values of another batch are never taken. A teacher with
+    dropout, batch normalisation or noisy layers is not listened to: targets come from its eval mode.
     """
 
     def __init__(self) -> None:
-        self._network: nn.Module | None = None
-        self._loss: nn.Module | None = None
+        self._network: TensorDictModule | None = None
         self._heard: list[tuple[Tensor, Tensor]] = []  # input and values of each call since the last minibatch
 
     def attach(self, loss_module: nn.Module) -> None:
         names = ("value_network", "local_value_network", "actor_network")
-        self._network = next((getattr(loss_module, name) for name in names if hasattr(loss_module, name)), None)
-        self._loss = loss_module
-        if self._network is not None and "action_value" in self._network.out_keys:
-            self._network.register_forward_hook(self._hear)
+        network = next((getattr(loss_module, name) for name in names if hasattr(loss_module, name)), None)
+        if network is None or "action_value" not in network.out_keys:
+            return
+        if not any(isinstance(layer, _TRAINING_LAYERS) for layer in network.modules()):
+            self._network = network
+            network.register_forward_hook(self._hear)
 
-    def _hear(self, network: nn.Module, inputs: tuple[Any, ...], output: TensorDictBase) -> None:
-        if isinstance(output, TensorDictBase) and output.get("action_value", None) is not None:
+    def __deepcopy__(self, memo: dict) -> _TeacherValues:
+        return _TeacherValues()  # a copied network takes this hook along, but is not listened to
+
+    def _hear(self, network: Any, inputs: tuple[Any, ...], output: TensorDictBase) -> None:
+        if network is self._network and isinstance(output, TensorDictBase):
             self._heard.append((output.get(network.in_keys[0]), output.get("action_value").detach()))
             del self._heard[:-4]  # collection with the same network overhears itself: keep the last few only
 
     def added_to(self, sub_batch: TensorDictBase, losses: Iterable[DistillationLoss]) -> TensorDictBase:
         """A shallow copy of the minibatch with the teacher's values, under the keys the losses read."""
-        heard, self._heard = self._heard, []
-        if not heard:
+        (heard, self._heard), network = (self._heard, []), self._network
+        if not heard or network is None:
             return sub_batch
         batch = sub_batch.copy()
         if "next" in batch.keys():
             batch.set("next", batch.get("next").copy())
+        current = DistillationLoss.default_keys.teacher_action_value
         for key in dict.fromkeys(unravel_key(loss.tensor_keys.teacher_action_value) for loss in losses):
             for prefix in ((), ("next",)):
-                self._add(batch, heard, prefix, key)
+                target = unravel_key((*prefix, key))
+                if key != current and batch.get(target, None) is not None:
+                    continue  # stored values under a key of their own were asked for
+                observation = batch.get(unravel_key((*prefix, network.in_keys[0])), None)
+                values = next((values for tensor, values in reversed(heard) if tensor is observation), None)
+                if values is not None:
+                    batch.set(target, values)
         return batch
-
-    def _add(self, batch: TensorDictBase, heard: list, prefix: tuple[str, ...], key: NestedKey) -> None:
-        source = unravel_key((*prefix, self._network.in_keys[0]))
-        pixels = batch.get(source, None)
-        for tensor, values in reversed(heard):
-            if tensor is pixels:
-                batch.set(unravel_key((*prefix, key)), values)
-                return
 
 
 def _check_students(students: Mapping[str, DistillationLoss]) -> None:
@@ -376,6 +415,8 @@ def _check_students(students: Mapping[str, DistillationLoss]) -> None:
                 f"student {name!r} must be a DistillationLoss or StudentDQNLoss: got {type(loss).__name__}; "
                 "wrap the network in one of them."
             )
+        if loss.reduction == "none":
+            raise ValueError(f"the loss of student {name!r} must be reduced: got reduction='none'; use 'mean'.")
 
 
 def _updater_like(updater: TargetNetUpdater | None, loss: DistillationLoss) -> TargetNetUpdater:
@@ -385,6 +426,7 @@ def _updater_like(updater: TargetNetUpdater | None, loss: DistillationLoss) -> T
     if isinstance(updater, SoftUpdate):
         return SoftUpdate(loss, eps=updater.eps)
     raise RuntimeError(
-        "students with target parameters need a target updater, and the trainer has no HardUpdate or SoftUpdate to copy: got "
-        f"{type(updater).__name__}; pass target_updater=partial(HardUpdate, value_network_update_interval=1000)."
+        "students with target parameters need a target updater, and the trainer has no HardUpdate or SoftUpdate to "
+        f"copy: got {type(updater).__name__}; pass "
+        "target_updater=partial(HardUpdate, value_network_update_interval=1000)."
     )

@@ -1,0 +1,117 @@
+"""Write the tables of the results page from the runs under ``docs/results/``: ``python docs/make_results.py``.
+
+Each folder ``docs/results/<study>/<run>/`` holds the ``results.json``, ``metrics.csv`` and ``config.yaml`` of one run, as the
+main example left them. Every study gets ``docs/results/<study>.md``. Nothing in it is typed by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def load_runs(study: Path) -> list[dict[str, Any]]:
+    """The ``results.json`` of every run of a study, by seed."""
+    runs = [json.loads(path.read_text()) for path in sorted(study.glob("*/results.json"))]
+    return sorted(runs, key=lambda run: run["seed"])
+
+
+def markdown(rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table whose first row is the heading."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    lines.insert(1, "|" + " --- |" * (lines[0].count("|") - 1))
+    return "\n".join(lines)
+
+
+def errors_above_random(run: dict[str, Any], network: dict[str, Any]) -> float:
+    """How far a network's mean score is above the random player's, in standard errors of the difference."""
+    error = (network["score_standard_error"] ** 2 + run["random_standard_error"] ** 2) ** 0.5
+    return (network["score_mean"] - run["random_score"]) / error if error else float("inf")
+
+
+def seed_rows(runs: list[dict[str, Any]]) -> list[list[str]]:
+    """One row a network and seed."""
+    heading = ["seed", "network", "parameters", "score", "std", "games", "normalised", "agreement", "above random", "seconds"]
+    rows = [heading]
+    for run in runs:
+        for network in run["networks"]:
+            rows.append(
+                [
+                    str(run["seed"]),
+                    network["name"],
+                    f"{network['parameter_ratio']:.1%}",
+                    f"{network['score_mean']:,.0f}",
+                    f"{network['score_std']:,.0f}",
+                    str(network["episodes"]),
+                    "-" if network["normalised"] is None else f"{network['normalised']:.2f}",
+                    f"{network['agreement']:.2f}",
+                    f"{errors_above_random(run, network):.1f} SE",
+                    f"{run['seconds']:.0f}",
+                ]
+            )
+    return rows
+
+
+def summary_rows(runs: list[dict[str, Any]]) -> list[list[str]]:
+    """One row a network: over the seeds."""
+    rows = [["network", "median score", "median normalised", "worst", "best", "seeds at 0.90 or more", "fewest SE above random"]]
+    for name in [network["name"] for network in runs[0]["networks"]]:
+        entries = [(run, network) for run in runs for network in run["networks"] if network["name"] == name]
+        shares = [network["normalised"] for _, network in entries if network["normalised"] is not None]
+        rows.append(
+            [
+                name,
+                f"{statistics.median(network['score_mean'] for _, network in entries):,.0f}",
+                f"{statistics.median(shares):.2f}",
+                f"{min(shares):.2f}",
+                f"{max(shares):.2f}",
+                f"{sum(share >= 0.9 for share in shares)} of {len(entries)}",
+                f"{min(errors_above_random(run, network) for run, network in entries):.1f}",
+            ]
+        )
+    return rows
+
+
+def page(study: Path) -> str:
+    """The Markdown page of a study."""
+    runs = load_runs(study)
+    first = runs[0]
+    environment = first["environment"]
+    randoms = ", ".join(f"{run['random_score']:,.0f}" for run in runs)
+    versions = ", ".join(f"{name} {number}" for name, number in environment["versions"].items())
+    commits = ", ".join(sorted({str(run["environment"]["commit"])[:10] for run in runs}))
+    seconds = [run["seconds"] for run in runs]
+    return "\n".join(
+        [
+            f"<!-- written by docs/make_results.py from docs/results/{study.name}/*/results.json -->",
+            "",
+            f"Game {first['game']}, {first['steps']:,} agent steps and {first['updates']:,} updates a run, seeds "
+            f"{', '.join(str(run['seed']) for run in runs)}. Each network is the best by evaluation during the run, played anew "
+            f"on {first['networks'][0]['episodes']} games; the random player scored {randoms}. Runs took "
+            f"{min(seconds):.0f} to {max(seconds):.0f} s, several at a time on one machine where they took longer.",
+            "",
+            markdown(summary_rows(runs)),
+            "",
+            markdown(seed_rows(runs)),
+            "",
+            f"Hardware: {environment['cpu']}. {versions}. Commit {commits}. Command of the first run: "
+            f"`{environment['command']}`.",
+            "",
+        ]
+    )
+
+
+def main() -> None:
+    """Write one page a study."""
+    for study in sorted(path for path in RESULTS.iterdir() if path.is_dir()):
+        if load_runs(study):
+            (RESULTS / f"{study.name}.md").write_text(page(study))
+
+
+if __name__ == "__main__":
+    main()

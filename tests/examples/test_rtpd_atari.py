@@ -1,0 +1,208 @@
+"""The main example, run in this process on a real game for a few hundred steps."""
+
+import json
+from pathlib import Path
+
+import hydra
+import pytest
+import rtpd_atari as EXAMPLE
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+
+from torchrl_rtpd import load_weights, make_actor
+from torchrl_rtpd.report import read_metrics
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SHORT = [
+    "total_steps=640",
+    "warmup_steps=320",
+    "replay_capacity=640",
+    "evaluate_every_steps=160",
+    "evaluate_from_steps=0",
+    "evaluation_episodes=2",
+    "final_episodes=4",
+    "max_episode_steps=40",
+    "students=[net3,net17]",
+    "progress_bar=false",
+]
+
+
+def _config(output_dir, *overrides):
+    with hydra.initialize_config_dir(str(EXAMPLES / "config"), version_base="1.3"):
+        return hydra.compose("rtpd_atari", [*SHORT, f"output_dir={output_dir}", *overrides])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A short run and the folder it left."""
+    folder = tmp_path_factory.mktemp("run")
+    return EXAMPLE.run(_config(folder)), folder
+
+
+def test_run_writes_every_file(finished):
+    """One folder holds results, table, metrics, figure, configuration, weights and events."""
+    _, folder = finished
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    wanted = {"results.json", "table.md", "metrics.csv", "curves.png", "config.yaml"}
+    weights = {f"weights/{sub}{name}.safetensors" for sub in ("", "last/") for name in ("teacher", "net3", "net17")}
+    assert wanted | weights <= names
+    assert any("tfevents" in name for name in names)
+    assert not any(name.endswith(".partial") for name in names)
+
+
+def test_results_hold_the_agreed_fields(finished):
+    """results.json is what run returned, with every field of the contract."""
+    results, folder = finished
+    assert json.loads((folder / "results.json").read_text()) == results
+    assert results["steps"] == 640
+    assert results["updates"] == (640 - 320) // 2 + 8  # the batch that ends the warm-up already learns
+    assert results["steps_per_second"] > 0
+    assert {"game", "method", "seed", "seconds", "random_score"} <= results.keys()
+    roles = [(network["name"], network["role"]) for network in results["networks"]]
+    assert roles == [("teacher", "teacher"), ("net3", "student"), ("net17", "student")]
+    fields = {"parameters", "parameter_ratio", "score_mean", "score_std", "episodes", "percent_of_teacher"}
+    fields |= {"normalised", "agreement", "latency_ms"}
+    assert all(fields <= network.keys() for network in results["networks"])
+    assert [network["episodes"] for network in results["networks"]] == [4, 4, 4]
+    assert results["networks"][0]["agreement"] == 1.0
+
+
+def test_metrics_follow_the_run(finished):
+    """Rows come in the order of steps, with scores, agreement, KL and dormant units of every student."""
+    _, folder = finished
+    metrics = read_metrics(folder / "metrics.csv")
+    assert metrics["steps"] == sorted(metrics["steps"]) and metrics["steps"][-1] == 640
+    for student in ("net3", "net17"):
+        assert 0 <= metrics[f"{student}/agreement"][-1] <= 1
+        assert metrics[f"{student}/kl_to_teacher"][-1] >= 0
+    assert {"teacher/score", "net17/score", "net17/dormant", "net17/loss_td"} <= metrics.keys()
+
+
+def test_kept_weights_load_into_a_fresh_network(finished):
+    """The weights file of a student is that student."""
+    _, folder = finished
+    from torchrl.data import Categorical
+
+    path = folder / "weights" / "net17.safetensors"
+    actor = make_actor("net17", Categorical(18))
+    load_weights(actor, path)
+    saved = load_file(path)
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in actor.state_dict().items())
+
+
+def test_same_seed_gives_the_same_weights(finished, tmp_path):
+    """A run repeats exactly, and its teacher is the same without students."""
+    _, folder = finished
+    again, alone = tmp_path / "again", tmp_path / "alone"
+    EXAMPLE.run(_config(again, "tensorboard=false"))
+    EXAMPLE.run(_config(alone, "tensorboard=false", "method=teacher_only"))
+
+    def last(run, name):
+        return load_file(run / "weights" / "last" / f"{name}.safetensors")
+
+    for name in ("teacher", "net3", "net17"):
+        assert all(torch.equal(tensor, last(again, name)[key]) for key, tensor in last(folder, name).items())
+    assert all(torch.equal(tensor, last(alone, "teacher")[key]) for key, tensor in last(folder, "teacher").items())
+
+
+def test_divergence_alone_needs_no_td_term(tmp_path):
+    """td_coeff=0 distils by the divergence only, and evaluate_every_steps=null plays no games."""
+    results = EXAMPLE.run(
+        _config(tmp_path, "td_coeff=0", "evaluate_every_steps=null", "divergence=reverse_kl", "temperature=auto")
+    )
+    assert "random_score" not in results and "score_mean" not in results["networks"][0]
+    assert (tmp_path / "weights" / "net17.safetensors").exists()
+
+
+def test_failing_run_leaves_metrics_and_weights(tmp_path, monkeypatch):
+    """What was measured and learned before an error is on disk."""
+    from torchrl_rtpd import AtariVecEnv
+
+    real_step, count = AtariVecEnv._step, [0]
+
+    def failing_step(self, tensordict):
+        count[0] += 1
+        if count[0] == 200:
+            raise OSError("the emulator broke")
+        return real_step(self, tensordict)
+
+    monkeypatch.setattr(AtariVecEnv, "_step", failing_step)
+    with pytest.raises(OSError, match="the emulator broke"):
+        EXAMPLE.run(_config(tmp_path))
+    assert read_metrics(tmp_path / "metrics.csv")["steps"]
+    assert (tmp_path / "weights" / "last" / "teacher.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("method=magic", "method must be one of rtpd, teacher_only: got 'magic'"),
+        ("students=[]", "method=rtpd needs students"),
+        ("students=[net1,net1]", "students must differ"),
+        ("students=[net6]", "unknown network 'net6'"),
+        ("game=pongg", "unknown game 'pongg'.*pong"),
+        ("steps_per_update=3", "num_envs \\* rollout_steps must be a multiple of steps_per_update"),
+        ("final_episodes=3", "final_episodes must be a multiple of evaluation_episodes: got 3 and 2"),
+        ("teacher_optimizer=sgd", "teacher_optimizer must be adam or rmsprop: got 'sgd'"),
+        ("divergence=kl", "divergence must be one of"),
+        ("temperature=0", "teacher_temperature must be positive"),
+    ],
+)
+def test_bad_values_fail_before_the_first_step(tmp_path, monkeypatch, override, message):
+    """Each mistake has its own message, and no environment was stepped."""
+    from torchrl_rtpd import AtariVecEnv
+
+    def no_step(self, tensordict):
+        raise AssertionError("an environment was stepped")
+
+    monkeypatch.setattr(AtariVecEnv, "_step", no_step)
+    with pytest.raises(ValueError, match=message):
+        EXAMPLE.run(_config(tmp_path, override))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+def test_missing_gpu_is_an_early_error(tmp_path):
+    """device=cuda without a GPU names the remedy."""
+    with pytest.raises(ValueError, match="device=cuda needs a GPU"):
+        EXAMPLE.run(_config(tmp_path, "device=cuda"))
+
+
+def test_unknown_override_is_refused_by_hydra(tmp_path):
+    """A key that does not exist never starts a run."""
+    with pytest.raises(hydra.errors.ConfigCompositionException, match="speed"):
+        _config(tmp_path, "speed=9")
+
+
+@pytest.mark.parametrize("preset", ["quick", "paper"])
+def test_presets_set_every_key(preset):
+    """No preset leaves a key without a value, and both hold the keys of the schema only."""
+    with hydra.initialize_config_dir(str(EXAMPLES / "config"), version_base="1.3"):
+        config = hydra.compose("rtpd_atari", [f"preset={preset}", "output_dir=x"])
+    assert not OmegaConf.missing_keys(config)
+    assert config.students == ["net1", "net17"]
+    assert len(config) == len(EXAMPLE.Config.__dataclass_fields__)
+
+
+def test_paper_preset_is_the_papers_protocol():
+    """25,000 updates an epoch, 100 epochs, 30 games, Nature DQN's settings."""
+    with hydra.initialize_config_dir(str(EXAMPLES / "config"), version_base="1.3"):
+        config = hydra.compose("rtpd_atari", ["preset=paper", "output_dir=x"])
+    assert config.evaluate_every_steps / config.steps_per_update == 25_000
+    assert config.total_steps / config.evaluate_every_steps == 100
+    assert (config.evaluation_episodes, config.evaluation_epsilon, config.gamma) == (30, 0.05, 0.99)
+    assert (config.batch_size, config.replay_capacity, config.target_every_updates) == (32, 1_000_000, 10_000)
+
+
+def test_every_yaml_key_has_a_comment():
+    """A reader of the configuration needs no other file: all keys but the obvious ones are explained."""
+    files = sorted((EXAMPLES / "config").rglob("*.yaml"))
+    assert len(files) >= 3
+    obvious = {"seed", "num_envs", "n_step", "gamma", "batch_size", "tensorboard", "progress_bar", "steps_per_update"}
+    commented = set()
+    for file in files:
+        for line in file.read_text().splitlines():
+            if "#" in line and ":" in line.split("#")[0]:
+                commented.add(line.split(":")[0].strip())
+    keys = set(EXAMPLE.Config.__dataclass_fields__) - obvious
+    assert len(keys - commented) <= 14, sorted(keys - commented)

@@ -1,0 +1,446 @@
+"""Who acts, what is stored, and where new weights arrive."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import warnings
+from collections.abc import Iterator
+
+import pytest
+import torch
+from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModule
+from torch import Tensor, nn
+from torchrl.collectors import Collector, MultiSyncCollector
+from torchrl.data import Categorical, Composite, OneHot, Unbounded
+from torchrl.envs import Compose, DoubleToFloat, EnvBase, GymEnv, RewardSum, SerialEnv, TransformedEnv
+from torchrl.modules import EGreedyModule, QValueActor
+from torchrl.objectives import DQNLoss, HardUpdate
+from torchrl.trainers.algorithms.dqn import DQNTrainer
+
+from torchrl_rtpd.collectors import DualNetworkCollector, TeacherStudentPolicy
+from torchrl_rtpd.envs import AtariVecEnv
+from torchrl_rtpd.networks import Tower, make_actor
+
+ENVIRONMENT_KEYS = [
+    "action",
+    ("collector", "traj_ids"),
+    "done",
+    ("next", "done"),
+    ("next", "observation"),
+    ("next", "reward"),
+    ("next", "terminated"),
+    ("next", "truncated"),
+    "observation",
+    "terminated",
+    "truncated",
+]
+
+
+class Tape(EnvBase):
+    """Two slots; an observation reads 100 * slot + 10 * game + step. Games of slot 0 have 3 steps, those of slot 1 have 5."""
+
+    lengths = torch.tensor([[3], [5]])
+
+    def __init__(self, one_hot: bool = False) -> None:
+        super().__init__(batch_size=[2])
+        self.observation_spec = Composite(observation=Unbounded((2, 1)), shape=[2])
+        self.action_spec = OneHot(2, shape=(2, 2)) if one_hot else Categorical(2, shape=(2,))
+        self.reward_spec = Unbounded((2, 1))
+        self.game = torch.full((2, 1), -1)
+        self.step_count = torch.zeros(2, 1, dtype=torch.long)
+
+    def _set_seed(self, seed: int | None) -> None:
+        pass
+
+    def _observation(self) -> Tensor:
+        return (100 * torch.tensor([[0], [1]]) + 10 * self.game + self.step_count).float()
+
+    def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: object) -> TensorDictBase:
+        mask = None if tensordict is None else tensordict.get("_reset", None)
+        mask = torch.ones(2, 1, dtype=torch.bool) if mask is None else mask
+        self.game = self.game + mask
+        self.step_count = torch.where(mask, 0, self.step_count)
+        return TensorDict({"observation": self._observation()}, [2])
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        self.step_count = self.step_count + 1
+        done = self.step_count >= self.lengths
+        reward = torch.ones(2, 1)
+        return TensorDict({"observation": self._observation(), "reward": reward, "done": done, "terminated": done}, [2])
+
+
+def actor(features: int = 4, num_actions: int = 2, *, seed: int = 0, hidden: int = 8) -> QValueActor:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, num_actions))
+    return QValueActor(network, in_keys=["observation"], spec=Categorical(num_actions))
+
+
+def always(action: int, *, num_actions: int = 2, one_hot: bool = False) -> QValueActor:
+    """A policy that takes one action whatever it sees."""
+    network = nn.Linear(1, num_actions)
+    nn.init.zeros_(network.weight)
+    with torch.no_grad():
+        network.bias.copy_(nn.functional.one_hot(torch.tensor(action), num_actions))
+    return QValueActor(network, in_keys=["observation"], spec=(OneHot if one_hot else Categorical)(num_actions))
+
+
+def observations(slots: int = 8, features: int = 1) -> TensorDict:
+    return TensorDict({"observation": torch.randn(slots, features)}, [slots])
+
+
+def cartpole(seed: int = 0) -> EnvBase:
+    env = SerialEnv(2, lambda: GymEnv("CartPole-v1", categorical_action_encoding=True))
+    env = TransformedEnv(env, Compose(DoubleToFloat(), RewardSum(in_keys=["reward"], out_keys=["reward_sum"])))
+    env.set_seed(seed)
+    return env
+
+
+def collected(collector: Collector) -> Iterator[TensorDictBase]:
+    """Copies of a collector's batches, since its buffers are reused."""
+    for batch in collector:
+        yield batch.clone()
+    collector.shutdown()
+
+
+# Who acts
+
+
+@pytest.mark.parametrize(("acting", "action"), [("teacher", 0), ("student", 1), (0.0, 0), (1.0, 1)])
+def test_the_named_network_acts(acting: str | float, action: int) -> None:
+    """The teacher always takes action 0, the student action 1."""
+    out = TeacherStudentPolicy(always(0), always(1), acting=acting)(observations())
+    assert out["action"].tolist() == [action] * 8
+    if action == 1:
+        assert out["student_acted"].tolist() == [True] * 8
+    else:
+        assert "student_acted" not in out.keys()
+
+
+@pytest.mark.parametrize("one_hot", [False, True])
+def test_with_a_probability_the_student_acts_in_that_share_of_slots_and_steps(one_hot: bool) -> None:
+    """Of 4000 draws at 0.3, standard deviation 0.7 %; who acted is said truly, and drawn anew at every step."""
+    policy = TeacherStudentPolicy(always(0, one_hot=one_hot), always(1, one_hot=one_hot), acting=0.3, seed=0)
+    steps = [policy(observations(40)) for _ in range(100)]
+    acted = torch.stack([step["student_acted"] for step in steps])
+    actions = torch.stack([step["action"] for step in steps])
+    assert torch.equal(actions.argmax(-1) if one_hot else actions, acted.long())
+    assert acted.shape == (100, 40)
+    assert acted.float().mean().item() == pytest.approx(0.3, abs=0.03)
+    assert len({tuple(row.tolist()) for row in acted}) == 100
+    assert len({tuple(column.tolist()) for column in acted.T}) == 40
+
+
+def test_who_acts_is_drawn_from_the_policys_own_generator() -> None:
+    """One seed, one sequence; torch's global generator is neither read nor moved."""
+    state = torch.get_rng_state()
+    draws = []
+    for seed in (3, 3, 4):
+        torch.manual_seed(seed + len(draws))
+        before = torch.get_rng_state()
+        policy = TeacherStudentPolicy(always(0), always(1), acting=0.5, seed=seed)
+        data = TensorDict({"observation": torch.zeros(64, 1)}, [64])
+        draws.append(policy(data)["student_acted"].tolist())
+        assert torch.equal(torch.get_rng_state(), before)
+    torch.set_rng_state(state)
+    assert draws[0] == draws[1] != draws[2]
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda policy: pickle.loads(pickle.dumps(policy))])
+def test_copies_and_restored_policies_go_on_with_the_same_draws(copied) -> None:
+    """Also a policy of another seed that loads the state."""
+    policy = TeacherStudentPolicy(always(0), always(1), acting=0.5, seed=3)
+    policy(observations())
+    twin = copied(policy)
+    other = TeacherStudentPolicy(always(1), always(0), acting=0.5, seed=4)
+    other.load_state_dict(policy.state_dict())
+    expected = policy(observations(64))["student_acted"]
+    assert torch.equal(twin(observations(64))["student_acted"], expected)
+    out = other(observations(64))
+    assert torch.equal(out["student_acted"], expected)
+    assert torch.equal(out["action"], expected.long())  # its networks are those of the state
+
+
+def test_the_probability_can_be_scheduled_while_collecting() -> None:
+    policy = TeacherStudentPolicy(always(0), always(1), acting=0.5, seed=0)
+    policy.student_probability = 0.9
+    assert policy(observations(1_000))["action"].float().mean().item() == pytest.approx(0.9, abs=0.04)
+
+
+@pytest.mark.parametrize("acting", ["teacher", "student", 0.5])
+def test_exploration_replaces_the_action_of_whichever_acts(acting: str | float) -> None:
+    """Teacher and student never take action 2 or 3; with epsilon 1 all four are equally likely."""
+    exploration = EGreedyModule(Categorical(4), eps_init=1.0, eps_end=1.0)
+    teacher, student = always(0, num_actions=4), always(1, num_actions=4)
+    torch.manual_seed(0)
+    policy = TeacherStudentPolicy(teacher, student, acting=acting, exploration=exploration, seed=0)
+    shares = torch.bincount(policy(observations(4_000))["action"], minlength=4) / 4_000
+    torch.testing.assert_close(shares, torch.full((4,), 0.25), atol=0.03, rtol=0)
+
+
+def test_a_network_that_is_not_needed_is_not_run() -> None:
+    calls: list[str] = []
+    teacher, student = always(0), always(1)
+    teacher.register_forward_hook(lambda *_: calls.append("teacher"))
+    student.register_forward_hook(lambda *_: calls.append("student"))
+    for acting in ("teacher", "student", 0.5):
+        TeacherStudentPolicy(teacher, student, acting=acting)(observations())
+    TeacherStudentPolicy(teacher, student, record=True)(observations())
+    assert calls == ["teacher", "student", "teacher", "student", "teacher", "student"]
+
+
+def test_networks_without_values_of_their_own_leave_the_input_alone() -> None:
+    """What a policy reads stays as it was; it adds what ``out_keys`` says and nothing else."""
+    data = observations()
+    before = data.clone()
+    policy = TeacherStudentPolicy(always(0), always(1), acting=0.5, record=True)
+    policy(data)
+    assert torch.equal(data["observation"], before["observation"])
+    assert set(data.keys(True, True)) == {"observation", *policy.out_keys}
+
+
+def test_its_parts_have_names() -> None:
+    teacher, student, exploration = always(0), always(1), EGreedyModule(Categorical(2))
+    policy = TeacherStudentPolicy(teacher, student, exploration=exploration)
+    assert (policy.teacher, policy.student, policy.exploration) == (teacher, student, exploration)
+    alone = TeacherStudentPolicy(teacher)
+    assert (alone.teacher, alone.student, alone.exploration) == (teacher, None, None)
+
+
+# What is stored
+
+
+def test_the_tape_of_two_slots_holds_every_step_in_order() -> None:
+    """[N, T] batches; games end at 3 and 5 steps, and the next begins in the row after; new weights act at once."""
+    collector = DualNetworkCollector(Tape(), always(0), frames_per_batch=8, total_frames=16)
+    batches = []
+    for batch in collector:
+        batches.append(batch.clone())
+        collector.update_policy_weights_(always(1))
+    collector.shutdown()
+    assert [batch.shape for batch in batches] == [torch.Size([2, 4])] * 2
+    tape = torch.cat(batches, 1)
+    assert tape["observation"].squeeze(-1).tolist() == [
+        [0, 1, 2, 10, 11, 12, 20, 21],
+        [100, 101, 102, 103, 104, 110, 111, 112],
+    ]
+    assert tape["next", "observation"].squeeze(-1).tolist() == [
+        [1, 2, 3, 11, 12, 13, 21, 22],
+        [101, 102, 103, 104, 105, 111, 112, 113],
+    ]
+    assert tape["next", "done"].squeeze(-1).int().tolist() == [[0, 0, 1, 0, 0, 1, 0, 0], [0, 0, 0, 0, 1, 0, 0, 0]]
+    assert tape["action"].tolist() == [[0] * 4 + [1] * 4] * 2
+
+
+def test_nothing_but_the_environment_and_the_action_is_stored() -> None:
+    """TorchRL's own collector with a bare teacher stores more: its values."""
+    stored = {}
+    for acting in ("teacher", 0.5):
+        collector = DualNetworkCollector(
+            cartpole(), actor(seed=0), actor(seed=1), acting=acting, frames_per_batch=8, total_frames=8
+        )
+        (stored[acting],) = collected(collector)
+    extra = ["reward_sum", ("next", "reward_sum")]
+    assert set(stored["teacher"].keys(True, True)) == {*ENVIRONMENT_KEYS, *extra}
+    assert set(stored[0.5].keys(True, True)) == {*ENVIRONMENT_KEYS, *extra, "student_acted"}
+    # observations 2 * 16, action 8, reward 4, sums 2 * 4, flags 6, trajectory 8
+    assert stored["teacher"].bytes() == 8 * 66
+    assert stored[0.5].bytes() == 8 * 67
+
+
+def test_recording_stores_both_networks_values_as_they_compute_them() -> None:
+    teacher, student = actor(seed=0), actor(seed=1, hidden=3)
+    collector = DualNetworkCollector(
+        cartpole(), teacher, student, acting=0.5, record=True, frames_per_batch=20, total_frames=20, acting_seed=0
+    )
+    (batch,) = collected(collector)
+    for name, network in (("teacher", teacher), ("student", student)):
+        values = network(batch.select("observation"))["action_value"]
+        assert batch[name, "action_value"].shape == (2, 10, 2)
+        torch.testing.assert_close(batch[name, "action_value"], values.detach())
+    greedy = torch.where(
+        batch["student_acted"], batch["student", "action_value"].argmax(-1), batch["teacher", "action_value"].argmax(-1)
+    )
+    assert torch.equal(batch["action"], greedy)
+    assert {True, False} == set(batch["student_acted"].flatten().tolist())
+
+
+def test_atari_frames_are_collected_slot_by_slot_without_a_warning() -> None:
+    """Warnings are errors here; TorchRL's own default would warn of transforms that only recurrent networks need."""
+    env = AtariVecEnv("pong", 2, seed=0)
+    actors = [make_actor(Tower((2, 2, 2), 8), env.action_spec, seed=seed) for seed in (0, 1)]
+    collector = DualNetworkCollector(env, *actors, acting=0.5, frames_per_batch=8, total_frames=16)
+    assert env.observation_spec.keys() == collector.env.observation_spec.keys()
+    batches = list(collected(collector))
+    assert [batch.shape for batch in batches] == [torch.Size([2, 4])] * 2
+    assert batches[0]["pixels"].shape == (2, 4, 4, 84, 84)
+    assert torch.equal(batches[0]["next", "pixels"][:, -1], batches[1]["pixels"][:, 0])
+    assert not set(batches[0].keys(True, True)) & {"is_init", "action_value", "chosen_action_value"}
+
+
+def test_the_environment_can_be_made_with_arguments() -> None:
+    collector = DualNetworkCollector(
+        lambda seed: cartpole(seed), actor(), frames_per_batch=4, total_frames=4, create_env_kwargs={"seed": 3}
+    )
+    reference = cartpole(3).reset()["observation"]
+    (batch,) = collected(collector)
+    assert torch.equal(batch["observation"][:, 0], reference)
+
+
+def test_torchrls_own_collector_runs_the_policy() -> None:
+    policy = TeacherStudentPolicy(actor(seed=0), actor(seed=1), acting=0.5, seed=0)
+    collector = Collector(cartpole(), policy, frames_per_batch=8, total_frames=8, auto_register_policy_transforms=False)
+    (batch,) = collected(collector)
+    assert set(batch.keys()) >= {"student_acted", "action"}
+
+
+def test_worker_processes_run_the_policy() -> None:
+    """TorchRL's multi-process collector, one worker."""
+    policy = TeacherStudentPolicy(always(0), always(1), acting=0.5, seed=0)
+    collector = MultiSyncCollector(
+        [Tape], policy, frames_per_batch=8, total_frames=8, auto_register_policy_transforms=False
+    )
+    (batch,) = collected(collector)
+    assert batch["observation"].squeeze(-1).tolist() == [[0, 1, 2, 10], [100, 101, 102, 103]]
+    assert torch.equal(batch["action"], batch["student_acted"].long())
+    assert {True, False} == set(batch["student_acted"].flatten().tolist())
+
+
+# New weights
+
+
+def trainer_of(collector: Collector, teacher: QValueActor, exploration: EGreedyModule | None) -> DQNTrainer:
+    """A stock trainer without a buffer's worth of learning: only its weight update matters."""
+    loss = DQNLoss(teacher, action_space="categorical", delay_value=True)
+    return DQNTrainer(
+        collector=collector,
+        total_frames=40,
+        frame_skip=1,
+        optim_steps_per_batch=1,
+        loss_module=loss,
+        optimizer=torch.optim.SGD(loss.parameters(), lr=0.1),
+        target_net_updater=HardUpdate(loss, value_network_update_interval=10),
+        greedy_module=exploration,
+        progress_bar=False,
+    )
+
+
+@pytest.mark.parametrize("separate", [False, True], ids=["shared", "separate copy"])
+@pytest.mark.parametrize("explores", [False, True])
+@pytest.mark.parametrize("with_student", [False, True])
+def test_a_stock_trainers_weight_update_reaches_the_teacher_that_acts(
+    separate: bool, explores: bool, with_student: bool
+) -> None:
+    """With and without exploration, and the student's weights stay."""
+    teacher, student = actor(seed=0), actor(seed=1, hidden=3) if with_student else None
+    exploration = EGreedyModule(Categorical(2), annealing_num_steps=40) if explores else None
+    acting_parts = (teacher, student, exploration)
+    if separate:
+        acting_parts = copy.deepcopy(acting_parts)
+    collector = DualNetworkCollector(
+        cartpole(), *acting_parts[:2], exploration=acting_parts[2], frames_per_batch=10, total_frames=40
+    )
+    trainer = trainer_of(collector, teacher, exploration)
+    student_before = None if student is None else copy.deepcopy(collector.policy.student.state_dict())
+    before = copy.deepcopy(teacher.state_dict())
+    trainer.train()
+    after = teacher.state_dict()
+    assert not all(torch.equal(after[name], before[name]) for name in after)  # it learned
+    for name, tensor in collector.policy.teacher.state_dict().items():
+        assert torch.equal(tensor, after[name]), name
+    if with_student:
+        for name, tensor in collector.policy.student.state_dict().items():
+            assert torch.equal(tensor, student_before[name]), name
+    if explores:
+        assert collector.policy.exploration.eps.item() == exploration.eps.item() < 1
+
+
+def test_a_whole_policy_can_be_sent() -> None:
+    collector = DualNetworkCollector(Tape(), always(0), always(0), acting=0.5, frames_per_batch=8, total_frames=8)
+    collector.update_policy_weights_(TeacherStudentPolicy(always(1), always(1), acting=0.5))
+    (batch,) = collected(collector)
+    assert batch["action"].eq(1).all()
+
+
+def test_weights_of_another_network_are_refused() -> None:
+    """TorchRL names the entry that does not fit."""
+    collector = DualNetworkCollector(Tape(), always(0), frames_per_batch=8, total_frames=8)
+    with pytest.raises(KeyError, match="was not found"):
+        collector.update_policy_weights_(actor(features=1))
+    collector.shutdown()
+
+
+def test_a_restored_collector_goes_on_with_networks_and_draws() -> None:
+    """Another collector that loads the state draws the same students and counts the same frames."""
+
+    def build(seed: int) -> DualNetworkCollector:
+        networks = (actor(features=1, seed=seed), actor(features=1, seed=seed + 1))
+        return DualNetworkCollector(
+            Tape(), *networks, acting=0.5, acting_seed=seed, frames_per_batch=8, total_frames=24
+        )
+
+    first, second = build(0), build(5)
+    iterator = iter(first)
+    next(iterator)
+    second.load_state_dict(first.state_dict())
+    expected = next(iterator)["student_acted"].clone()
+    assert torch.equal(next(iter(second))["student_acted"], expected)
+    for name, tensor in first.policy.teacher.state_dict().items():
+        assert torch.equal(second.policy.teacher.state_dict()[name], tensor)
+    first.shutdown()
+    second.shutdown()
+
+
+# Errors
+
+
+@pytest.mark.parametrize("acting", [-0.1, 1.5, "both", None, float("nan")])
+def test_acting_out_of_range_is_refused(acting: object) -> None:
+    with pytest.raises(ValueError, match=rf"acting must be 'teacher', 'student' or .* in \[0, 1\]: got {acting!r}\."):
+        TeacherStudentPolicy(always(0), always(1), acting=acting)
+
+
+@pytest.mark.parametrize("arguments", [{"acting": "student"}, {"acting": 0.2}, {"record": True}])
+def test_a_student_that_acts_or_is_recorded_must_be_there(arguments: dict) -> None:
+    with pytest.raises(ValueError, match="need a student: got None; pass one or let the teacher act"):
+        TeacherStudentPolicy(always(0), **arguments)
+
+
+@pytest.mark.parametrize("one_hot", [False, True])
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_a_network_for_another_number_of_actions_is_refused_before_the_first_step(role: str, one_hot: bool) -> None:
+    networks = {
+        name: always(0, num_actions=3 if name == role else 2, one_hot=one_hot) for name in ("teacher", "student")
+    }
+    env = Tape(one_hot)
+    with pytest.raises(
+        ValueError, match=rf"the {role} has 3 actions, the environment 2; build it from env\.action_spec"
+    ):
+        DualNetworkCollector(env, **networks, frames_per_batch=8, total_frames=8)
+    assert (env.game == -1).all()  # it was not even reset
+
+
+def test_a_network_that_declares_no_actions_is_taken_as_it_is() -> None:
+    network = TensorDictModule(lambda seen: (seen[..., 0] % 2).long(), in_keys=["observation"], out_keys=["action"])
+    (batch,) = collected(DualNetworkCollector(Tape(), network, frames_per_batch=8, total_frames=8))
+    assert torch.equal(batch["action"], (batch["observation"][..., 0] % 2).long())
+
+
+def test_recording_random_steps_is_refused() -> None:
+    """TorchRL runs no policy in them and would store zeros as if they were values."""
+    with pytest.raises(ValueError, match=r"record=True needs the networks at every step.*: got init_random_frames=4;"):
+        DualNetworkCollector(
+            Tape(), always(0), always(1), record=True, frames_per_batch=8, total_frames=8, init_random_frames=4
+        )
+
+
+def test_transforms_for_recurrent_networks_can_still_be_asked_for() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        collector = DualNetworkCollector(
+            Tape(), always(0), frames_per_batch=8, total_frames=8, auto_register_policy_transforms=True
+        )
+    (batch,) = collected(collector)
+    assert "is_init" in batch.keys()

@@ -1,0 +1,199 @@
+"""What a run leaves behind: rows of metrics, a table of results, a figure of the curves.
+
+Files are written as the run goes on, so that one that fails leaves what it had. Every figure and table is made from these files.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["MetricsFile", "plot_curves", "read_metrics", "results_table", "run_environment", "write_json"]
+
+
+class MetricsFile:
+    """A CSV file that grows by one row a log point and is whole after each.
+
+    Args:
+        path: file to write; its folder is made if need be. An existing file is replaced.
+        columns: names, in order; network metrics are named ``<network>/<metric>``.
+
+    Raises:
+        ValueError: at ``append``, a column that was not named.
+
+    Examples:
+        >>> import tempfile
+        >>> metrics = MetricsFile(tempfile.mkdtemp() + "/metrics.csv", ["steps", "teacher/score"])
+        >>> metrics.append({"steps": 100, "teacher/score": 2.5})
+        >>> read_metrics(metrics.path)
+        {'steps': [100.0], 'teacher/score': [2.5]}
+    """
+
+    def __init__(self, path: str | os.PathLike, columns: Sequence[str]) -> None:
+        self.path = Path(path)
+        self.columns = list(columns)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("w", newline="") as file:
+            csv.writer(file).writerow(self.columns)
+
+    def append(self, row: Mapping[str, float]) -> None:
+        """Write one row; columns it lacks stay empty."""
+        unknown = row.keys() - set(self.columns)
+        if unknown:
+            raise ValueError(f"every metric needs a column: got {sorted(unknown)}; name them when the file is made.")
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, self.columns, restval="").writerow(row)
+            file.flush()
+
+
+def read_metrics(path: str | os.PathLike) -> dict[str, list[float]]:
+    """Columns of a metrics file; empty cells are NaN.
+
+    Args:
+        path: file written by :class:`MetricsFile`.
+    """
+    with Path(path).open(newline="") as file:
+        rows = list(csv.reader(file))
+    return {name: [float(row[i]) if row[i] else math.nan for row in rows[1:]] for i, name in enumerate(rows[0])}
+
+
+def write_json(path: str | os.PathLike, content: Mapping[str, Any]) -> None:
+    """Write a JSON file whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(partial, path)
+
+
+def run_environment(device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Command, versions, hardware and commit of this run, to stand beside its numbers."""
+    packages = ("torch", "torchrl", "tensordict", "gymnasium", "ale-py", "torchrl_rtpd")
+    device = torch.device(device)
+    return {
+        "command": " ".join(["python", *sys.argv]),
+        "commit": _git_commit(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in packages},
+        "cpu": _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+    }
+
+
+def _git_commit() -> str | None:
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return f"{model}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
+
+
+_COLUMNS = (
+    ("network", "name", "{}"),
+    ("parameters", "parameters", "{:,}"),
+    ("of teacher's", "parameter_ratio", "{:.1%}"),
+    ("score", "score_mean", "{:,.1f}"),
+    ("+- std", "score_std", "{:,.1f}"),
+    ("games", "episodes", "{}"),
+    ("% of teacher", "percent_of_teacher", "{:.1f}"),
+    ("normalised", "normalised", "{:.3f}"),
+    ("agreement", "agreement", "{:.3f}"),
+    ("CPU ms", "latency_ms", "{:.2f}"),
+)
+
+
+def results_table(results: Mapping[str, Any]) -> str:
+    """A run's ``results.json`` as a Markdown table, one row a network, the random player last.
+
+    Args:
+        results: the content of ``results.json``.
+    """
+    rows = [[title for title, _, _ in _COLUMNS]]
+    for network in results["networks"]:
+        rows.append(["-" if network.get(key) is None else text.format(network[key]) for _, key, text in _COLUMNS])
+    if "random_score" in results:
+        rows.append(["random player", "", "", f"{results['random_score']:,.1f}", *[""] * (len(_COLUMNS) - 4)])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
+    lines.insert(1, "| " + " | ".join("-" * width for width in widths) + " |")
+    return "\n".join(lines)
+
+
+def plot_curves(
+    metrics: Mapping[str, Sequence[float]],
+    networks: Sequence[str],
+    path: str | os.PathLike,
+    *,
+    title: str,
+    random_score: float | None = None,
+) -> Path:
+    """Learning curves in one figure: scores, agreement and KL to the teacher, dormant units, against agent steps.
+
+    Args:
+        metrics: columns, as :func:`read_metrics` gives them.
+        networks: names, the teacher first.
+        path: file to write, PNG or SVG by its ending.
+        title: heading of the figure.
+        random_score: raw score of the random player, drawn as a line.
+
+    Returns:
+        The path.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("the figure needs matplotlib: pip install 'torchrl_rtpd[plots]'.") from error
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    figure.suptitle(title)
+    panels = (
+        ("score", "raw score, whole games"),
+        ("agreement", "greedy agreement with the teacher"),
+        ("kl_to_teacher", "KL(teacher || student), nats"),
+        ("dormant", "share of dormant units"),
+    )
+    for axes, (metric, label) in zip(figure.subplots(2, 2).flat, panels, strict=True):
+        for index, name in enumerate(networks):
+            _draw(axes, metrics, f"{name}/{metric}", color=f"C{index}", width=2.5 if index == 0 else 1.5)
+        if metric == "score" and random_score is not None:
+            axes.axhline(random_score, color="grey", linestyle=":", label="random player")
+        axes.set(xlabel="agent steps", ylabel=label)
+        axes.grid(alpha=0.3)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend()
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    return Path(path)
+
+
+def _draw(axes: Any, metrics: Mapping[str, Sequence[float]], column: str, *, color: str, width: float) -> None:
+    points = [
+        (steps, value)
+        for steps, value in zip(metrics["steps"], metrics.get(column, ()), strict=False)
+        if not math.isnan(value)
+    ]
+    if points:
+        axes.plot(*zip(*points, strict=True), color=color, linewidth=width, marker=".", label=column.split("/")[0])
