@@ -1,7 +1,7 @@
 """Write the tables of the results page from the runs under ``docs/results/``: ``python docs/make_results.py``.
 
-Each folder ``docs/results/<study>/<run>/`` holds the ``results.json``, ``metrics.csv`` and ``config.yaml`` of one run, as the
-main example left them. Every study gets ``docs/results/<study>.md``. Nothing in it is typed by hand.
+Each folder ``docs/results/<study>/<run>/`` holds the ``results.json``, ``metrics.csv`` and ``config.yaml`` of one run,
+as the main example left them. Every study gets ``docs/results/<study>.md``. Nothing in it is typed by hand.
 """
 
 from __future__ import annotations
@@ -36,7 +36,18 @@ def errors_above_random(run: dict[str, Any], network: dict[str, Any]) -> float:
 
 def seed_rows(runs: list[dict[str, Any]]) -> list[list[str]]:
     """One row a network and seed."""
-    heading = ["seed", "network", "parameters", "score", "std", "games", "normalised", "agreement", "above random", "seconds"]
+    heading = [
+        "seed",
+        "network",
+        "parameters",
+        "score",
+        "std",
+        "games",
+        "normalised",
+        "agreement",
+        "above random",
+        "seconds",
+    ]
     rows = [heading]
     for run in runs:
         for network in run["networks"]:
@@ -59,7 +70,17 @@ def seed_rows(runs: list[dict[str, Any]]) -> list[list[str]]:
 
 def summary_rows(runs: list[dict[str, Any]]) -> list[list[str]]:
     """One row a network: over the seeds."""
-    rows = [["network", "median score", "median normalised", "worst", "best", "seeds at 0.90 or more", "fewest SE above random"]]
+    rows = [
+        [
+            "network",
+            "median score",
+            "median normalised",
+            "worst",
+            "best",
+            "seeds at 0.90 or more",
+            "fewest SE above random",
+        ]
+    ]
     for name in [network["name"] for network in runs[0]["networks"]]:
         entries = [(run, network) for run in runs for network in run["networks"] if network["name"] == name]
         shares = [network["normalised"] for _, network in entries if network["normalised"] is not None]
@@ -91,8 +112,8 @@ def page(study: Path) -> str:
             f"<!-- written by docs/make_results.py from docs/results/{study.name}/*/results.json -->",
             "",
             f"Game {first['game']}, {first['steps']:,} agent steps and {first['updates']:,} updates a run, seeds "
-            f"{', '.join(str(run['seed']) for run in runs)}. Each network is the best by evaluation during the run, played anew "
-            f"on {first['networks'][0]['episodes']} games; the random player scored {randoms}. Runs took "
+            f"{', '.join(str(run['seed']) for run in runs)}. Each network is the best by evaluation "
+            f"during the run, played anew on {first['networks'][0]['episodes']} games; the random player scored {randoms}. Runs took "
             f"{min(seconds):.0f} to {max(seconds):.0f} s, several at a time on one machine where they took longer.",
             "",
             markdown(summary_rows(runs)),

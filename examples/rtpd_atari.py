@@ -4,8 +4,9 @@
     python examples/rtpd_atari.py game=pong students=[net1,net5] seed=3
     python examples/rtpd_atari.py preset=paper game=breakout device=cuda
 
-Everything a run leaves lies in ``output_dir``: results.json, table.md, metrics.csv, curves.png, config.yaml, weights/ and
-TensorBoard events. The keys are explained in config/rtpd_atari.yaml. Method: Sun & Fazli 2019, https://arxiv.org/abs/1912.12630.
+Everything a run leaves lies in ``output_dir``: results.json, table.md, metrics.csv, curves.png, config.yaml, weights/
+and TensorBoard events. The keys are explained in config/rtpd_atari.yaml. Method: Sun & Fazli 2019,
+https://arxiv.org/abs/1912.12630.
 """
 
 from __future__ import annotations
@@ -107,12 +108,14 @@ def check(config: Config) -> None:
     batch_steps = config.num_envs * config.rollout_steps
     if batch_steps % config.steps_per_update:
         raise ValueError(
-            f"num_envs * rollout_steps must be a multiple of steps_per_update: got {config.num_envs} * {config.rollout_steps} "
-            f"and {config.steps_per_update}; change rollout_steps."
+            f"num_envs * rollout_steps must be a multiple of steps_per_update: got {config.num_envs} * "
+            f"{config.rollout_steps} and {config.steps_per_update}; change rollout_steps."
         )
     for share in (config.teacher_settles, config.student_settles):
         if share is not None and (len(share) != 2 or not 0 <= share[0] < share[1] <= 1):
-            raise ValueError(f"a learning rate settles between two shares of the run, such as [0.6, 0.9]: got {list(share)}.")
+            raise ValueError(
+                f"a learning rate settles between two shares of the run, such as [0.6, 0.9]: got {list(share)}."
+            )
     if config.device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device={config.device} needs a GPU that torch can see: there is none; use device=cpu.")
     if config.final_episodes % config.evaluation_episodes:
@@ -237,7 +240,11 @@ def student_loss(config: Config, student: TensorDictModule) -> DistillationLoss:
     if config.td_coeff == 0:
         return DistillationLoss(student, **distillation)
     loss = StudentDQNLoss(
-        student, imitation=config.imitation, td_coeff=config.td_coeff, loss_function=config.loss_function, **distillation
+        student,
+        imitation=config.imitation,
+        td_coeff=config.td_coeff,
+        loss_function=config.loss_function,
+        **distillation,
     )
     loss.set_keys(terminated="end_of_life")
     loss.make_value_estimator(gamma=config.gamma)

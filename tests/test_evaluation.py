@@ -23,7 +23,7 @@ from torchrl_rtpd.networks import make_actor
 
 
 class FixedLengths(EnvBase):
-    """Slot ``i`` plays games of ``lengths[i]`` steps worth ``i + 1`` points each; observations are [slot, steps so far]."""
+    """Slot ``i`` plays games of ``lengths[i]`` steps worth ``i + 1`` points each; it sees [slot, steps so far]."""
 
     def __init__(self, lengths: Sequence[int], *, num_actions: int = 2, one_hot: bool = False) -> None:
         slots = len(lengths)

@@ -87,7 +87,8 @@ def test_weights_of_another_architecture_are_refused_and_change_nothing(tmp_path
     with pytest.raises(
         ValueError,
         match=r"net17\.safetensors holds another architecture: 3 tensors differ, "
-        r"first module\.0\.module\.trunk\.2\.bias: the file has \[8\], the network \[16\]; build the network with the sizes and actions it was saved with\.",
+        r"first module\.0\.module\.trunk\.2\.bias: the file has \[8\], the network \[16\]; "
+        r"build the network with the sizes and actions it was saved with\.",
     ):
         load_weights(other, path)
     assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())

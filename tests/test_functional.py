@@ -325,11 +325,21 @@ class TestMasks:
             assert student.grad[1].any()
 
     def test_single_allowed_action_is_certain(self) -> None:
-        """Its probability is 1, and no divergence is left."""
+        """Its probability is 1, and neither divergence nor spread is left."""
         mask = torch.tensor([False, True, False])
         log_probs = policy_log_probs(torch.tensor([3.0, -9.0, 3.0]), 0.01, mask)
         assert log_probs.tolist() == [-math.inf, 0.0, -math.inf]
         assert forward_kl(log_probs, log_probs).item() == 0.0
+        assert value_spread(torch.tensor([3.0, -9.0, 3.0]), mask).item() == 0.0
+
+    @pytest.mark.parametrize("name", DIFFERENTIABLE)
+    def test_no_nan_hides_inside_the_backward_pass(self, name: str) -> None:
+        """PyTorch's anomaly detection, which users turn on to find their own, stays silent for closed rows."""
+        mask = torch.tensor([[False] * 5, [True] * 5, [True, False, True, False, True]])
+        student = randn(3, 5, seed=1).requires_grad_()
+        with torch.autograd.set_detect_anomaly(True):
+            PAIRWISE[name](randn(3, 5), student, mask).sum().backward()
+        assert student.grad.isfinite().all()
 
 
 def softened(values: list[float], temperature: float, mask: list[bool]) -> list[float]:

@@ -453,24 +453,25 @@ class TestTeacher:
             assert all(value.abs().max() < 10 for value in params.values(True, True))
 
     def test_copies_of_a_loss_share_the_teacher_and_nothing_else(self) -> None:
-        """The copy learns from the same live teacher; stepping it leaves the original's student alone."""
-        teacher = actor()
-        loss = make(StudentDQNLoss, actor(), teacher, teacher_temperature="auto")
-        batch = transitions()
-        before = loss(batch)["loss_distill"].item()
+        """The copy follows the same live teacher; stepping it leaves the original's student and temperature alone."""
+        teacher, batch = actor(), transitions()
+        loss = make(StudentDQNLoss, actor(), teacher, teacher_temperature="auto").eval()
         duplicate = copy.deepcopy(loss)
-        assert sum(value is teacher for value in _reachable(duplicate)) == 1
-        assert duplicate(batch)["loss_distill"].item() == loss(batch)["loss_distill"].item()
+        before = loss(batch)["loss_distill"].item()
+        assert duplicate(batch)["loss_distill"].item() == before
         with torch.no_grad():
             for parameter in duplicate.parameters():
-                parameter.add_(1.0)
+                parameter.add_(torch.randn_like(parameter))
         duplicate.teacher_temperature = 5.0
-        after = loss.eval()(batch)
-        assert after["loss_distill"].item() == pytest.approx(before, rel=0.2)
+        assert duplicate(batch)["loss_distill"].item() != before
+        assert loss(batch)["loss_distill"].item() == before
         with torch.no_grad():
             for parameter in teacher.parameters():
-                parameter.add_(torch.randn_like(parameter))
-        assert loss(batch)["teacher_entropy"] != after["teacher_entropy"]
+                parameter.mul_(3.0)
+        after = copy.deepcopy(loss)(batch)["teacher_entropy"].item()
+        assert loss(batch)["teacher_entropy"].item() == after
+        duplicate.teacher_temperature = 0.1
+        assert duplicate(batch)["teacher_entropy"].item() == after
 
     def test_plain_modules_read_observation_and_write_action_value(self) -> None:
         """Networks need not be TensorDictModules."""
@@ -499,11 +500,6 @@ class TestTeacher:
         assert found.isfinite()
         if expected is not None:
             assert found.item() == expected["loss_distill"].item()
-
-
-def _reachable(loss: DistillationLoss) -> list[Any]:
-    """What the loss holds, one object deep."""
-    return [value for held in vars(loss).values() for value in (held, *getattr(held, "__dict__", {}).values())]
 
 
 class TestBatch:
@@ -885,11 +881,10 @@ class TestState:
         for key, value in fresh(transitions()).items():
             assert value.item() == expected[key].item()
 
-    def test_student_state_can_be_had_on_its_own(self) -> None:
-        """The network the caller handed over is the one that learns."""
+    def test_the_network_handed_over_is_the_one_that_learns(self) -> None:
+        """Its caller goes on to evaluate and export it."""
         student = actor()
         loss = DistillationLoss(student, actor())
-        torch.optim.SGD(loss.parameters(), lr=1.0).zero_grad()
         optimizer = torch.optim.SGD(loss.parameters(), lr=1.0)
         before = [parameter.clone() for parameter in student.parameters()]
         loss(transitions())["loss_distill"].backward()
@@ -905,6 +900,27 @@ class TestState:
         stored = with_teacher_values(transitions())
         stored = stored.apply(lambda value: value.double() if value.is_floating_point() else value)
         assert loss(stored)["loss_td"].dtype == torch.float64
+
+    def test_temperatures_and_coefficients_lie_where_the_student_does(self) -> None:
+        """A loss of networks on another device need not be moved there."""
+        student = actor().to("meta")
+        loss = StudentDQNLoss(student, student_temperature=1.0)
+        assert {value.device.type for value in loss.state_dict().values()} == {"meta"}
+
+    @pytest.mark.gpu
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+    @pytest.mark.parametrize("loss_class", [DistillationLoss, StudentDQNLoss])
+    def test_losses_on_a_gpu_equal_those_on_the_cpu(self, loss_class: type[DistillationLoss]) -> None:
+        """Networks and batch are moved, the loss is not."""
+        student, teacher = actor(), actor()
+        on_cpu = make(loss_class, student, teacher, teacher_temperature="auto")
+        on_gpu = make(
+            loss_class, copy.deepcopy(student).cuda(), copy.deepcopy(teacher).cuda(), teacher_temperature="auto"
+        )
+        expected, found = on_cpu(transitions()), on_gpu(transitions().cuda())
+        total(found).backward()
+        for key, value in expected.items():
+            torch.testing.assert_close(found[key].cpu(), value, rtol=1e-4, atol=1e-4)
 
     @pytest.mark.parametrize("name", ["teacher_temperature", "student_temperature", "td_coeff", "distill_coeff"])
     @pytest.mark.parametrize("initial", [1, 1.0])

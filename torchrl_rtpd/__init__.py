@@ -1,7 +1,7 @@
 """Real-time policy distillation for TorchRL: students that are ready the moment their teacher is.
 
-A teacher is trained by reinforcement learning and, in the same run and from the same minibatches, distilled into one or more far
-smaller students (Sun & Fazli 2019, https://arxiv.org/abs/1912.12630).
+A teacher is trained by reinforcement learning and, in the same run and from the same minibatches, distilled into one
+or more far smaller students (Sun & Fazli 2019, https://arxiv.org/abs/1912.12630).
 """
 
 from torchrl_rtpd.collectors import DualNetworkCollector, TeacherStudentPolicy

@@ -122,6 +122,15 @@ class TeacherStudentPolicy(TensorDictSequential):
             tensordict.set(("student", "action_value"), student_out["action_value"])
         return tensordict
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Bytes, since worker processes cannot receive a generator.
+        return {**self.__dict__, "_generator": self._generator.get_state().numpy().tobytes()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        generator = torch.Generator()
+        generator.set_state(torch.frombuffer(bytearray(state["_generator"]), dtype=torch.uint8))
+        super().__setstate__({**state, "_generator": generator})
+
     def _run(self, network: TensorDictModule | None, tensordict: TensorDictBase, acts: bool) -> Mapping[str, Tensor]:
         if network is None or not (acts or self.record):
             return {}

@@ -2,9 +2,9 @@
 
 Stream of one slot, one line a stage::
 
-    ALE frame 210x160 -> max of the last two -> grey 84x84 -> stack of 4 (zeros before the first frame) -> pixels [4, 84, 84] uint8
-    ALE reward summed over the frame skip ------------------> raw_reward -> sign -> reward
-    lives --------------------------------------------------> end_of_life (a life lost, or the game over)
+    ALE frame 210x160 -> max of the last two -> grey 84x84 -> stack of 4, zeros first -> pixels [4, 84, 84] uint8
+    ALE reward summed over the frame skip ------> raw_reward -> sign ---------> reward
+    lives --------------------------------------------------------------------> end_of_life (life lost or game over)
 
 ``N`` is the number of slots. A step is one agent decision: ``frame_skip`` emulator frames.
 """
@@ -30,10 +30,10 @@ FRAME_SIZE = 84  # pixels a side, Mnih et al. 2015
 class AtariVecEnv(EnvBase):
     """ALE's vector environment as a TorchRL environment: ``N`` games in C++ threads, no Python per game.
 
-    ``done`` is the real end of a game, never a lost life; ``end_of_life`` marks both and is the mask a DQN bootstraps with
-    (``loss.set_keys(terminated="end_of_life")``). Games that end restart in the same step: their last observation is stored under
-    ``("next", "pixels")`` and the first one of the next game under the following root, as TorchRL expects. Slots cannot be reset
-    one by one before their game is over.
+    ``done`` is the real end of a game, never a lost life; ``end_of_life`` marks both and is the mask a DQN bootstraps
+    with (``loss.set_keys(terminated="end_of_life")``). Games that end restart in the same step: their last observation
+    is stored under ``("next", "pixels")`` and the first one of the next game under the following root, as TorchRL
+    expects. Slots cannot be reset one by one before their game is over.
 
     Args:
         game: ALE's snake-case name, for example ``"ms_pacman"``.
@@ -50,12 +50,12 @@ class AtariVecEnv(EnvBase):
 
     Keys:
         ``pixels`` uint8 ``[N, 4, 84, 84]``; ``action`` int64 ``[N]``; ``reward`` and ``raw_reward`` float32 ``[N, 1]``;
-        ``episode_reward`` float32 ``[N, 1]``, the raw score of the whole game so far; ``end_of_life``, ``done``, ``terminated``
-        and ``truncated`` bool ``[N, 1]``.
+        ``episode_reward`` float32 ``[N, 1]``, the raw score of the whole game so far; ``end_of_life``, ``done``,
+        ``terminated`` and ``truncated`` bool ``[N, 1]``.
 
     Raises:
-        ValueError: an unknown game (with the nearest names), no slot, a size or probability out of range; at a step, actions of
-            another shape or outside the action set.
+        ValueError: an unknown game (with the nearest names), no slot, a size or probability out of range; at a step,
+            actions of another shape or outside the action set.
         TypeError: at a step, actions that are not integers.
 
     Examples:
@@ -87,7 +87,9 @@ class AtariVecEnv(EnvBase):
         _check_at_least(1, num_envs=num_envs, frame_skip=frame_skip, frame_stack=frame_stack, max_frames=max_frames)
         _check_at_least(0, noop_max=noop_max, num_threads=num_threads)
         if not 0.0 <= sticky_actions < 1.0:
-            raise ValueError(f"sticky_actions is a probability in [0, 1): got {sticky_actions}; 0.25 is ALE's usual value.")
+            raise ValueError(
+                f"sticky_actions is a probability in [0, 1): got {sticky_actions}; 0.25 is ALE's usual value."
+            )
         super().__init__(device=device, batch_size=[num_envs])
         self.game = game
         self.frame_skip = frame_skip
@@ -179,7 +181,9 @@ class AtariVecEnv(EnvBase):
         self._score = np.where(done[:, None], np.float32(0), score)
         self._next_pixels = pixels = torch.from_numpy(pixels)
         if done.any():  # ALE returns the first observation of the next game, TorchRL stores the last one of this game
-            pixels = torch.where(torch.from_numpy(done)[:, None, None, None], torch.from_numpy(info["final_obs"]), pixels)
+            pixels = torch.where(
+                torch.from_numpy(done)[:, None, None, None], torch.from_numpy(info["final_obs"]), pixels
+            )
         result = self._observation(pixels, score, (life_lost | terminated)[:, None], raw_reward)
         result.set("reward", self._tensor(np.sign(raw_reward) if self.clip_rewards else raw_reward))
         result.set("done", self._tensor(done[:, None]))
@@ -210,7 +214,8 @@ class AtariVecEnv(EnvBase):
             raise TypeError(f"actions must be int64 indices: got {action.dtype}; sample them from env.action_spec.")
         if action.shape != self.batch_size:
             raise ValueError(
-                f"actions must have shape {list(self.batch_size)}: got {list(action.shape)}; give one index to each slot."
+                f"actions must have shape {list(self.batch_size)}: got {list(action.shape)}; "
+                "give one index to each slot."
             )
         actions = action.cpu().numpy()
         if actions.min() < 0 or actions.max() >= self.num_actions:

@@ -281,15 +281,20 @@ def latency_ms(network: TensorDictModule, observation: Tensor, *, repeats: int =
     """Median time of one decision on the CPU, in milliseconds.
 
     Args:
-        network: an actor; its bare network is timed, on a copy, in the current number of threads.
+        network: an actor; its bare network is timed, on a copy, in one thread, as a small device would run it.
         observation: one observation with batch dimension 1, such as ``[1, 4, 84, 84]``.
         repeats: timed decisions, after ten that are not counted.
     """
     module = copy.deepcopy(bare_network(network)).cpu().eval()
     observation = observation.cpu()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     seconds = []
-    for _ in range(repeats + 10):
-        start = time.perf_counter()
-        module(observation)
-        seconds.append(time.perf_counter() - start)
+    try:
+        for _ in range(repeats + 10):
+            start = time.perf_counter()
+            module(observation)
+            seconds.append(time.perf_counter() - start)
+    finally:
+        torch.set_num_threads(threads)
     return 1000 * statistics.median(seconds[10:])

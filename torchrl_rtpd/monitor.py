@@ -1,6 +1,7 @@
 """Watching a run: progress, evaluations on a schedule, the best networks kept.
 
-A step is one agent decision. Evaluation uses environments and generators of its own, so watching changes nothing in training.
+A step is one agent decision. Evaluation uses environments and generators of its own, so watching changes nothing in
+training.
 """
 
 from __future__ import annotations
@@ -34,15 +35,19 @@ class RunMonitor(TrainerHookBase):
         evaluator: plays the games.
         output_dir: receives ``metrics.csv`` and ``weights/``.
         distiller: the hook that teaches the students, for their metrics; None without students.
-        evaluate_every_steps: agent steps between evaluations; 0 or None never evaluates during the run.
+        evaluate_every_steps: agent steps between evaluations, the last one at the end of training; 0 or None never
+            evaluates during the run.
         log_every_steps: agent steps between rows of ``metrics.csv``.
         evaluate_from_steps: no evaluation before this step.
         logger: receives the scores, as TorchRL's trainers log everything else.
         progress_bar: whether to draw one.
 
+    Raises:
+        ValueError: an interval out of range.
+
     Examples:
-        >>> monitor = RunMonitor(networks, evaluator, "outputs/run", distiller=hook)  # doctest: +SKIP
-        >>> monitor.register(trainer)  # doctest: +SKIP
+        ``RunMonitor(networks, evaluator, "outputs/run", distiller=hook).register(trainer)`` after the other hooks;
+        ``examples/rtpd_atari.py`` shows it at work.
     """
 
     def __init__(
@@ -58,6 +63,12 @@ class RunMonitor(TrainerHookBase):
         logger: Logger | None = None,
         progress_bar: bool = True,
     ) -> None:
+        if log_every_steps < 1 or (evaluate_every_steps or 0) < 0 or evaluate_from_steps < 0:
+            raise ValueError(
+                "intervals are counted in agent steps, at least 1 for logging and 0 for evaluation: got "
+                f"log_every_steps={log_every_steps}, evaluate_every_steps={evaluate_every_steps}, "
+                f"evaluate_from_steps={evaluate_from_steps}."
+            )
         self.networks = dict(networks)
         self.evaluator = evaluator
         self.output_dir = Path(output_dir)
@@ -71,10 +82,13 @@ class RunMonitor(TrainerHookBase):
         self.best_scores: dict[str, Scores] = {}
         self.last_scores: dict[str, Scores] = {}
         self.evaluation_seconds = 0.0
-        self._learning_since: tuple[float, int, float] | None = None  # clock, steps, evaluation seconds at the first update
+        self._learning_since: tuple[float, int, float] | None = (
+            None  # clock, steps, evaluation seconds at the first update
+        )
         self._next_log = self._next_evaluation = 0
         self._sums: dict[str, float] = {}
         self._num_summed = 0
+        self._shown: dict[str, float] = {}
         students = [f"{name}/{metric}" for name in list(self.networks)[1:] for metric in _STUDENT_METRICS]
         scores = [f"{name}/{metric}" for name in self.networks for metric in ("score", "score_std")]
         self.metrics = MetricsFile(
@@ -97,7 +111,8 @@ class RunMonitor(TrainerHookBase):
             self._learning_since = (time.perf_counter(), steps, self.evaluation_seconds)
         self._add_up()
         row: dict[str, float] = {}
-        if self.evaluate_every_steps and steps >= max(self._next_evaluation, self.evaluate_from_steps) and self.updates:
+        due = steps >= max(self._next_evaluation, self.evaluate_from_steps) or steps >= self._trainer.total_frames
+        if self.evaluate_every_steps and due and self.updates:
             self._next_evaluation = steps - steps % self.evaluate_every_steps + self.evaluate_every_steps
             row = self._evaluate(steps)
         if row or steps >= self._next_log:
@@ -117,7 +132,7 @@ class RunMonitor(TrainerHookBase):
 
     @property
     def steps_per_second(self) -> float | None:
-        """Agent steps a second since the first update, evaluation left out; None before the second batch with updates."""
+        """Agent steps a second since the first update, evaluation left out; None before there are any."""
         if self._learning_since is None:
             return None
         clock, steps, evaluating = self._learning_since
@@ -145,7 +160,7 @@ class RunMonitor(TrainerHookBase):
             last = {key.removeprefix("distill/"): value for key, value in self.distiller.metrics.items()}
             averages.update((name, last[name]) for name in averages if name.endswith("/dormant"))
         self._sums, self._num_summed = {}, 0
-        self._shown = averages or getattr(self, "_shown", {})
+        self._shown = averages or self._shown
         return averages
 
     def _evaluate(self, steps: int) -> dict[str, float]:

@@ -1,11 +1,11 @@
 """The paper's networks by name, as TorchRL Q-value actors.
 
-All share the layout of the Nature DQN (Mnih et al. 2015): three convolutions (8x8 stride 4, 4x4 stride 2, 3x3 stride 1), one fully
-connected layer and a linear head, with ReLU between them. Input is ``pixels``: ``[*B, 4, 84, 84]`` uint8, scaled to [0, 1] inside
-the network and nowhere else; output is ``action_value`` ``[*B, A]`` in float32.
+All share the layout of the Nature DQN (Mnih et al. 2015): three convolutions (8x8 stride 4, 4x4 stride 2, 3x3 stride
+1), one fully connected layer and a linear head, with ReLU between them. Input is ``pixels``: ``[*B, 4, 84, 84]``
+uint8, scaled to [0, 1] inside the network and nowhere else; output is ``action_value`` ``[*B, A]`` in float32.
 
-Sizes are those printed in Sun & Fazli 2019 (https://arxiv.org/abs/1912.12630). Its Net5 has 1.82-1.87 % of the teacher's
-parameters rather than the printed 1.7 %; ``net17`` is the tower that does meet 1.7 %.
+Sizes are those printed in Sun & Fazli 2019 (https://arxiv.org/abs/1912.12630). Its Net5 has 1.82-1.87 % of the
+teacher's parameters rather than the printed 1.7 %; ``net17`` is the tower that does meet 1.7 %.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ TOWERS: dict[str, Tower] = {
 class NatureTower(nn.Module):
     """The Nature-DQN layout with any number of filters and units.
 
-    Weights are drawn He-normal with zero biases and a head a tenth of that size: with PyTorch's own initialisation the tiny towers
-    often die within a few thousand updates (the project's results page has the evidence).
+    Weights are drawn He-normal with zero biases and a head a tenth of that size: with PyTorch's own initialisation the
+    tiny towers often die within a few thousand updates.
 
     Args:
         num_actions: number of actions ``A``.
@@ -62,7 +62,8 @@ class NatureTower(nn.Module):
         units: width of the fully connected layer.
         in_channels: stacked frames.
         autocast_dtype: run the layers before the head under :class:`torch.autocast` in this type, for example
-            ``torch.bfloat16``. The head is always float32, since a bfloat16 step is as large as the gaps between action values.
+            ``torch.bfloat16``. The head is always float32, since a bfloat16 step is as large as the gaps between
+            action values.
 
     Raises:
         ValueError: a size that is not positive, or not three filters.
@@ -133,7 +134,9 @@ class NatureTower(nn.Module):
                 "remove the transform that converts or scales them (ToTensorImage, VecNorm)."
             )
         batch = pixels.shape[:-3]
-        scaled = pixels.reshape(-1, *pixels.shape[-3:]).to(torch.float32, memory_format=torch.channels_last).mul_(1 / 255)
+        scaled = (
+            pixels.reshape(-1, *pixels.shape[-3:]).to(torch.float32, memory_format=torch.channels_last).mul_(1 / 255)
+        )
         with torch.autocast(pixels.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
             features = self.trunk(scaled)
         return self.head(features.float()).reshape(*batch, -1)
@@ -157,8 +160,8 @@ def make_actor(
         in_key: where the stacked frames ``[*B, 4, 84, 84]`` uint8 are read.
         in_channels: stacked frames.
         autocast_dtype: see :class:`NatureTower`.
-        seed: draw the weights from a generator of this seed and leave the global one untouched, so that adding a network changes
-            nothing for the others. None draws from the global generator.
+        seed: draw the weights from a generator of this seed and leave the global one untouched, so that adding a
+            network changes nothing for the others. None draws from the global generator.
         device: where the parameters live.
 
     Returns:
@@ -219,7 +222,8 @@ def dormant_share(network: TensorDictModule, tensordict: TensorDictBase, *, thre
     passes. About a third is usual in the fully connected layer of a network that has not learned yet.
 
     Args:
-        network: a module holding :class:`torch.nn.ReLU` layers with channels in dimension 1, as :class:`NatureTower` has.
+        network: a module holding :class:`torch.nn.ReLU` layers with channels in dimension 1, as :class:`NatureTower`
+            has.
         tensordict: a batch ``[B]`` with the network's ``in_keys``. Not changed.
         threshold: relative activation below which a unit is dormant, without unit.
 

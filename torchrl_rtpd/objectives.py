@@ -152,10 +152,11 @@ class DistillationLoss(LossModule):
         self.auto_temperature = teacher_temperature == "auto"
         if teacher_temperature == "auto":
             teacher_temperature = _AUTO_FLOOR
-        self.register_coeff_buffer("teacher_temperature", _positive("teacher_temperature", teacher_temperature, "auto"))
+        teacher_temperature = _positive("teacher_temperature", teacher_temperature, "auto")
         if student_temperature is not None:
             student_temperature = _positive("student_temperature", student_temperature, "None")
-        self.register_coeff_buffer("student_temperature", student_temperature)
+        self.register_coeff_buffer("teacher_temperature", teacher_temperature, device=self._default_device)
+        self.register_coeff_buffer("student_temperature", student_temperature, device=self._default_device)
 
     # Keys
 
@@ -167,7 +168,7 @@ class DistillationLoss(LossModule):
 
     @property
     def in_keys(self) -> list[NestedKey]:
-        """Keys a batch must have, in a fixed order."""
+        """Keys read from a batch, in a fixed order; what is read only if there is not among them."""
         if not self._in_keys:
             self._set_in_keys()
         return self._in_keys
@@ -215,7 +216,7 @@ class DistillationLoss(LossModule):
         reduction = "none" if self.reduction == "none" else "mean"
         for name, value in metrics.items():
             out[name] = self._reduce_loss(value, tensordict=tensordict, reduction=reduction)
-        return TensorDict(out, batch_size=per_sample.shape if self.reduction == "none" else [])
+        return TensorDict(out, batch_size=tensordict.batch_size if self.reduction == "none" else [])
 
     def _divergence(
         self,
@@ -274,8 +275,8 @@ class DistillationLoss(LossModule):
             return temperature
         if self.training:
             spread = RF.value_spread(teacher_q_values, mask)
-            spread = self._reduce_loss(spread, tensordict=tensordict, reduction="mean").to(temperature.dtype)
-            temperature.lerp_(spread, 1 - _AUTO_DECAY).clamp_min_(_AUTO_FLOOR)
+            spread = self._reduce_loss(spread, tensordict=tensordict, reduction="mean")
+            temperature.lerp_(spread.to(temperature), 1 - _AUTO_DECAY).clamp_min_(_AUTO_FLOOR)
         return temperature.clone()  # autograd holds it while the next batch moves the buffer
 
 
@@ -331,7 +332,8 @@ class StudentDQNLoss(DistillationLoss):
         Attributes:
             action (NestedKey): the action taken, read. Defaults to ``"action"``.
             reward (NestedKey): read under ``"next"``. Defaults to ``"reward"``.
-            done (NestedKey): read under ``"next"``. Defaults to ``"done"``.
+            done (NestedKey): among the input keys, as in TorchRL's losses, but not what ends bootstrapping. Defaults to
+                ``"done"``.
             terminated (NestedKey): where no bootstrapping happens, read under ``"next"``. Defaults to ``"terminated"``.
             value (NestedKey): used by TorchRL's value estimators. Defaults to ``"chosen_action_value"``.
             advantage (NestedKey): used by TorchRL's value estimators. Defaults to ``"advantage"``.
@@ -382,8 +384,9 @@ class StudentDQNLoss(DistillationLoss):
         if loss_function not in ("l1", "l2", "smooth_l1"):
             raise ValueError(f"loss_function must be l1, l2 or smooth_l1: got {loss_function!r}.")
         self.loss_function = loss_function
-        self.register_coeff_buffer("td_coeff", float(td_coeff))  # an integer buffer would truncate a schedule
-        self.register_coeff_buffer("distill_coeff", float(distill_coeff))
+        # As floats: an integer buffer would truncate a schedule.
+        self.register_coeff_buffer("td_coeff", float(td_coeff), device=self._default_device)
+        self.register_coeff_buffer("distill_coeff", float(distill_coeff), device=self._default_device)
         self._default_value_estimator()  # now, so that states saved before and after the first call have the same keys
 
     def _set_in_keys(self) -> None:

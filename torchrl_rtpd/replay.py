@@ -1,13 +1,14 @@
 """Replay of stacked frames that keeps every frame once.
 
-Consecutive observations share all frames but one, so a transition needs one new frame, 7,056 bytes at 84 x 84, instead of two stacks
-of four. Stacks are rebuilt when sampled and equal, byte for byte, what the environment showed: at the start of a game, across the seam
-of the ring, and for the last observation of a game.
+Consecutive observations share all frames but one, so a transition needs one new frame, 7,056 bytes at 84 x 84, instead
+of two stacks of four. Stacks are rebuilt when sampled and equal, byte for byte, what the environment showed: at the
+start of a game, across the seam of the ring, and for the last observation of a game.
 
-Letters: ``N`` slots (games side by side), ``T`` steps a write, ``S`` frames a stack, ``C`` capacity in transitions, ``B`` samples.
-A transition has two names. Its *index*, below ``C`` and reused, is what samplers use: writes lie one after the other, each slot by
-slot. Its *number*, ``step * N + slot`` with steps counted from the first write on, is never reused: one step later is ``N`` further,
-everything but the frames lies at ``number % C``, and the newest frame of its stack at ``number % (C + S * N)``.
+Letters: ``N`` slots (games side by side), ``T`` steps a write, ``S`` frames a stack, ``C`` capacity in transitions,
+``B`` samples. A transition has two names. Its *index*, below ``C`` and reused, is what samplers use: writes lie one
+after the other, each slot by slot. Its *number*, ``step * N + slot`` with steps counted from the first write on, is
+never reused: one step later is ``N`` further, everything but the frames lies at ``number % C``, and the newest frame
+of its stack at ``number % (C + S * N)``.
 """
 
 from __future__ import annotations
@@ -28,18 +29,20 @@ __all__ = ["FrameStackStorage", "make_replay_buffer"]
 class FrameStackStorage(TensorStorage):
     """A TorchRL storage for stacked frames: one uint8 frame a transition, stacks rebuilt when sampled.
 
-    Written by ``extend`` with what a collector of ``N`` slots yields, flattened slot by slot (``batch.reshape(-1)`` of ``[N, T]``,
-    as TorchRL's trainers do); everything but the frames is stored as it comes. Each write is compared with the stacks that will be
-    rebuilt from it, so a wrong layout is an error and never silent mixing. Single items cannot be added or overwritten.
+    Written by ``extend`` with what a collector of ``N`` slots yields, flattened slot by slot (``batch.reshape(-1)`` of
+    ``[N, T]``, as TorchRL's trainers do); everything but the frames is stored as it comes. Each write is compared with
+    the stacks that will be rebuilt from it, so a wrong layout is an error and never silent mixing. Single items cannot
+    be added or overwritten.
 
     Args:
         max_size: capacity in transitions, a multiple of ``num_envs * steps_per_write``.
         num_envs: slots ``N`` of the collector.
         steps_per_write: steps ``T`` a write (the collector's ``frames_per_batch / N``).
         frame_stack: frames ``S`` in an observation.
-        n_step: rewards added up at sampling time. ``("next", "reward")`` becomes the discounted sum, the other ``"next"`` entries
-            come from the last of those steps, and ``"steps_to_next_obs"`` int64 ``[B, 1]`` tells TorchRL's value estimators how far
-            to discount. Sums stop at the end of a game, at a lost life, and at the newest row.
+        n_step: rewards added up at sampling time. ``("next", "reward")`` becomes the discounted sum, the other
+            ``"next"`` entries come from the last of those steps, and ``"steps_to_next_obs"`` int64 ``[B, 1]`` tells
+            TorchRL's value estimators how far to discount. Sums stop at the end of a game, at a lost life, and at the
+            newest row.
         gamma: discount factor of these sums; give the loss the same.
         device: where the frames live, for example ``"cuda"``.
         pixels_key: where the stacks are read and written.
@@ -77,7 +80,8 @@ class FrameStackStorage(TensorStorage):
         if min(num_envs, steps_per_write, frame_stack, n_step) < 1 or max_size < block:
             raise ValueError(
                 "a frame storage needs positive sizes and room for one write: got "
-                f"max_size={max_size}, num_envs={num_envs}, steps_per_write={steps_per_write}, frame_stack={frame_stack}, "
+                f"max_size={max_size}, num_envs={num_envs}, steps_per_write={steps_per_write}, "
+                f"frame_stack={frame_stack}, "
                 f"n_step={n_step}; max_size must be at least num_envs * steps_per_write = {block}."
             )
         if max_size % block:
@@ -92,7 +96,8 @@ class FrameStackStorage(TensorStorage):
         self.n_step = n_step
         self.gamma = gamma
         self.pixels_key = unravel_key(pixels_key)
-        # Older frames than the oldest transition's, so that its stack is whole, and the one after the newest transition's.
+        # Older frames than the oldest transition's, so that its stack is whole, and the one after the newest
+        # transition's.
         self._num_frames = max_size + frame_stack * num_envs
         # How far behind the newest frame of a stack its frames lie, in steps, oldest first.
         self._behind = torch.arange(frame_stack - 1, -1, -1, device=self.device)
@@ -163,9 +168,10 @@ class FrameStackStorage(TensorStorage):
         first = int(cursor[0]) if isinstance(cursor, (Tensor, range, Sequence)) else cursor
         if size != torch.Size([expected]) or not set_cursor or first != self._num_written % self.max_size:
             raise ValueError(
-                f"a frame storage is written in order, {self.num_envs} slots x {self.steps_per_write} steps = {expected} transitions "
-                f"at a time: got batch size {None if size is None else list(size)} at index {first}; call "
-                "buffer.extend(batch.reshape(-1)) with each batch of the collector, and set steps_per_write to its steps."
+                f"a frame storage is written in order, {self.num_envs} slots x {self.steps_per_write} steps = "
+                f"{expected} transitions at a time: got batch size {None if size is None else list(size)} at index {first}; call "
+                "buffer.extend(batch.reshape(-1)) with each batch of the collector, and set steps_per_write "
+                "to its steps."
             )
 
     def _checked_stacks(self, data: TensorDictBase) -> tuple[Tensor, Tensor]:
@@ -174,7 +180,12 @@ class FrameStackStorage(TensorStorage):
         stacks = []
         for key in (self.pixels_key, unravel_key(("next", self.pixels_key))):
             stack = data.get(key, None)
-            fits = stack is not None and stack.dtype == torch.uint8 and stack.ndim == 4 and stack.shape[1] == self.frame_stack
+            fits = (
+                stack is not None
+                and stack.dtype == torch.uint8
+                and stack.ndim == 4
+                and stack.shape[1] == self.frame_stack
+            )
             if not fits or (self._frames is not None and stack.shape[2:] != self._frames.shape[1:]):
                 found = None if stack is None else f"{stack.dtype} {list(stack.shape)}"
                 raise ValueError(
@@ -201,8 +212,8 @@ class FrameStackStorage(TensorStorage):
         if self._extra is not None and _layout(entries) != _layout(self._extra):
             wrong = dict(_layout(entries).items() ^ _layout(self._extra).items())
             raise ValueError(
-                f"every write must hold the entries of the first one: {', '.join(map(str, wrong))} came, went or changed shape or "
-                "type; give all batches of a buffer the same keys."
+                f"every write must hold the entries of the first one: {', '.join(map(str, wrong))} came, went or changed "
+                "shape or type; give all batches of a buffer the same keys."
             )
         return entries
 
@@ -230,14 +241,16 @@ class FrameStackStorage(TensorStorage):
         if broken.any():
             step, slot = broken.nonzero()[0].tolist()
             raise ValueError(
-                "stacks must continue those of the step before, slot by slot, and begin a game with zeros: got another stack in "
-                f"slot {slot}, step {step} of this write; flatten [N, T] batches with reshape(-1), keep num_envs={self.num_envs} "
-                f"and steps_per_write={self.steps_per_write} those of the collector, and call cut() when its games are reset."
+                "stacks must continue those of the step before, slot by slot, and begin a game with zeros: got another "
+                f"stack in slot {slot}, step {step} of this write; flatten [N, T] batches with reshape(-1), keep "
+                f"num_envs={self.num_envs} and steps_per_write={self.steps_per_write} those of the collector, and call cut() when its "
+                "games are reset."
             )
 
     def _allocate(self, pixels: Tensor, entries: TensorDictBase) -> None:
         size = pixels.shape[-2:]
-        # Left as they come: memory is taken from the system as the ring fills, and frames not yet written are never read.
+        # Left as they come: memory is taken from the system as the ring fills, and frames not yet written are never
+        # read.
         self._frames = torch.empty(self._num_frames + 1, *size, dtype=torch.uint8, device=self.device)
         self._frames[-1] = 0
         # The first stacks come whole, whether or not a game begins with them.
@@ -255,7 +268,11 @@ class FrameStackStorage(TensorStorage):
     def _depths(self, begins: Tensor) -> Tensor:
         """Older frames of the same game behind each step of this write, ``[T, N]``."""
         most = self.frame_stack - 1
-        depth = self._depth[self._newest() % self.max_size] if self._num_written else torch.full_like(begins[0], most, dtype=torch.uint8)
+        depth = (
+            self._depth[self._newest() % self.max_size]
+            if self._num_written
+            else torch.full_like(begins[0], most, dtype=torch.uint8)
+        )
         depths = []
         for row in begins:
             depth = torch.where(row, 0, (depth + 1).clamp_max(most))
@@ -281,8 +298,8 @@ class FrameStackStorage(TensorStorage):
     def cut(self) -> None:
         """Declare that the stream ends here: the next write begins new games in every slot.
 
-        Call it when the environments are reset or replaced (after a resume, say). The newest transitions keep their own last
-        frames and are not continued by what follows.
+        Call it when the environments are reset or replaced (after a resume, say). The newest transitions keep their
+        own last frames and are not continued by what follows.
         """
         if self._num_written == 0:
             return
@@ -335,7 +352,7 @@ class FrameStackStorage(TensorStorage):
         return place + (self._num_written - 1 - place) // self.max_size * self.max_size
 
     def _window(self, first: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The last number of each n-step window, its discounted reward ``[B, 1]`` and its length in steps ``[B, 1]``."""
+        """The last number of each n-step window, its discounted reward and its length in steps, both ``[B, 1]``."""
         offsets = torch.arange(self.n_step, device=self.device)
         numbers = first[:, None] + offsets * self.num_envs
         places = numbers % self.max_size
@@ -356,8 +373,8 @@ class FrameStackStorage(TensorStorage):
         places = torch.where(inside, (newest - self._behind * self.num_envs) % self._num_frames, self._num_frames)
         if not following or not len(self._finals):
             return self._frames.index_select(0, places.flatten()).unflatten(0, places.shape)
-        # Where a game ended its final frame takes the place of the newest one, elsewhere that of a frame cut off afterwards:
-        # the same work for every batch, so that a device need not tell the host.
+        # Where a game ended its final frame takes the place of the newest one, elsewhere that of a frame cut off
+        # afterwards: the same work for every batch, so that a device need not tell the host.
         final = self._final_index[numbers % self.max_size].long()
         frames = self._frames.index_select(0, torch.cat([places.flatten(), places.new_zeros(1)]))
         ends = torch.arange(1, len(numbers) + 1, device=self.device) * self.frame_stack - 1
@@ -449,5 +466,6 @@ def _prioritized_sampler(max_size: int, alpha: float, beta: float) -> Prioritize
     except (RuntimeError, ImportError, NameError) as error:
         raise RuntimeError(
             "prioritised replay needs TorchRL's compiled extension, which must match torch: got torchrl "
-            f"{torchrl.__version__} with torch {torch.__version__}; install the pair in constraints.txt, or sample uniformly."
+            f"{torchrl.__version__} with torch {torch.__version__}; install the pair in constraints.txt, "
+            "or sample uniformly."
         ) from error

@@ -1,6 +1,7 @@
 """What a run leaves behind: rows of metrics, a table of results, a figure of the curves.
 
-Files are written as the run goes on, so that one that fails leaves what it had. Every figure and table is made from these files.
+Files are written as the run goes on, so that one that fails leaves what it had. Every figure and table is made from
+these files.
 """
 
 from __future__ import annotations
@@ -105,7 +106,9 @@ def _cpu_name() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    model = next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
     return f"{model}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
 
 
@@ -135,7 +138,9 @@ def results_table(results: Mapping[str, Any]) -> str:
     if "random_score" in results:
         rows.append(["random player", "", "", f"{results['random_score']:,.1f}", *[""] * (len(_COLUMNS) - 4)])
     widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
     lines.insert(1, "| " + " | ".join("-" * width for width in widths) + " |")
     return "\n".join(lines)
 

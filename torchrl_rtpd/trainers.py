@@ -210,8 +210,8 @@ class RealTimeDistillTrainer(TrainerHookBase):
                 self._warned.add(name)
                 warnings.warn(
                     f"{share:.0%} of the units in a layer of student {name!r} are dormant after {self.updates} updates "
-                    f"(warned above {self.dormant_warning:.0%}): it may be dying; lower its learning rate, raise Adam's eps to "
-                    "1e-5, use equal temperatures of about 0.1, clip its gradient or keep the TD term.",
+                    f"(warned above {self.dormant_warning:.0%}): it may be dying; lower its learning rate, raise Adam's "
+                    "eps to 1e-5, use equal temperatures of about 0.1, clip its gradient or keep the TD term.",
                     stacklevel=2,
                 )
 

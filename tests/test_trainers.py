@@ -1,0 +1,1058 @@
+"""Students inside running TorchRL trainers: the teacher never notices, and every student learns from its very minibatches."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor, nn
+from torch.optim import SGD, Adam
+from torchrl.checkpoint import Checkpoint
+from torchrl.collectors import Collector
+from torchrl.data import (
+    Categorical,
+    Composite,
+    LazyTensorStorage,
+    PrioritizedSampler,
+    TensorDictReplayBuffer,
+    Unbounded,
+)
+from torchrl.envs import Compose, DoubleToFloat, EnvBase, GymEnv, RewardSum, SerialEnv, TransformedEnv
+from torchrl.modules import EGreedyModule, QValueActor
+from torchrl.objectives import DQNLoss, HardUpdate, SoftUpdate
+from torchrl.trainers import DefaultOptimizationStepper, ReplayBufferTrainer, TargetNetUpdaterHook, Trainer
+from torchrl.trainers._execution import _Learner
+from torchrl.trainers.algorithms.dqn import DQNTrainer
+
+from torchrl_rtpd.collectors import DualNetworkCollector
+from torchrl_rtpd.envs import AtariVecEnv
+from torchrl_rtpd.networks import Tower, dormant_share, make_actor
+from torchrl_rtpd.objectives import DistillationLoss, StudentDQNLoss
+from torchrl_rtpd.replay import FrameStackStorage, make_replay_buffer
+from torchrl_rtpd.trainers import KeepWarmupData, RealTimeDistillStepper, RealTimeDistillTrainer, SampleToDevice
+
+Students = dict[str, DistillationLoss]
+FAST = partial(Adam, lr=1e-2)
+
+
+class TwoSteps(EnvBase):
+    """Games of two steps; the observation is the state, one-hot.
+
+    From state 0, action 0 leads to state 1 and action 1 to state 2, without reward. There the game ends: state 1 pays
+    1 for action 0 and 0 for action 1, state 2 pays 0.2 and 0.5.
+    """
+
+    rewards = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.2, 0.5]])
+
+    def __init__(self, slots: int) -> None:
+        super().__init__(batch_size=[slots])
+        self.observation_spec = Composite(observation=Unbounded((slots, 3)), shape=[slots])
+        self.action_spec = Categorical(2, shape=(slots,))
+        self.reward_spec = Unbounded((slots, 1))
+        self.state = torch.zeros(slots, dtype=torch.long)
+
+    def _set_seed(self, seed: int | None) -> None:
+        pass
+
+    def _observation(self) -> Tensor:
+        return nn.functional.one_hot(self.state, 3).float()
+
+    def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: object) -> TensorDictBase:
+        mask = None if tensordict is None else tensordict.get("_reset", None)
+        self.state = torch.zeros_like(self.state) if mask is None else torch.where(mask.view(-1), 0, self.state)
+        return TensorDict({"observation": self._observation()}, self.batch_size)
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        action, done = tensordict["action"], (self.state > 0)[:, None]
+        reward = self.rewards[self.state, action][:, None]
+        self.state = torch.where(self.state == 0, 1 + action, self.state)
+        return TensorDict(
+            {"observation": self._observation(), "reward": reward, "done": done, "terminated": done}, self.batch_size
+        )
+
+
+class Watching(StudentDQNLoss):
+    """The student's loss, with a list of what it was given and what it returned."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.batches: list[TensorDictBase] = []
+        self.results: list[TensorDictBase] = []
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        self.batches.append(tensordict.copy())
+        self.results.append(super().forward(tensordict))
+        return self.results[-1].copy()
+
+
+def actor(hidden: int = 16, *, seed: int, features: int = 4, layer: Callable[[], nn.Module] = nn.ReLU) -> QValueActor:
+    """A small network whose weights come from a seed of its own."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = nn.Sequential(nn.Linear(features, hidden), layer(), nn.Linear(hidden, 2))
+    return QValueActor(network, in_keys=["observation"], spec=Categorical(2))
+
+
+def student_loss(hidden: int = 8, *, seed: int = 1, **kwargs: Any) -> StudentDQNLoss:
+    return StudentDQNLoss(actor(hidden, seed=seed), **kwargs)
+
+
+def fleet(count: int) -> Students:
+    """Students of different sizes, divergences and temperatures."""
+    losses = {
+        "small": student_loss(4, seed=1),
+        "pure": DistillationLoss(actor(8, seed=2), divergence="mse"),
+        "large": student_loss(32, seed=3, divergence="reverse_kl", teacher_temperature="auto", imitation=False),
+    }
+    return dict(list(losses.items())[:count])
+
+
+def cartpole(slots: int = 2, seed: int = 0) -> EnvBase:
+    env = SerialEnv(slots, lambda: GymEnv("CartPole-v1", categorical_action_encoding=True))
+    env = TransformedEnv(env, Compose(DoubleToFloat(), RewardSum(in_keys=["reward"], out_keys=["reward_sum"])))
+    env.set_seed(seed)
+    return env
+
+
+def cartpole_trainer(
+    *,
+    steps: int = 120,
+    warmup_steps: int = 0,
+    steps_per_batch: int = 20,
+    updates_per_batch: int = 3,
+    double_dqn: bool = False,
+    seed: int = 0,
+    updater: Callable[[DQNLoss], Any] = partial(HardUpdate, value_network_update_interval=4),
+    prioritized: bool = False,
+    **kwargs: Any,
+) -> DQNTrainer:
+    """A stock DQN trainer on CartPole with a stock replay buffer."""
+    torch.manual_seed(seed)
+    teacher = actor(seed=100 + seed)
+    exploration = EGreedyModule(Categorical(2), annealing_num_steps=200)
+    collector = DualNetworkCollector(
+        cartpole(seed=seed),
+        teacher,
+        exploration=exploration,
+        frames_per_batch=steps_per_batch,
+        total_frames=steps,
+        init_random_frames=warmup_steps,
+    )
+    loss = DQNLoss(teacher, action_space="categorical", delay_value=True, double_dqn=double_dqn)
+    loss.make_value_estimator(gamma=0.9)
+    sampler = {"sampler": PrioritizedSampler(1_000, alpha=0.6, beta=0.4)} if prioritized else {}
+    buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(1_000), batch_size=8, priority_key="td_error", **sampler)
+    return DQNTrainer(
+        collector=collector,
+        total_frames=steps,
+        frame_skip=1,
+        optim_steps_per_batch=updates_per_batch,
+        loss_module=loss,
+        optimizer=Adam(loss.parameters(), lr=1e-2),
+        replay_buffer=buffer,
+        target_net_updater=updater(loss),
+        greedy_module=exploration,
+        progress_bar=False,
+        **kwargs,
+    )
+
+
+def atari_trainer(
+    *,
+    game: str = "pong",
+    steps: int = 96,
+    warmup_steps: int = 0,
+    updates_per_batch: int = 2,
+    teacher: Tower | str = Tower((4, 4, 4), 16),
+    batch_size: int = 8,
+    capacity: int = 64,
+    max_frames: int = 60,
+    annealing_steps: int = 100,
+) -> DQNTrainer:
+    """A stock DQN trainer on short Atari games with our environment and replay storage."""
+    torch.manual_seed(0)
+    env = AtariVecEnv(game, 2, seed=0, max_frames=max_frames)
+    network = make_actor(teacher, env.action_spec, seed=100)
+    exploration = EGreedyModule(env.action_spec_unbatched, eps_end=0.1, annealing_num_steps=annealing_steps)
+    collector = DualNetworkCollector(
+        env,
+        network,
+        exploration=exploration,
+        frames_per_batch=16,
+        total_frames=steps,
+        init_random_frames=warmup_steps,
+    )
+    loss = DQNLoss(network, action_space="categorical", loss_function="smooth_l1", delay_value=True)
+    loss.set_keys(terminated="end_of_life")
+    loss.make_value_estimator(gamma=0.99)
+    return DQNTrainer(
+        collector=collector,
+        total_frames=steps,
+        frame_skip=1,
+        optim_steps_per_batch=updates_per_batch,
+        loss_module=loss,
+        optimizer=Adam(loss.parameters(), lr=1e-3, eps=1.5e-4),
+        replay_buffer=make_replay_buffer(
+            FrameStackStorage(capacity, num_envs=2, steps_per_write=8), batch_size=batch_size
+        ),
+        target_net_updater=HardUpdate(loss, value_network_update_interval=4),
+        greedy_module=exploration,
+        episode_reward_key="episode_reward",
+        progress_bar=False,
+    )
+
+
+def atari_students(count: int) -> Students:
+    sizes = [Tower((2, 2, 2), 8), Tower((4, 8, 4), 8), Tower((8, 8, 8), 64)]
+    losses = {}
+    for seed, size in enumerate(sizes[:count]):
+        losses[f"student{seed}"] = StudentDQNLoss(make_actor(size, Categorical(6), seed=seed))
+        losses[f"student{seed}"].set_keys(terminated="end_of_life")
+    return losses
+
+
+def trained(trainer: Trainer, students: Students | None, **kwargs: Any) -> RealTimeDistillTrainer | None:
+    """Run the trainer to its end, with these students."""
+    hook = None
+    if students:
+        kwargs.setdefault("optimizer", FAST)
+        hook = RealTimeDistillTrainer(students, **kwargs)
+        hook.register(trainer)
+    trainer.train()
+    return hook
+
+
+def content(value: Any) -> Any:
+    """A state as nested plain values, so that ``==`` compares it bit for bit."""
+    if isinstance(value, Tensor):
+        return (str(value.dtype), tuple(value.shape), value.detach().cpu().contiguous().numpy().tobytes())
+    if isinstance(value, dict):
+        return {key: content(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [content(item) for item in value]
+    return value
+
+
+def teacher_state(trainer: Trainer) -> dict:
+    """Everything the teacher is: parameters, targets, optimiser, target counter, and the random stream it leaves behind."""
+    return content(
+        {
+            "loss": dict(trainer.loss_module.state_dict()),
+            "network": dict(trainer.loss_module.value_network.state_dict()),
+            "optimizer": trainer.optimizer.state_dict(),
+            "target": trainer.target_net_updater.state_dict(),
+            "random": torch.get_rng_state(),
+            "updates": trainer._optim_count,
+        }
+    )
+
+
+def student_state(hook: RealTimeDistillTrainer, name: str) -> dict:
+    state = hook.state_dict()
+    return content({part: dict(state[part]).get(name) for part in ("students", "optimizers", "target_updaters")})
+
+
+def minibatches(trainer: Trainer, count: int) -> list[TensorDictBase]:
+    """Minibatches of a trainer that has run."""
+    return [trainer.replay_buffer.sample() for _ in range(count)]
+
+
+def filled(trainer: Trainer) -> Trainer:
+    """The trainer, with a buffer that holds random steps."""
+    rollout = cartpole().rollout(20, break_when_any_done=False)
+    trainer.replay_buffer.extend(rollout.reshape(-1))
+    return trainer
+
+
+def update(trainer: Trainer, hook: RealTimeDistillTrainer, batch: TensorDictBase) -> None:
+    """One update of teacher and students by hand."""
+    losses = trainer.loss_module(batch)
+    losses["loss"].backward()
+    trainer.optimizer.step()
+    trainer.optimizer.zero_grad()
+    trainer.target_net_updater.step()
+    hook.step(batch)
+
+
+# The teacher does not notice
+
+
+@pytest.mark.parametrize("double_dqn", [False, True])
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_teacher_is_bit_identical_with_and_without_students(count: int, double_dqn: bool) -> None:
+    """On CartPole with a stock buffer: parameters, targets, optimiser and random stream."""
+    alone, watched = cartpole_trainer(double_dqn=double_dqn), cartpole_trainer(double_dqn=double_dqn)
+    start = teacher_state(alone)
+    trained(alone, None)
+    without = teacher_state(alone)
+    torch.manual_seed(0)
+    hook = trained(watched, fleet(count), clip_norm=10.0, dormant_every_updates=5)
+    assert teacher_state(watched) == without
+    assert without["updates"] == hook.updates == 18
+    for part in ("loss", "network", "optimizer", "target", "random"):
+        assert without[part] != start[part], part
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_atari_teacher_is_bit_identical_with_and_without_students(count: int) -> None:
+    """With our environment, over several games, and our frame storage, filled more than once."""
+    alone = atari_trainer()
+    trained(alone, None)
+    without = teacher_state(alone)
+    watched = atari_trainer()
+    hook = trained(watched, atari_students(count), updates_per_step=2, dormant_every_updates=5)
+    assert teacher_state(watched) == without
+    assert without["updates"] == hook.updates == 12
+    assert watched.replay_buffer.write_count == 96
+
+
+def test_a_students_gradient_reaches_neither_the_teacher_nor_another_student() -> None:
+    """No parameter but the student's own ever receives a gradient."""
+    trainer = filled(cartpole_trainer())
+    teacher = trainer.loss_module.value_network
+    losses = {name: student_loss(seed=seed, teacher_network=teacher) for seed, name in enumerate(("first", "second"))}
+    hook = RealTimeDistillTrainer(losses, optimizer=FAST)
+    hook.register(trainer)
+    received: list[str] = []
+    for name, network in (("teacher", trainer.loss_module), *losses.items()):
+        for parameter in network.parameters():
+            parameter.register_hook(lambda gradient, name=name: received.append(name))
+    (batch,) = minibatches(trainer, 1)
+    hook._update("first", losses["first"], batch)
+    assert set(received) == {"first"}
+    hook.step(batch)
+    assert set(received) == {"first", "second"}
+    assert all(parameter.grad is None for parameter in trainer.loss_module.parameters())
+
+
+# The minibatch and the teacher's values
+
+
+def test_students_see_the_very_minibatch_of_the_teacher_which_stays_as_it_is() -> None:
+    """The same tensors, once an update; the hook adds nothing to the batch and changes nothing in it."""
+    trainer = cartpole_trainer()
+    loss = Watching(actor(8, seed=1))
+    hook = RealTimeDistillTrainer(loss, optimizer=FAST)
+    seen: list[tuple[TensorDictBase, TensorDictBase]] = []
+    trainer.register_op("post_optim_log", lambda batch: seen.append((batch, batch.clone())))
+    hook.register(trainer)
+    trainer.register_op("post_optim_log", lambda batch: seen.append((batch, batch.clone())))
+    trainer.train()
+    before, after = seen[::2], seen[1::2]
+    assert len(before) == len(after) == len(loss.batches) == 18
+    for (batch, old), (same, new), given in zip(before, after, loss.batches, strict=True):
+        assert batch is same
+        assert set(old.keys(True, True)) == set(new.keys(True, True))
+        assert (old == new).all()
+        for key in old.keys(True, True):
+            assert given[key] is batch[key]
+
+
+@pytest.mark.parametrize("double_dqn", [False, True])
+def test_the_teachers_values_are_those_its_own_update_computed(double_dqn: bool) -> None:
+    """Before its step; on the next state those of its target network."""
+    trainer = cartpole_trainer(double_dqn=double_dqn)
+    teacher, targets = trainer.loss_module.value_network, trainer.loss_module.target_value_network_params
+    expected: list[tuple[Tensor, Tensor]] = []
+
+    def recompute(batch: TensorDictBase) -> TensorDictBase:
+        with torch.no_grad():
+            values = teacher(batch.select("observation"))["action_value"]
+            with targets.to_module(teacher):
+                next_values = teacher(batch["next"].select("observation"))["action_value"]
+        expected.append((values, next_values))
+        return batch
+
+    trainer.register_op("process_optim_batch", recompute)
+    loss = Watching(actor(8, seed=1))
+    trained(trainer, {"net": loss})
+    assert len(expected) == len(loss.batches) == 18
+    for (values, next_values), given in zip(expected, loss.batches, strict=True):
+        assert torch.equal(given["teacher", "action_value"], values)
+        assert torch.equal(given["next", "teacher", "action_value"], next_values)
+        assert not given["teacher", "action_value"].requires_grad
+    online, target = loss.batches[-1]["teacher", "action_value"], loss.batches[-1]["next", "teacher", "action_value"]
+    assert not torch.equal(online, target)
+
+
+@pytest.mark.parametrize(("double_dqn", "calls_per_update"), [(False, 2), (True, 3)])
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_the_teacher_is_run_no_more_often_with_students(double_dqn: bool, calls_per_update: int, count: int) -> None:
+    """Also when every student has the teacher at hand: 60 decisions of 2 slots and 18 updates."""
+    trainer = cartpole_trainer(double_dqn=double_dqn)
+    teacher, calls = trainer.loss_module.value_network, []
+    teacher.register_forward_hook(lambda *_: calls.append(1))
+    trained(trainer, {f"net{seed}": student_loss(seed=seed, teacher_network=teacher) for seed in range(count)})
+    assert len(calls) == 60 + 18 * calls_per_update
+
+
+def test_values_of_another_batch_are_never_taken() -> None:
+    """Whatever else the teacher was run on, the student distils its values of this minibatch."""
+    trainer = filled(cartpole_trainer())
+    teacher = trainer.loss_module.value_network
+    loss = Watching(actor(8, seed=1), teacher)
+    hook = RealTimeDistillTrainer(loss, optimizer=FAST)
+    hook.register(trainer)
+    first, second = minibatches(trainer, 2)
+    trainer.loss_module(first)
+    trainer.loss_module(second)
+    for _ in range(9):
+        teacher(first.select("observation").clone())
+    hook.step(second)
+    assert ("teacher", "action_value") not in loss.batches[0].keys(True)
+    expected = DistillationLoss(loss.student_network, teacher, teacher_temperature=0.1, student_temperature=0.1)
+    reference = TensorDict({"observation": second["observation"]}, second.batch_size)
+    loss.results.clear()
+    hook.step(first)
+    torch.testing.assert_close(loss(second)["loss_distill"], expected(reference)["loss_distill"])
+
+
+def test_stored_values_are_used_where_a_student_asks_for_them() -> None:
+    """By a key of its own; under the usual key the teacher of the moment wins, as stored values go stale."""
+    trainer = filled(cartpole_trainer())
+    current, stored = Watching(actor(8, seed=1)), Watching(actor(8, seed=2))
+    stored.set_keys(teacher_action_value=("stored", "action_value"))
+    hook = RealTimeDistillTrainer({"current": current, "stored": stored}, optimizer=FAST)
+    hook.register(trainer)
+    (batch,) = minibatches(trainer, 1)
+    old = torch.tensor([[3.0, -3.0]]).expand(8, 2).clone()
+    batch.set(("teacher", "action_value"), old)
+    batch.set(("stored", "action_value"), old)
+    now = trainer.loss_module.value_network(batch.select("observation"))["action_value"].detach()
+    update(trainer, hook, batch)
+    assert torch.equal(current.batches[0]["teacher", "action_value"], now)
+    assert torch.equal(stored.batches[0]["stored", "action_value"], old)
+    assert (
+        "action_value" in stored.batches[0]["next", "stored"].keys()
+    )  # not stored, so the teacher's own of the moment
+    assert torch.equal(batch["teacher", "action_value"], old)
+
+
+def test_a_teacher_with_dropout_is_asked_again_in_eval_mode() -> None:
+    """Its own update's values are noisy; targets are not, and its mode stays."""
+    trainer = filled(cartpole_trainer())
+    teacher = actor(seed=5, layer=lambda: nn.Dropout(0.5))
+    loss_module = DQNLoss(teacher, action_space="categorical", delay_value=True)
+    trainer.loss_module = loss_module
+    loss = Watching(actor(8, seed=1), teacher, teacher_temperature=1.0)
+    hook = RealTimeDistillTrainer(loss, optimizer=FAST)
+    hook.register(trainer)
+    (batch,) = minibatches(trainer, 1)
+    loss_module(batch)
+    hook.step(batch)
+    assert ("teacher", "action_value") not in loss.batches[0].keys(True)
+    assert all(module.training for module in teacher.modules())
+    entropy = loss.results[0]["teacher_entropy"]
+    teacher.eval()
+    values = teacher(batch.select("observation"))["action_value"]
+    torch.testing.assert_close(entropy, torch.distributions.Categorical(logits=values).entropy().mean().detach())
+
+
+def test_a_loss_without_teacher_values_says_what_to_do() -> None:
+    """A trainer whose network writes no action values, and a student without a teacher."""
+    trainer = filled(cartpole_trainer())
+    hook = RealTimeDistillTrainer(student_loss(), optimizer=FAST)
+    hook.register(trainer)
+    (batch,) = minibatches(trainer, 1)
+    with pytest.raises(RuntimeError, match="pass teacher_network to the loss"):
+        hook.step(batch)  # the teacher's loss has not run
+
+
+def test_a_copied_teacher_is_not_listened_to() -> None:
+    """Copies of a network, such as the best one of a run, hold no minibatch in memory."""
+    trainer = filled(cartpole_trainer())
+    hook = RealTimeDistillTrainer(student_loss(), optimizer=FAST)
+    hook.register(trainer)
+    (batch,) = minibatches(trainer, 1)
+    copied = copy.deepcopy(trainer.loss_module.value_network)
+    copied(batch.select("observation"))
+    assert not hook._teacher._heard
+    (listener,) = (method.__self__ for method in copied._forward_hooks.values())
+    assert listener is not hook._teacher
+    assert not listener._heard
+
+
+# Students
+
+
+def test_each_student_ends_up_bit_identical_alone_and_in_a_fleet() -> None:
+    together = trained(cartpole_trainer(), fleet(3), clip_norm=1.0)
+    for name in fleet(3):
+        alone = trained(cartpole_trainer(), {name: fleet(3)[name]}, clip_norm=1.0)
+        assert student_state(alone, name) == student_state(together, name)
+
+
+@pytest.mark.parametrize("updates_per_step", [1, 3])
+def test_updates_are_counted_exactly(updates_per_step: int) -> None:
+    """Six batches of 20 steps with 3 updates each, one of them in the warm-up: 15 minibatches."""
+    trainer = cartpole_trainer(warmup_steps=40)
+    hook = trained(trainer, fleet(2), updates_per_step=updates_per_step)
+    assert trainer._optim_count == hook.updates == 15
+    for optimizer in hook.optimizers.values():
+        steps = {int(state["step"]) for state in optimizer.state.values()}
+        assert steps == {15 * updates_per_step}
+    assert hook.target_updaters["small"].counter == 15 * updates_per_step % 5  # copies at every fifth step
+    assert list(hook.target_updaters) == ["small"]  # the other one has no target
+
+
+def test_several_updates_a_step_equal_several_steps_on_one_minibatch() -> None:
+    trainer = filled(cartpole_trainer())
+    thrice, once = (RealTimeDistillTrainer(student_loss(), optimizer=FAST, updates_per_step=n) for n in (3, 1))
+    for hook in (thrice, once):
+        hook.register(trainer, f"hook{hook.updates_per_step}")
+    (batch,) = minibatches(trainer, 1)
+    batch.set(("teacher", "action_value"), torch.randn(8, 2))
+    batch.set(("next", "teacher", "action_value"), torch.randn(8, 2))
+    thrice.step(batch)
+    for _ in range(3):
+        once.step(batch)
+    assert student_state(thrice, "student") == student_state(once, "student")
+    assert (thrice.updates, once.updates) == (1, 3)
+
+
+@pytest.mark.parametrize(("clip_norm", "clipped"), [(0.01, True), (1e6, False), (None, False)])
+def test_a_students_gradient_is_clipped_to_the_norm(clip_norm: float | None, clipped: bool) -> None:
+    """Plain gradient descent with rate 1 moves the parameters by the gradient."""
+    trainer = filled(cartpole_trainer())
+    loss = student_loss()
+    hook = RealTimeDistillTrainer(loss, optimizer=partial(SGD, lr=1.0), clip_norm=clip_norm)
+    hook.register(trainer)
+    (batch,) = minibatches(trainer, 1)
+    before = [parameter.detach().clone() for parameter in loss.parameters()]
+    update(trainer, hook, batch)
+    moved = [(parameter - old).flatten() for parameter, old in zip(loss.parameters(), before, strict=True)]
+    norm = torch.cat(moved).norm().item()
+    assert norm == pytest.approx(0.01, rel=1e-3) if clipped else norm > 0.02
+
+
+def test_every_student_has_an_optimiser_of_its_own() -> None:
+    """By one factory for all, or by a mapping."""
+    losses = fleet(3)
+    hook = RealTimeDistillTrainer(losses, optimizer={"small": partial(SGD, lr=0.1), "pure": FAST, "large": FAST})
+    assert type(hook.optimizers["small"]) is SGD
+    assert type(hook.optimizers["pure"]) is Adam
+    held = [parameter for optimizer in hook.optimizers.values() for parameter in optimizer.param_groups[0]["params"]]
+    assert len(held) == len({id(parameter) for parameter in held}) == 3 * 4
+    for name, optimizer in hook.optimizers.items():
+        for given, own in zip(optimizer.param_groups[0]["params"], losses[name].parameters(), strict=True):
+            assert given is own
+
+
+# Targets
+
+
+def test_a_student_gets_a_hard_update_of_the_trainers_interval() -> None:
+    trainer = cartpole_trainer(updater=partial(HardUpdate, value_network_update_interval=7))
+    hook = RealTimeDistillTrainer(student_loss(), optimizer=FAST)
+    hook.register(trainer)
+    assert type(hook.target_updaters["student"]) is HardUpdate
+    assert hook.target_updaters["student"].value_network_update_interval == 7
+    assert hook.target_updaters["student"].loss_module is hook.students["student"]
+
+
+def test_a_student_gets_a_soft_update_of_the_trainers_rate_that_works() -> None:
+    """After one update: target = 0.75 * old + 0.25 * new."""
+    trainer = filled(cartpole_trainer(updater=partial(SoftUpdate, eps=0.75)))
+    loss = student_loss()
+    hook = RealTimeDistillTrainer(loss, optimizer=FAST)
+    hook.register(trainer)
+    old = loss.target_student_network_params.clone()
+    update(trainer, hook, *minibatches(trainer, 1))
+    new, target = loss.student_network_params, loss.target_student_network_params
+    for key in old.keys(True, True):
+        torch.testing.assert_close(target[key], (0.75 * old[key] + 0.25 * new[key]).detach())
+        assert not torch.equal(target[key], old[key])
+
+
+def test_a_target_updater_can_be_given() -> None:
+    trainer = cartpole_trainer()
+    hook = RealTimeDistillTrainer(student_loss(), optimizer=FAST, target_updater=partial(SoftUpdate, tau=0.125))
+    hook.register(trainer)
+    assert hook.target_updaters["student"].eps == 0.875
+
+
+def test_targets_without_an_updater_are_an_error() -> None:
+    trainer = cartpole_trainer()
+    trainer.target_net_updater = None
+    hook = RealTimeDistillTrainer(student_loss(), optimizer=FAST)
+    with pytest.raises(RuntimeError, match=r"no HardUpdate or SoftUpdate to copy: got NoneType; pass target_updater="):
+        hook.register(trainer)
+    RealTimeDistillTrainer(fleet(2)["pure"], optimizer=FAST).register(trainer)  # it has no target
+
+
+# Metrics
+
+
+def test_metrics_are_logged_once_a_batch_as_averages_over_its_updates() -> None:
+    """Recomputed from what the loss returned: 4 batches after the warm-up, 3 minibatches of 2 updates each."""
+    trainer = cartpole_trainer(warmup_steps=60, steps=120)
+    loss = Watching(actor(8, seed=1))
+    hook = trained(trainer, {"net": loss}, updates_per_step=2)
+    assert len(loss.results) == 4 * 3 * 2
+    for key in ("loss_td", "loss_distill", "kl_to_teacher", "agreement", "teacher_entropy", "student_entropy"):
+        values = torch.stack([result[key].detach() for result in loss.results]).view(4, 6).mean(1)
+        assert trainer._log_dict[f"distill/net/{key}"] == pytest.approx(values.tolist())
+    totals = [result["loss_td"].item() + result["loss_distill"].item() for result in loss.results]
+    assert trainer._log_dict["distill/net/loss"] == pytest.approx(torch.tensor(totals).view(4, 6).mean(1).tolist())
+    logged = {name for name in trainer._log_dict if name.startswith("distill/")}
+    names = {"loss", "loss_td", "loss_distill", "kl_to_teacher", "agreement", "teacher_entropy", "student_entropy"}
+    assert logged == {f"distill/net/{name}" for name in (*names, "dormant")}
+    assert all(isinstance(value, float) for name in logged for value in trainer._log_dict[name])
+    assert hook.metrics == {name: trainer._log_dict[name][-1] for name in logged}
+
+
+def test_metrics_of_each_student_bear_its_name() -> None:
+    trainer = cartpole_trainer()
+    trained(trainer, fleet(2), dormant_every_updates=None)
+    logged = {name for name in trainer._log_dict if name.startswith("distill/")}
+    common = {"loss", "loss_distill", "kl_to_teacher", "agreement", "teacher_entropy", "student_entropy"}
+    assert logged == {f"distill/{name}/{key}" for name in ("small", "pure") for key in common} | {
+        "distill/small/loss_td"
+    }
+
+
+def test_there_is_nothing_to_log_before_an_update() -> None:
+    assert RealTimeDistillTrainer(student_loss(), optimizer=FAST).averages() is None
+
+
+# Dormant units
+
+
+def dead(loss: StudentDQNLoss, units: int) -> StudentDQNLoss:
+    """Switch off the first units of the hidden layer."""
+    with torch.no_grad():
+        loss.student_network.module[0].module[0].weight[:units] = 0.0
+        loss.student_network.module[0].module[0].bias[:units] = -1.0
+    return loss
+
+
+def test_dormant_units_are_measured_logged_and_warned_of_once() -> None:
+    """Three quarters of one student's hidden units are switched off; measured at the first update and every fifth."""
+    trainer = cartpole_trainer()
+    losses = {"dying": dead(student_loss(), 6), "well": student_loss(seed=2)}
+    with pytest.warns(UserWarning, match="dormant") as caught:
+        trained(trainer, losses, optimizer=partial(SGD, lr=1e-6), dormant_every_updates=5)
+    (message,) = [str(warning.message) for warning in caught if "dormant" in str(warning.message)]
+    assert message.startswith("75% of the units of student 'dying' are dormant after 1 updates (warned above 50%)")
+    assert "lower its learning rate" in message
+    assert trainer._log_dict["distill/dying/dormant"] == [0.75] * 6
+    assert max(trainer._log_dict["distill/well/dormant"]) < 0.5
+
+
+def test_the_share_of_dormant_units_is_that_of_the_last_measurement() -> None:
+    """Six units die after the third update; the fourth does not see it, the fifth does."""
+    trainer = filled(cartpole_trainer())
+    loss = student_loss()
+    hook = RealTimeDistillTrainer(loss, optimizer=partial(SGD, lr=1e-6), dormant_every_updates=5, dormant_warning=1.0)
+    hook.register(trainer)
+    shares = []
+    for count, batch in enumerate(minibatches(trainer, 5), 1):
+        update(trainer, hook, batch)
+        shares.append(hook.averages()["distill/student/dormant"])
+        if count == 3:
+            dead(loss, 6)
+    assert shares[0] == shares[3] == dormant_share(student_loss().student_network, minibatches(trainer, 1)[0])
+    assert shares[4] >= 0.75
+
+
+def test_networks_without_relu_have_no_dormant_share() -> None:
+    trainer = cartpole_trainer()
+    trained(trainer, StudentDQNLoss(actor(8, seed=1, layer=nn.Tanh)), dormant_every_updates=1)
+    assert "distill/student/dormant" not in trainer._log_dict
+    assert "distill/student/loss" in trainer._log_dict
+
+
+# Saving and restoring
+
+
+def test_a_hook_restored_in_the_middle_of_a_run_goes_on_identically() -> None:
+    """Students, targets and their counters, automatic temperatures, optimisers; before or after registering."""
+    trainer = trained_trainer = cartpole_trainer()
+    first = trained(trained_trainer, fleet(3))
+    state = copy.deepcopy(first.state_dict())
+    batches = minibatches(trainer, 7)
+    teacher = trainer.loss_module.value_network
+    for batch in batches:
+        batch.set(("teacher", "action_value"), teacher(batch.select("observation"))["action_value"].detach())
+        following = batch["next"].select("observation")
+        batch.set(("next", "teacher", "action_value"), teacher(following)["action_value"].detach())
+    restored = []
+    for early in (False, True):
+        others = fleet(3)
+        for loss in others.values():  # other weights, so that only the state can make them equal
+            loss.student_network_params.apply_(lambda parameter: parameter.mul_(0.5))
+        hook = RealTimeDistillTrainer(others, optimizer=FAST)
+        if early:
+            hook.load_state_dict(state)
+        hook.register(cartpole_trainer())
+        if not early:
+            hook.load_state_dict(state)
+        restored.append(hook)
+    for hook in (first, *restored):
+        for batch in batches:
+            hook.step(batch)
+    for hook in restored:
+        assert hook.updates == first.updates == 18 + 7
+        for name in fleet(3):
+            assert student_state(hook, name) == student_state(first, name)
+    assert student_state(first, "small")["students"] != content(state["students"]["small"])
+
+
+def test_two_hooks_share_nothing() -> None:
+    """Stepping one changes neither the other's students nor its counters nor its metrics."""
+    trainer = filled(cartpole_trainer())
+    hooks = [RealTimeDistillTrainer(fleet(3), optimizer=FAST) for _ in range(2)]
+    for name, hook in zip("ab", hooks, strict=True):
+        hook.register(trainer, name)
+    before = content(hooks[1].state_dict())
+    update(trainer, hooks[0], *minibatches(trainer, 1))
+    assert content(hooks[1].state_dict()) == before
+    assert content(hooks[0].state_dict()) != before
+    assert hooks[1].averages() is None
+    assert (hooks[0].updates, hooks[1].updates) == (1, 0)
+
+
+def test_a_state_of_other_students_is_refused() -> None:
+    state = RealTimeDistillTrainer(fleet(2), optimizer=FAST).state_dict()
+    with pytest.raises(ValueError, match=r"those of this hook, \['small'\]: got \['pure', 'small'\]; build the hook"):
+        RealTimeDistillTrainer(fleet(1), optimizer=FAST).load_state_dict(state)
+
+
+def test_torchrls_checkpoint_holds_the_students(tmp_path: Path) -> None:
+    """Saved through the trainer, loaded through another one with other weights; both go on identically."""
+    arguments = {"save_trainer_file": tmp_path / "run", "save_trainer_interval": 10_000}
+    first = cartpole_trainer(**arguments, checkpoint=Checkpoint())
+    first_hook = trained(first, fleet(3))  # train() saves at its end
+    assert Checkpoint.is_checkpoint(tmp_path / "run")
+    second = cartpole_trainer(seed=1, checkpoint=Checkpoint())
+    second_hook = RealTimeDistillTrainer(fleet(3), optimizer=FAST)
+    second_hook.register(second)
+    second.load_from_file(tmp_path / "run")
+    assert second_hook.updates == 18
+    assert second._optim_count == 18
+    batches = minibatches(first, 6)
+    for trainer, hook in ((first, first_hook), (second, second_hook)):
+        for batch in batches:
+            update(trainer, hook, batch.clone())
+        trainer.collector.shutdown()
+    states = [teacher_state(trainer) for trainer in (first, second)]
+    assert states[0] == states[1]
+    for name in fleet(3):
+        assert student_state(first_hook, name) == student_state(second_hook, name)
+
+
+# The stepper
+
+
+def base_trainer(
+    students: Students, *, stepper: bool, prioritized: bool = False
+) -> tuple[Trainer, RealTimeDistillTrainer]:
+    """TorchRL's base trainer, with the students in a hook or in its optimisation step."""
+    donor = cartpole_trainer(prioritized=prioritized)
+    hook = RealTimeDistillTrainer(students, optimizer=FAST)
+    step = RealTimeDistillStepper(hook) if stepper else DefaultOptimizationStepper()
+    trainer = Trainer(
+        collector=donor.collector,
+        total_frames=120,
+        frame_skip=1,
+        optim_steps_per_batch=3,
+        loss_module=donor.loss_module,
+        optimizer=donor.optimizer,
+        optimization_stepper=step,
+        replay_buffer=donor.replay_buffer,
+        target_net_updater=donor.target_net_updater,
+        progress_bar=False,
+    )
+    buffer = ReplayBufferTrainer(donor.replay_buffer, batch_size=8, flatten_tensordicts=True)
+    trainer.register_op("batch_process", buffer.extend)
+    trainer.register_op("process_optim_batch", buffer.sample)
+    trainer.register_op("post_optim", TargetNetUpdaterHook(donor.target_net_updater))
+    if not stepper:
+        hook.register(trainer)
+    return trainer, hook
+
+
+def test_the_stepper_gives_the_same_students_as_the_hook_on_a_base_trainer() -> None:
+    runs = []
+    for stepper in (False, True):
+        trainer, hook = base_trainer(fleet(3), stepper=stepper)
+        trainer.train()
+        runs.append((teacher_state(trainer), [student_state(hook, name) for name in fleet(3)], hook.updates))
+        logged = trainer._log_dict["distill/small/kl_to_teacher"]
+        runs[-1] += (pytest.approx([float(value) for value in logged], rel=1e-5),)
+    assert runs[0][:3] == runs[1][:3]
+    assert runs[0][3].expected == runs[1][3]
+    assert runs[0][2] == 18
+
+
+def test_the_stepper_gives_the_same_students_as_the_hook_on_a_dqn_trainer() -> None:
+    """Set after construction, since DQNTrainer takes no stepper."""
+    with_hook, with_stepper = cartpole_trainer(), cartpole_trainer()
+    hook = trained(with_hook, fleet(3))
+    torch.manual_seed(0)
+    inner = RealTimeDistillTrainer(fleet(3), optimizer=FAST)
+    with_stepper.optimization_stepper = RealTimeDistillStepper(inner)
+    with_stepper.optimization_stepper.register(with_stepper)
+    with_stepper.train()
+    assert teacher_state(with_stepper) == teacher_state(with_hook)
+    for name in fleet(3):
+        assert student_state(inner, name) == student_state(hook, name)
+
+
+def test_the_stepper_returns_detached_metrics_the_same_at_every_update() -> None:
+    """The trainer averages them over a batch and would stumble over one that appears on the way."""
+    trainer = filled(cartpole_trainer())
+    stepper = RealTimeDistillStepper(RealTimeDistillTrainer(fleet(2), optimizer=FAST, dormant_every_updates=2))
+    results = [stepper.step(trainer, batch) for batch in minibatches(trainer, 4)]
+    assert len({frozenset(result.keys()) for result in results}) == 1
+    assert {"loss", "grad_norm", "distill/small/dormant", "distill/pure/loss"} <= set(results[0].keys())
+    assert not any(value.requires_grad for result in results for value in result.values())
+
+
+def test_the_stepper_updates_the_priorities_once() -> None:
+    """TorchRL leaves that to a stepper."""
+    trainer, _ = base_trainer(fleet(1), stepper=True, prioritized=True)
+    calls = []
+    original = trainer.replay_buffer.update_tensordict_priority
+    trainer.replay_buffer.update_tensordict_priority = lambda batch: (calls.append(1), original(batch))
+    trainer.train()
+    assert len(calls) == 18
+    batch = trainer.replay_buffer.sample()
+    assert len(set(batch["priority_weight"].tolist())) > 1
+
+    class UpdatesItself(DefaultOptimizationStepper):
+        updates_replay_priority = True
+
+    stepper = RealTimeDistillStepper(RealTimeDistillTrainer(fleet(1), optimizer=FAST), UpdatesItself())
+    stepper.step(trainer, batch)
+    assert len(calls) == 18
+
+
+def test_the_stepper_saves_and_restores_the_hook() -> None:
+    """Also before its first step, where the students' target updaters are still to be built."""
+    trainer = filled(cartpole_trainer())
+    first, second = (RealTimeDistillStepper(RealTimeDistillTrainer(fleet(3), optimizer=FAST)) for _ in range(2))
+    batches = minibatches(trainer, 6)
+    for batch in batches[:3]:
+        first.step(trainer, batch)
+    state = copy.deepcopy(first.state_dict())
+    second.load_state_dict(state)
+    teacher = copy.deepcopy((trainer.loss_module.state_dict(), trainer.optimizer.state_dict()))
+    for stepper in (first, second):
+        trainer.loss_module.load_state_dict(teacher[0])
+        trainer.optimizer.load_state_dict(teacher[1])
+        for batch in batches[3:]:
+            stepper.step(trainer, batch.clone())
+    assert second.hook.updates == 6
+    for name in fleet(3):
+        assert student_state(second.hook, name) == student_state(first.hook, name)
+    assert first.hook.target_updaters["small"].counter == 1  # 6 steps, copied at the fifth
+
+
+def test_the_stepper_runs_on_what_a_remote_learner_is_made_of() -> None:
+    """TorchRL's own learner of a Ray rank, here in this process, with a state that goes round."""
+    trainer = filled(cartpole_trainer())
+    hook = RealTimeDistillTrainer(fleet(2), optimizer=FAST)
+    learner = _Learner(
+        loss_module=trainer.loss_module,
+        replay_buffer=trainer.replay_buffer,
+        local_batch_size=8,
+        optimizer=trainer.optimizer,
+        optimization_stepper=RealTimeDistillStepper(hook),
+        target_net_updater=trainer.target_net_updater,
+        update_replay_priority=False,
+    ).initialize()
+    result = learner.step(4, round_id=1)
+    assert hook.updates == 4
+    assert result.metrics["distill/small/agreement"].shape == ()
+    state = learner.state_dict()["optimization_stepper"]["hook"]
+    assert state["updates"] == 4
+
+
+# Errors
+
+
+@pytest.mark.parametrize("backend", ["ray"])
+def test_the_ray_backend_is_refused_with_the_remedy(backend: str) -> None:
+    trainer = cartpole_trainer()
+    trainer.learner_backend = backend
+    hook = RealTimeDistillTrainer(student_loss(), optimizer=FAST)
+    with pytest.raises(RuntimeError, match=r"learner_backend='ray' .* pass RealTimeDistillStepper as the trainer's"):
+        hook.register(trainer)
+
+
+@pytest.mark.parametrize(
+    ("students", "arguments", "error", "message"),
+    [
+        ({}, {}, ValueError, "at least one loss: got none"),
+        ({"net": nn.Linear(2, 2)}, {}, TypeError, "student 'net' must be a DistillationLoss or .*: got Linear"),
+        (fleet(2), {"optimizer": {"small": FAST}}, ValueError, r"every student, \['pure', 'small'\]: got \['small'\]"),
+        (fleet(1), {"optimizer": {"small": FAST, "x": FAST}}, ValueError, r"\['small'\]: got \['small', 'x'\]"),
+        (fleet(1), {"clip_norm": 0.0}, ValueError, r"got updates_per_step=1, clip_norm=0\.0"),
+        (fleet(1), {"updates_per_step": 0}, ValueError, "got updates_per_step=0, clip_norm=None"),
+        (
+            {"raw": student_loss(reduction="none")},
+            {},
+            ValueError,
+            "the loss of student 'raw' must be reduced: got reduction='none'; use 'mean'",
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused_at_construction(
+    students: Students, arguments: dict, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        RealTimeDistillTrainer(students, **{"optimizer": FAST, **arguments})
+
+
+def test_a_single_loss_is_called_student() -> None:
+    assert (
+        repr(RealTimeDistillTrainer(student_loss(), optimizer=FAST)) == "RealTimeDistillTrainer(students=['student'])"
+    )
+
+
+# Warm-up data and devices
+
+
+@pytest.mark.parametrize(("keeps", "expected"), [(False, 700), (True, 1_000)])
+def test_the_buffer_holds_every_collected_step_when_warm_up_data_is_kept(keeps: bool, expected: int) -> None:
+    """Of 1000 steps in batches of 100 a stock trainer loses the 300 before the first batch that learns."""
+    trainer = cartpole_trainer(steps=1_000, warmup_steps=400, steps_per_batch=100, updates_per_batch=1)
+    collected: list[Tensor] = []
+    if keeps:
+        hook = KeepWarmupData(trainer.replay_buffer)
+        hook.register(trainer)
+        assert hook.state_dict() == {}
+        hook.load_state_dict({})
+    trainer.register_op("batch_process", lambda batch: (collected.append(batch["observation"].clone()), batch)[1])
+    trainer.train()
+    assert len(trainer.replay_buffer) == trainer.replay_buffer.write_count == expected
+    everything = torch.cat([observation.reshape(-1, 4) for observation in collected])
+    stored = trainer.replay_buffer.storage[:expected]["observation"]
+    assert torch.equal(stored, everything[1_000 - expected :])  # in the order of collection, none twice
+
+
+def test_padding_is_not_kept() -> None:
+    """Batches that TorchRL splits into games and pads: only steps that were played are counted and stored."""
+    trainer = cartpole_trainer(steps=200, warmup_steps=150, steps_per_batch=50, updates_per_batch=1)
+    with pytest.warns(UserWarning, match="split_trajs"):
+        trainer.collector = Collector(
+            cartpole(),
+            trainer.loss_module.value_network,
+            frames_per_batch=50,
+            total_frames=200,
+            init_random_frames=150,
+            split_trajs=True,
+            auto_register_policy_transforms=False,
+        )
+    KeepWarmupData(trainer.replay_buffer).register(trainer)
+    batches: list[TensorDictBase] = []
+    trainer.register_op("batch_process", lambda batch: (batches.append(batch.clone()), batch)[1])
+    trainer.train()
+    assert any(not batch["collector", "mask"].all() for batch in batches)
+    played = sum(int(batch["collector", "mask"].sum()) for batch in batches)
+    assert len(trainer.replay_buffer) == played == 200
+
+
+def test_warm_up_data_is_kept_only_inside_a_trainer() -> None:
+    with pytest.raises(RuntimeError, match=r"extend was called before register: call hook\.register\(trainer\) first"):
+        KeepWarmupData(TensorDictReplayBuffer(storage=LazyTensorStorage(2))).extend(TensorDict(batch_size=[2]))
+
+
+def test_minibatches_are_moved_after_torchrl_has_sampled_them() -> None:
+    """PyTorch's meta device stands in for an accelerator."""
+    trainer = filled(cartpole_trainer())
+    hook = SampleToDevice("meta")
+    hook.register(trainer)
+    assert hook.state_dict() == {}
+    hook.load_state_dict({})
+    batch = trainer._process_optim_batch_hook(None)
+    assert batch.batch_size == torch.Size([8])
+    assert batch["next", "observation"].device.type == "meta"
+
+
+def test_moving_to_where_the_minibatch_is_changes_nothing() -> None:
+    """So the hook can stay in a script that also runs without an accelerator."""
+    plain, moved = cartpole_trainer(), cartpole_trainer()
+    trained(plain, None)
+    expected = teacher_state(plain)
+    torch.manual_seed(0)
+    SampleToDevice("cpu").register(moved)
+    hook = trained(moved, fleet(1))
+    assert teacher_state(moved) == expected
+    assert hook.updates == 18
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_learner_on_the_gpu_learns_from_a_buffer_in_memory() -> None:
+    trainer = filled(cartpole_trainer())
+    trainer.loss_module.to("cuda")
+    SampleToDevice("cuda").register(trainer)
+    hook = RealTimeDistillTrainer(student_loss().to("cuda"), optimizer=FAST)
+    hook.register(trainer)
+    batch = trainer._process_optim_batch_hook(None)
+    update(trainer, hook, batch)
+    assert hook.averages()["distill/student/loss"] > 0
+
+
+# Learning
+
+
+def test_a_student_learns_the_known_answer_of_a_game_of_two_steps_with_its_teacher() -> None:
+    """With discount 0.9 the values are 0.9 and 0.45, then 1 and 0, 0.2 and 0.5: go to state 1, take action 0 there."""
+    torch.manual_seed(0)
+    teacher, student = actor(32, seed=0, features=3), actor(8, seed=1, features=3)
+    env = TransformedEnv(TwoSteps(8), RewardSum(in_keys=["reward"], out_keys=["reward_sum"]))
+    exploration = EGreedyModule(Categorical(2), eps_init=1.0, eps_end=1.0)
+    collector = DualNetworkCollector(env, teacher, exploration=exploration, frames_per_batch=16, total_frames=4_800)
+    loss = DQNLoss(teacher, action_space="categorical", delay_value=True)
+    loss.make_value_estimator(gamma=0.9)
+    trainer = DQNTrainer(
+        collector=collector,
+        total_frames=4_800,
+        frame_skip=1,
+        optim_steps_per_batch=2,
+        loss_module=loss,
+        optimizer=Adam(loss.parameters(), lr=5e-3),
+        replay_buffer=TensorDictReplayBuffer(storage=LazyTensorStorage(1_000), batch_size=32),
+        target_net_updater=HardUpdate(loss, value_network_update_interval=20),
+        greedy_module=exploration,
+        progress_bar=False,
+    )
+    student_loss = StudentDQNLoss(student)
+    student_loss.make_value_estimator(gamma=0.9)
+    trained(trainer, {"net": student_loss}, optimizer=partial(Adam, lr=5e-3))
+    states = TensorDict({"observation": torch.eye(3)}, [3])
+    expected = torch.tensor([[0.9, 0.45], [1.0, 0.0], [0.2, 0.5]])
+    for network in (teacher, student):
+        assert network(states.clone())["action"].tolist() == [0, 0, 1]
+        torch.testing.assert_close(network(states.clone())["action_value"].detach(), expected, atol=0.1, rtol=0)
+    assert trainer._log_dict["distill/net/agreement"][-1] == 1.0
+
+
+def test_the_tiniest_student_stays_alive_on_a_real_game_with_the_default_settings() -> None:
+    """Pong, 300 updates: few dormant units, and values that depend on the state."""
+    trainer = atari_trainer(
+        steps=2_400, teacher="net3", updates_per_batch=2, batch_size=32, capacity=2_400, max_frames=4_000
+    )
+    student = make_actor("net17", Categorical(6), seed=0)
+    loss = StudentDQNLoss(student)
+    loss.set_keys(terminated="end_of_life")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*dormant")
+        hook = trained(trainer, {"net17": loss}, optimizer=partial(Adam, lr=5e-4, eps=1e-5), dormant_every_updates=100)
+    assert hook.updates == 300
+    states = torch.cat(minibatches(trainer, 4)).select("pixels")
+    assert dormant_share(student, states) < 0.5
+    with torch.no_grad():
+        values = student(states)["action_value"]
+        assert values.std(0).max() > 1e-3
+        assert len(values.unique(dim=0)) > 64
