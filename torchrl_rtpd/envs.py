@@ -109,11 +109,11 @@ class AtariVecEnv(EnvBase):
             noop_max=noop_max,
             reward_clipping=False,  # clipped here, so that the raw reward is there too
         )
-        self.num_actions = int(self._ale.single_action_space.n)
+        self.num_actions = len(self._ale.ale.get_action_set())
         self._lives = np.zeros(num_envs, dtype=np.int32)
         self._score = np.zeros((num_envs, 1), dtype=np.float32)
         self._ended = np.zeros(num_envs, dtype=bool)  # slots whose game ended in the last step
-        self._next_pixels: torch.Tensor | None = None  # what ALE shows after that step, new games included
+        self._next_pixels = torch.empty(0, dtype=torch.uint8)  # what ALE shows after that step, new games included
         self._started = False
         self._make_specs()
         self.set_seed(seed)
@@ -170,7 +170,7 @@ class AtariVecEnv(EnvBase):
         if not self._started:
             raise RuntimeError("step was called before reset: call env.reset() first.")
         self._ale.send(self._checked_actions(tensordict.get("action")))
-        pixels, reward, terminated, truncated, info = self._ale.recv()
+        frames, reward, terminated, truncated, info = self._ale.recv()
         raw_reward = reward.astype(np.float32)[:, None]
         score = self._score + raw_reward
         done = terminated | truncated
@@ -179,7 +179,7 @@ class AtariVecEnv(EnvBase):
         self._lives = info["lives"]
         self._ended = done
         self._score = np.where(done[:, None], np.float32(0), score)
-        self._next_pixels = pixels = torch.from_numpy(pixels)
+        self._next_pixels = pixels = torch.from_numpy(frames)
         if done.any():  # ALE returns the first observation of the next game, TorchRL stores the last one of this game
             pixels = torch.where(
                 torch.from_numpy(done)[:, None, None, None], torch.from_numpy(info["final_obs"]), pixels
@@ -228,7 +228,7 @@ class AtariVecEnv(EnvBase):
     def close(self, *, raise_if_closed: bool = True) -> None:
         """Close the environment and stop ALE's threads."""
         super().close(raise_if_closed=raise_if_closed)
-        self._ale = None
+        self.__dict__.pop("_ale", None)
 
 
 def _check_game(game: str) -> None:

@@ -109,10 +109,11 @@ class NatureTower(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw the weights anew: He-normal, zero biases, a head a tenth as large."""
-        for layer in (*self.trunk, self.head):
-            if isinstance(layer, (nn.Conv2d, nn.Linear)):
-                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-                nn.init.zeros_(layer.bias)
+        for name, parameter in self.named_parameters():
+            if name.endswith("weight"):
+                nn.init.kaiming_normal_(parameter, nonlinearity="relu")
+            else:
+                nn.init.zeros_(parameter)
         with torch.no_grad():
             self.head.weight.mul_(0.1)
 

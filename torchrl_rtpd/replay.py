@@ -106,10 +106,10 @@ class FrameStackStorage(TensorStorage):
     def _empty(self) -> None:
         self.initialized = True  # there is nothing lazy for a sampler to wait for
         self._num_written = 0  # transitions since the first write: the next one's number
-        self._frames: Tensor | None = None  # [C + S * N + 1, H, W] uint8, the last one always zero
-        self._extra: TensorDict | None = None  # [C], every entry but the frames
+        self._frames: Any = None  # once written to: [C + S * N + 1, H, W] uint8, the last one always zero
+        self._extra: Any = None  # a tensordict [C], every entry but the frames
         # Final frames of ended games, and where each transition's lies: -1 while its game goes on.
-        self._finals: Tensor | None = None  # [F, H, W] uint8, grown when needed
+        self._finals: Any = None  # likewise: [F, H, W] uint8, grown when needed
         self._free_finals: list[int] = []
         self._final_index = torch.full((self.max_size,), -1, dtype=torch.int32, device=self.device)
         # Whether n-step sums stop here.
@@ -169,8 +169,8 @@ class FrameStackStorage(TensorStorage):
         if size != torch.Size([expected]) or not set_cursor or first != self._num_written % self.max_size:
             raise ValueError(
                 f"a frame storage is written in order, {self.num_envs} slots x {self.steps_per_write} steps = "
-                f"{expected} transitions at a time: got batch size {None if size is None else list(size)} at index {first}; call "
-                "buffer.extend(batch.reshape(-1)) with each batch of the collector, and set steps_per_write "
+                f"{expected} transitions at a time: got batch size {None if size is None else list(size)} "
+                f"at index {first}; call buffer.extend(batch.reshape(-1)) with each batch of the collector, and set steps_per_write "
                 "to its steps."
             )
 
@@ -212,8 +212,8 @@ class FrameStackStorage(TensorStorage):
         if self._extra is not None and _layout(entries) != _layout(self._extra):
             wrong = dict(_layout(entries).items() ^ _layout(self._extra).items())
             raise ValueError(
-                f"every write must hold the entries of the first one: {', '.join(map(str, wrong))} came, went or changed "
-                "shape or type; give all batches of a buffer the same keys."
+                f"every write must hold the entries of the first one: {', '.join(map(str, wrong))} came, went or "
+                "changed shape or type; give all batches of a buffer the same keys."
             )
         return entries
 
@@ -243,8 +243,8 @@ class FrameStackStorage(TensorStorage):
             raise ValueError(
                 "stacks must continue those of the step before, slot by slot, and begin a game with zeros: got another "
                 f"stack in slot {slot}, step {step} of this write; flatten [N, T] batches with reshape(-1), keep "
-                f"num_envs={self.num_envs} and steps_per_write={self.steps_per_write} those of the collector, and call cut() when its "
-                "games are reset."
+                f"num_envs={self.num_envs} and steps_per_write={self.steps_per_write} those of the collector, and "
+                "call cut() when its games are reset."
             )
 
     def _allocate(self, pixels: Tensor, entries: TensorDictBase) -> None:

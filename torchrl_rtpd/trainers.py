@@ -11,6 +11,7 @@ twice, nothing is drawn from a random generator (unless by a student's own dropo
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -210,8 +211,8 @@ class RealTimeDistillTrainer(TrainerHookBase):
                 self._warned.add(name)
                 warnings.warn(
                     f"{share:.0%} of the units in a layer of student {name!r} are dormant after {self.updates} updates "
-                    f"(warned above {self.dormant_warning:.0%}): it may be dying; lower its learning rate, raise Adam's "
-                    "eps to 1e-5, use equal temperatures of about 0.1, clip its gradient or keep the TD term.",
+                    f"(warned above {self.dormant_warning:.0%}): it may be dying; lower its learning rate, raise "
+                    "Adam's eps to 1e-5, use equal temperatures of about 0.1, clip its gradient or keep the TD term.",
                     stacklevel=2,
                 )
 
@@ -234,7 +235,8 @@ class RealTimeDistillTrainer(TrainerHookBase):
             )
         for name in self.students:
             self.students[name].load_state_dict(state_dict["students"][name])
-            self.optimizers[name].load_state_dict(state_dict["optimizers"][name])
+            # A copy, since PyTorch's optimisers keep the loaded tensors themselves.
+            self.optimizers[name].load_state_dict(copy.deepcopy(state_dict["optimizers"][name]))
         self._saved_updaters = dict(state_dict["target_updaters"])
         for name, updater in self.target_updaters.items():
             updater.load_state_dict(self._saved_updaters.pop(name))
@@ -381,8 +383,9 @@ class _TeacherValues:
         return _TeacherValues()  # a copied network takes this hook along, but is not listened to
 
     def _hear(self, network: Any, inputs: tuple[Any, ...], output: TensorDictBase) -> None:
+        observation_key = network.in_keys[0]
         if network is self._network and isinstance(output, TensorDictBase):
-            self._heard.append((output.get(network.in_keys[0]), output.get("action_value").detach()))
+            self._heard.append((output.get(observation_key), output.get("action_value").detach()))
             del self._heard[:-4]  # collection with the same network overhears itself: keep the last few only
 
     def added_to(self, sub_batch: TensorDictBase, losses: Iterable[DistillationLoss]) -> TensorDictBase:
