@@ -143,7 +143,7 @@ def test_specs_are_sound() -> None:
 
 
 def test_rewards_are_clipped_to_their_sign() -> None:
-    """reward is the sign of raw_reward, and the score stays raw."""
+    """The reward is the sign of raw_reward, and the score stays raw."""
     env = AtariVecEnv("seaquest", 4, seed=0)
     rollout = env.rollout(200, break_when_any_done=False)
     raw = rollout["next", "raw_reward"]
@@ -208,7 +208,7 @@ def test_step_before_reset_is_an_error() -> None:
     """The message names the remedy."""
     env = AtariVecEnv("pong", 1, seed=0)
     tensordict = env.fake_tensordict().select("pixels", "action")
-    with pytest.raises(RuntimeError, match="call env.reset"):
+    with pytest.raises(RuntimeError, match=r"call env\.reset"):
         env.step(tensordict)
     env.close()
     env.close(raise_if_closed=False)

@@ -61,7 +61,7 @@ def test_pixels_are_scaled_exactly_once() -> None:
 
 def test_float_pixels_are_refused() -> None:
     """Pixels that were already converted would be scaled twice: an error that names the remedy."""
-    with pytest.raises(TypeError, match="pixels must be uint8.*got torch.float32; remove the transform"):
+    with pytest.raises(TypeError, match=r"pixels must be uint8.*got torch.float32; remove the transform"):
         NatureTower(4)(torch.zeros(1, 4, 84, 84))
 
 
@@ -124,7 +124,7 @@ def test_unknown_name_gets_the_nearest() -> None:
 @pytest.mark.parametrize(("filters", "units"), [((8, 8), 64), ((8, 0, 8), 64), ((8, 8, 8), 0)])
 def test_impossible_sizes_are_refused(filters: tuple[int, ...], units: int) -> None:
     """Three filters and positive sizes, or an error with the values."""
-    with pytest.raises(ValueError, match="three filters and positive sizes: got.*units="):
+    with pytest.raises(ValueError, match=r"three filters and positive sizes: got.*units="):
         NatureTower(6, filters=filters, units=units)
 
 
@@ -171,5 +171,5 @@ def test_measuring_dormant_units_leaves_no_trace() -> None:
 def test_network_without_relu_cannot_be_measured() -> None:
     """The error names the network and what it needs."""
     network = TensorDictModule(nn.Linear(1, 1), in_keys=["observation"], out_keys=["action_value"])
-    with pytest.raises(ValueError, match="needs a network with torch.nn.ReLU layers: TensorDictModule has none"):
+    with pytest.raises(ValueError, match=r"needs a network with torch.nn.ReLU layers: TensorDictModule has none"):
         dormant_share(network, TensorDict({"observation": torch.ones(2, 1)}, [2]))

@@ -153,7 +153,7 @@ def test_prioritised_replay_without_the_extension_names_both_versions(monkeypatc
 
 
 def test_torchrl_trainers_hook_writes_and_samples() -> None:
-    """TorchRL's own hook marks the last step of each batch as truncated; games are cut where they ended all the same."""
+    """TorchRL's own hook marks the last step of each batch as truncated; games still end where they ended."""
     play = Play(steps=4)
     storage = FrameStackStorage(SLOTS * 80, num_envs=SLOTS, steps_per_write=4)
     buffer = make_replay_buffer(storage, batch_size=8, seed=0)

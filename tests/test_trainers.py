@@ -244,7 +244,7 @@ def content(value: Any) -> Any:
 
 
 def teacher_state(trainer: Trainer) -> dict:
-    """Everything the teacher is: parameters, targets, optimiser, target counter, and the random stream it leaves behind."""
+    """Everything the teacher is: parameters, targets, optimiser, target counter and the random stream it leaves."""
     return content(
         {
             "loss": dict(trainer.loss_module.state_dict()),

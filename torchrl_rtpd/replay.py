@@ -170,8 +170,8 @@ class FrameStackStorage(TensorStorage):
             raise ValueError(
                 f"a frame storage is written in order, {self.num_envs} slots x {self.steps_per_write} steps = "
                 f"{expected} transitions at a time: got batch size {None if size is None else list(size)} "
-                f"at index {first}; call buffer.extend(batch.reshape(-1)) with each batch of the collector, and set steps_per_write "
-                "to its steps."
+                f"at index {first}; call buffer.extend(batch.reshape(-1)) with each batch of the collector, and set "
+                "steps_per_write to its steps."
             )
 
     def _checked_stacks(self, data: TensorDictBase) -> tuple[Tensor, Tensor]:
