@@ -150,11 +150,13 @@ class RealTimeDistillTrainer(TrainerHookBase):
         for name, loss in self.students.items():
             if "target_student_network_params" not in dict(loss.named_children()):
                 continue
+            restored = copy.deepcopy(loss.state_dict()) if name in self._saved_updaters else None
             if self._target_updater is not None:
                 self.target_updaters[name] = self._target_updater(loss)
             else:
                 self.target_updaters[name] = _updater_like(getattr(trainer, "target_net_updater", None), loss)
-            if name in self._saved_updaters:
+            if restored is not None:  # a new updater sets the target to the student
+                loss.load_state_dict(restored)
                 self.target_updaters[name].load_state_dict(self._saved_updaters.pop(name))
 
     def step(self, sub_batch: TensorDictBase) -> None:
