@@ -211,7 +211,7 @@ def test_means_and_errors_are_the_textbook_ones() -> None:
 
 
 def test_one_seed_gives_one_score_whatever_was_played_in_between() -> None:
-    evaluator = Evaluator(lambda: AtariVecEnv("breakout", 2, max_frames=800), episodes=2, epsilon=0.3)
+    evaluator = Evaluator(lambda: AtariVecEnv("breakout", 2, max_frames=600), episodes=2, epsilon=0.3)
     policy = make_actor("net17", evaluator.env.action_spec, seed=0)
     first = evaluator(policy, seed=5)
     other = evaluator(policy, seed=6)

@@ -466,6 +466,23 @@ def test_a_loss_without_teacher_values_says_what_to_do() -> None:
         hook.step(batch)  # the teacher's loss has not run
 
 
+def test_a_loss_whose_network_cannot_be_heard_leaves_the_values_to_the_students() -> None:
+    """Any callable may be a trainer's loss; each student's loss then runs the teacher it was given."""
+    trainer = filled(cartpole_trainer())
+    teacher = trainer.loss_module.value_network
+    trainer.loss_module = nn.Identity()
+    loss = Watching(actor(8, seed=1), teacher, teacher_temperature=1.0)
+    hook = RealTimeDistillTrainer(loss, optimizer=FAST)
+    hook.register(trainer)
+    (batch,) = minibatches(trainer, 1)
+    teacher(batch.select("observation"))
+    hook.step(batch)
+    assert ("teacher", "action_value") not in loss.batches[0].keys(True)
+    values = teacher(batch.select("observation"))["action_value"]
+    entropy = torch.distributions.Categorical(logits=values).entropy().mean().detach()
+    torch.testing.assert_close(loss.results[0]["teacher_entropy"], entropy)
+
+
 def test_a_copied_teacher_is_not_listened_to() -> None:
     """Copies of a network, such as the best one of a run, hold no minibatch in memory."""
     trainer = filled(cartpole_trainer())
@@ -764,6 +781,22 @@ def test_torchrls_checkpoint_holds_the_students(tmp_path: Path) -> None:
         assert student_state(first_hook, name) == student_state(second_hook, name)
 
 
+def test_torchrls_checkpoint_holds_students_beside_our_frame_storage(tmp_path: Path) -> None:
+    """One call saves teacher, students and frames of an Atari run."""
+    first = atari_trainer()
+    first.checkpoint, first.save_trainer_file = Checkpoint(), tmp_path / "run"
+    first_hook = trained(first, atari_students(2), dormant_every_updates=None)
+    second = atari_trainer()
+    second_hook = RealTimeDistillTrainer(atari_students(2), optimizer=FAST, dormant_every_updates=None)
+    second_hook.register(second)
+    second.load_from_file(tmp_path / "run")
+    second.collector.shutdown()
+    for name in atari_students(2):
+        assert student_state(second_hook, name) == student_state(first_hook, name)
+    assert (second.replay_buffer.storage[:] == first.replay_buffer.storage[:]).all()
+    assert len(second.replay_buffer) == 64
+
+
 # The stepper
 
 
@@ -1030,14 +1063,14 @@ def test_a_student_learns_the_known_answer_of_a_game_of_two_steps_with_its_teach
     teacher, student = actor(32, seed=0, features=3), actor(8, seed=1, features=3)
     env = TransformedEnv(TwoSteps(8), RewardSum(in_keys=["reward"], out_keys=["reward_sum"]))
     exploration = EGreedyModule(Categorical(2), eps_init=1.0, eps_end=1.0)
-    collector = DualNetworkCollector(env, teacher, exploration=exploration, frames_per_batch=16, total_frames=4_800)
+    collector = DualNetworkCollector(env, teacher, exploration=exploration, frames_per_batch=32, total_frames=3_200)
     loss = DQNLoss(teacher, action_space="categorical", delay_value=True)
     loss.make_value_estimator(gamma=0.9)
     trainer = DQNTrainer(
         collector=collector,
-        total_frames=4_800,
+        total_frames=3_200,
         frame_skip=1,
-        optim_steps_per_batch=2,
+        optim_steps_per_batch=4,
         loss_module=loss,
         optimizer=Adam(loss.parameters(), lr=5e-3),
         replay_buffer=TensorDictReplayBuffer(storage=LazyTensorStorage(1_000), batch_size=32),
@@ -1057,26 +1090,18 @@ def test_a_student_learns_the_known_answer_of_a_game_of_two_steps_with_its_teach
 
 
 def test_the_tiniest_student_stays_alive_on_a_real_game_with_the_default_settings() -> None:
-    """Road Runner, 300 updates: no layer goes dormant, and the values depend on the state."""
+    """Road Runner, 200 updates from the teacher's first one on: units work, and values depend on the state."""
     trainer = atari_trainer(
-        game="road_runner",
-        steps=2_400,
-        teacher="net3",
-        updates_per_batch=2,
-        batch_size=32,
-        capacity=2_400,
-        max_frames=4_000,
+        game="road_runner", steps=1_600, teacher="net3", batch_size=32, capacity=1_600, max_frames=4_000
     )
-    student = make_actor("net17", Categorical(18), seed=0)
+    student = make_actor("net17", trainer.collector.env.action_spec, seed=0)
     loss = StudentDQNLoss(student)
     loss.set_keys(terminated="end_of_life")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*dormant")
-        hook = trained(trainer, {"net17": loss}, optimizer=partial(Adam, lr=5e-4, eps=1e-5), dormant_every_updates=100)
-    assert hook.updates == 300
+    hook = trained(trainer, {"net17": loss}, optimizer=partial(Adam, lr=2e-4, eps=1e-5), dormant_every_updates=50)
+    assert hook.updates == 200
     states = torch.cat(minibatches(trainer, 4)).select("pixels")
-    assert dormant_share(student, states) < 0.9
+    assert dormant_share(student, states) < 0.7  # of the worst layer; 1 once a layer is dead
     with torch.no_grad():
         values = student(states)["action_value"]
-        assert values.std(0).max() > 1e-5
-        assert len(values.unique(dim=0)) > 64
+    assert values.std(0).max() > 1e-3
+    assert len(values.unique(dim=0)) > 64  # of 128 states, some of them alike

@@ -2,11 +2,12 @@
 
 Stream of one slot, one line a stage::
 
-    ALE frame 210x160 -> max of the last two -> grey 84x84 -> stack of 4, zeros first -> pixels [4, 84, 84] uint8
-    ALE reward summed over the frame skip ------> raw_reward -> sign ---------> reward
-    lives --------------------------------------------------------------------> end_of_life (life lost or game over)
+    grey ALE frame 210x160 -> max of the last two -> 84x84 -> stack of 4, zeros before the first -> pixels [4, 84, 84]
+    ALE reward, summed over the frame skip -----------------------------> raw_reward -> its sign -> reward
+    lives --------------------------------------------------------------> end_of_life (a life lost, or the game over)
 
-``N`` is the number of slots. A step is one agent decision: ``frame_skip`` emulator frames.
+``N`` is the number of slots. A step is one agent decision: ``frame_skip`` emulator frames, or fewer when the game ends
+on the way; the frame it ends on is not shown, as in gymnasium's AtariPreprocessing.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ FRAME_SIZE = 84  # pixels a side, Mnih et al. 2015
 class AtariVecEnv(EnvBase):
     """ALE's vector environment as a TorchRL environment: ``N`` games in C++ threads, no Python per game.
 
-    ``done`` is the real end of a game, never a lost life; ``end_of_life`` marks both and is the mask a DQN bootstraps
-    with (``loss.set_keys(terminated="end_of_life")``). Games that end restart in the same step: their last observation
-    is stored under ``("next", "pixels")`` and the first one of the next game under the following root, as TorchRL
-    expects. Slots cannot be reset one by one before their game is over.
+    ``done`` is the real end of a game, never a lost life; ``end_of_life`` marks a lost life and a lost game (not a
+    truncated one) and is the mask a DQN bootstraps with (``loss.set_keys(terminated="end_of_life")``). Games that end
+    restart in the same step: their last observation is stored under ``("next", "pixels")`` and the first one of the
+    next game under the following root, as TorchRL expects. Slots cannot be reset one by one before their game is over.
 
     Args:
         game: ALE's snake-case name, for example ``"ms_pacman"``.
@@ -42,11 +43,12 @@ class AtariVecEnv(EnvBase):
         frame_skip: emulator frames a step (Nature DQN: 4).
         frame_stack: frames in an observation (Nature DQN: 4).
         clip_rewards: whether ``reward`` is the sign of ``raw_reward`` (Nature DQN).
-        noop_max: up to this many no-op actions start a game, drawn by ALE's own generator (Nature DQN: 30).
+        noop_max: a game starts with fewer emulator frames than this, drawn by ALE's own generator: FIRE once, where the
+            game has that action, then no-ops; 0 leaves only the FIRE (Nature DQN: 30).
         sticky_actions: probability that ALE repeats the previous action.
-        max_frames: emulator frames after which a game is truncated (30 minutes at 60 Hz).
+        max_frames: emulator frames after which a game is truncated, its start not counted (30 minutes at 60 Hz).
         num_threads: ALE's threads; 0 lets ALE choose.
-        seed: seed of slot 0; slot ``i`` uses ``seed + i``. None draws one.
+        seed: seed of slot 0, used at the next full reset; slot ``i`` uses ``seed + i``. None draws one.
 
     Keys:
         ``pixels`` uint8 ``[N, 4, 84, 84]``; ``action`` int64 ``[N]``; ``reward`` and ``raw_reward`` float32 ``[N, 1]``;
@@ -55,8 +57,9 @@ class AtariVecEnv(EnvBase):
 
     Raises:
         ValueError: an unknown game (with the nearest names), no slot, a size or probability out of range; at a step,
-            actions of another shape or outside the action set.
+            actions of another shape or outside the action set; at a reset, slots whose game is not over.
         TypeError: at a step, actions that are not integers.
+        RuntimeError: a step before the first reset, or anything after ``close``.
 
     Examples:
         >>> env = AtariVecEnv("pong", 2, seed=0)
@@ -88,7 +91,7 @@ class AtariVecEnv(EnvBase):
         _check_at_least(0, noop_max=noop_max, num_threads=num_threads)
         if not 0.0 <= sticky_actions < 1.0:
             raise ValueError(
-                f"sticky_actions is a probability in [0, 1): got {sticky_actions}; 0.25 is ALE's usual value."
+                f"sticky_actions is a probability in [0, 1): got {sticky_actions}; ALE's usual value is 0.25."
             )
         super().__init__(device=device, batch_size=[num_envs])
         self.game = game
@@ -113,8 +116,7 @@ class AtariVecEnv(EnvBase):
         self._lives = np.zeros(num_envs, dtype=np.int32)
         self._score = np.zeros((num_envs, 1), dtype=np.float32)
         self._ended = np.zeros(num_envs, dtype=bool)  # slots whose game ended in the last step
-        self._next_pixels = torch.empty(0, dtype=torch.uint8)  # what ALE shows after that step, new games included
-        self._started = False
+        self._next_pixels: torch.Tensor | None = None  # what ALE shows after that step, new games included
         self._make_specs()
         self.set_seed(seed)
 
@@ -142,11 +144,13 @@ class AtariVecEnv(EnvBase):
         )
 
     def _set_seed(self, seed: int | None) -> None:
-        self._seed = seed  # ALE takes it at the next full reset
+        # ALE takes it at the next full reset; its seeds have 31 bits, those that TorchRL hands on have 32.
+        self._seed = None if seed is None else int(seed) % (2**31 - self.batch_size[0])
 
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: object) -> TensorDictBase:
+        self._check_open()
         mask = None if tensordict is None else tensordict.get("_reset", None)
-        if mask is not None and torch.equal(mask.view(-1).cpu(), torch.from_numpy(self._ended)):
+        if self._next_pixels is not None and mask is not None and mask.view(-1).tolist() == self._ended.tolist():
             pixels = self._next_pixels  # ALE has already restarted these games
         elif mask is None or mask.all():
             pixels = self._reset_all()
@@ -160,17 +164,18 @@ class AtariVecEnv(EnvBase):
     def _reset_all(self) -> torch.Tensor:
         pixels, info = self._ale.reset(seed=self._seed)
         self._seed = None  # later resets go on with ALE's own generators
-        self._started = True
         self._lives = info["lives"]
         self._score = np.zeros_like(self._score)
         self._ended = np.zeros_like(self._ended)
-        return torch.from_numpy(pixels)
+        self._next_pixels = torch.from_numpy(pixels)
+        return self._next_pixels
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        if not self._started:
+        self._check_open()
+        if self._next_pixels is None:
             raise RuntimeError("step was called before reset: call env.reset() first.")
-        self._ale.send(self._checked_actions(tensordict.get("action")))
-        frames, reward, terminated, truncated, info = self._ale.recv()
+        self._ale.send(self._checked_actions(tensordict.get("action", None)))
+        shown, reward, terminated, truncated, info = self._ale.recv()
         raw_reward = reward.astype(np.float32)[:, None]
         score = self._score + raw_reward
         done = terminated | truncated
@@ -179,11 +184,10 @@ class AtariVecEnv(EnvBase):
         self._lives = info["lives"]
         self._ended = done
         self._score = np.where(done[:, None], np.float32(0), score)
-        self._next_pixels = pixels = torch.from_numpy(frames)
-        if done.any():  # ALE returns the first observation of the next game, TorchRL stores the last one of this game
-            pixels = torch.where(
-                torch.from_numpy(done)[:, None, None, None], torch.from_numpy(info["final_obs"]), pixels
-            )
+        self._next_pixels = pixels = torch.from_numpy(shown)
+        if done.any():  # ALE shows the first observation of the next game, TorchRL stores the last one of this game
+            pixels = pixels.clone()
+            pixels[torch.from_numpy(done)] = torch.from_numpy(info["final_obs"][done])
         result = self._observation(pixels, score, (life_lost | terminated)[:, None], raw_reward)
         result.set("reward", self._tensor(np.sign(raw_reward) if self.clip_rewards else raw_reward))
         result.set("done", self._tensor(done[:, None]))
@@ -209,13 +213,13 @@ class AtariVecEnv(EnvBase):
         tensor = torch.from_numpy(array)
         return tensor if self.device is None else tensor.to(self.device)
 
-    def _checked_actions(self, action: torch.Tensor) -> np.ndarray:
-        if action.dtype not in (torch.int64, torch.int32):
-            raise TypeError(f"actions must be int64 indices: got {action.dtype}; sample them from env.action_spec.")
+    def _checked_actions(self, action: torch.Tensor | None) -> np.ndarray:
+        if action is None or action.dtype not in (torch.int64, torch.int32):
+            found = None if action is None else action.dtype
+            raise TypeError(f"actions must be int64 indices: got {found}; sample them from env.action_spec.")
         if action.shape != self.batch_size:
             raise ValueError(
-                f"actions must have shape {list(self.batch_size)}: got {list(action.shape)}; "
-                "give one index to each slot."
+                f"actions must have shape {list(self.batch_size)}: got {list(action.shape)}; give each slot one index."
             )
         actions = action.cpu().numpy()
         if actions.min() < 0 or actions.max() >= self.num_actions:
@@ -225,8 +229,12 @@ class AtariVecEnv(EnvBase):
             )
         return actions
 
+    def _check_open(self) -> None:
+        if "_ale" not in self.__dict__:
+            raise RuntimeError(f"the environment of {self.game} is closed: build a new one.")
+
     def close(self, *, raise_if_closed: bool = True) -> None:
-        """Close the environment and stop ALE's threads."""
+        """Close the environment and stop ALE's threads. Closing it again does nothing."""
         super().close(raise_if_closed=raise_if_closed)
         self.__dict__.pop("_ale", None)
 

@@ -1,8 +1,8 @@
 """The paper's networks by name, as TorchRL Q-value actors.
 
 All share the layout of the Nature DQN (Mnih et al. 2015): three convolutions (8x8 stride 4, 4x4 stride 2, 3x3 stride
-1), one fully connected layer and a linear head, with ReLU between them. Input is ``pixels``: ``[*B, 4, 84, 84]``
-uint8, scaled to [0, 1] inside the network and nowhere else; output is ``action_value`` ``[*B, A]`` in float32.
+1), one fully connected layer and a linear head, with ReLU between them. Input is ``pixels``: ``[*B, 4, 84, 84]`` uint8,
+scaled to [0, 1] inside the network and nowhere else; output is ``action_value`` ``[*B, A]`` in float32.
 
 Sizes are those printed in Sun & Fazli 2019 (https://arxiv.org/abs/1912.12630). Its Net5 has 1.82-1.87 % of the
 teacher's parameters rather than the printed 1.7 %; ``net17`` is the tower that does meet 1.7 %.
@@ -62,8 +62,8 @@ class NatureTower(nn.Module):
         units: width of the fully connected layer.
         in_channels: stacked frames.
         autocast_dtype: run the layers before the head under :class:`torch.autocast` in this type, for example
-            ``torch.bfloat16``. The head is always float32, since a bfloat16 step is as large as the gaps between
-            action values.
+            ``torch.bfloat16``; None runs them in float32. The head is always float32, since a bfloat16 step is as large
+            as the gaps between action values.
 
     Raises:
         ValueError: a size that is not positive, or not three filters.
@@ -109,8 +109,8 @@ class NatureTower(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw the weights anew: He-normal, zero biases, a head a tenth as large."""
-        for name, parameter in self.named_parameters():
-            if name.endswith("weight"):
+        for parameter in self.parameters():
+            if parameter.ndim > 1:
                 nn.init.kaiming_normal_(parameter, nonlinearity="relu")
             else:
                 nn.init.zeros_(parameter)
@@ -135,12 +135,14 @@ class NatureTower(nn.Module):
                 "remove the transform that converts or scales them (ToTensorImage, VecNorm)."
             )
         batch = pixels.shape[:-3]
-        scaled = (
-            pixels.reshape(-1, *pixels.shape[-3:]).to(torch.float32, memory_format=torch.channels_last).mul_(1 / 255)
-        )
-        with torch.autocast(pixels.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
+        flat = pixels.reshape(-1, *pixels.shape[-3:])
+        scaled = flat.to(torch.float32, memory_format=torch.channels_last).mul_(1 / 255)
+        device = pixels.device.type
+        with torch.autocast(device, self.autocast_dtype, enabled=self.autocast_dtype is not None):
             features = self.trunk(scaled)
-        return self.head(features.float()).reshape(*batch, -1)
+        with torch.autocast(device, enabled=False):  # float32 also under the caller's own autocast
+            q_values = self.head(features.float())
+        return q_values.reshape(*batch, q_values.shape[-1])
 
 
 def make_actor(
@@ -170,6 +172,7 @@ def make_actor(
 
     Raises:
         ValueError: an unknown name; the message holds the nearest ones.
+        TypeError: an action spec that is neither categorical nor one-hot.
 
     Examples:
         >>> from torchrl.data import Categorical
@@ -186,6 +189,11 @@ def make_actor(
             )
         tower = TOWERS[tower]
     # The actor wants the spec of one decision, whatever the batch of the environment.
+    if not isinstance(action_spec, (Categorical, OneHot)):
+        raise TypeError(
+            f"action_spec must be Categorical or OneHot: got {type(action_spec).__name__}; "
+            "the paper's networks value each of a finite set of actions."
+        )
     categorical = isinstance(action_spec, Categorical)
     num_actions = action_spec.n if categorical else action_spec.shape[-1]
     spec = Categorical(num_actions) if categorical else OneHot(num_actions)
@@ -223,8 +231,7 @@ def dormant_share(network: TensorDictModule, tensordict: TensorDictBase, *, thre
     passes. About a third is usual in the fully connected layer of a network that has not learned yet.
 
     Args:
-        network: a module holding :class:`torch.nn.ReLU` layers with channels in dimension 1, as :class:`NatureTower`
-            has.
+        network: a module holding :class:`torch.nn.ReLU` layers, units in dimension 1, such as :class:`NatureTower`.
         tensordict: a batch ``[B]`` with the network's ``in_keys``. Not changed.
         threshold: relative activation below which a unit is dormant, without unit.
 

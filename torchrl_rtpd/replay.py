@@ -5,16 +5,19 @@ of two stacks of four. Stacks are rebuilt when sampled and equal, byte for byte,
 start of a game, across the seam of the ring, and for the last observation of a game.
 
 Letters: ``N`` slots (games side by side), ``T`` steps a write, ``S`` frames a stack, ``C`` capacity in transitions,
-``B`` samples. A transition has two names. Its *index*, below ``C`` and reused, is what samplers use: writes lie one
-after the other, each slot by slot. Its *number*, ``step * N + slot`` with steps counted from the first write on, is
-never reused: one step later is ``N`` further, everything but the frames lies at ``number % C``, and the newest frame
-of its stack at ``number % (C + S * N)``.
+``B`` samples, ``H`` and ``W`` height and width of a frame.
+
+A transition has two names. Its *index*, below ``C`` and reused, is what samplers use: writes lie one after the other,
+each slot by slot. Its *number*, ``step * N + slot`` with steps counted from the first write on, is never reused: the
+slot's next step is ``N`` further, its entries lie at ``number % C`` and the newest frame of its stack at
+``number % (C + S * N)``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,31 +28,33 @@ from torchrl.data import PrioritizedSampler, RandomSampler, TensorDictReplayBuff
 
 __all__ = ["FrameStackStorage", "make_replay_buffer"]
 
+_FILE = "frames.pt"
+
 
 class FrameStackStorage(TensorStorage):
     """A TorchRL storage for stacked frames: one uint8 frame a transition, stacks rebuilt when sampled.
 
     Written by ``extend`` with what a collector of ``N`` slots yields, flattened slot by slot (``batch.reshape(-1)`` of
-    ``[N, T]``, as TorchRL's trainers do); everything but the frames is stored as it comes. Each write is compared with
-    the stacks that will be rebuilt from it, so a wrong layout is an error and never silent mixing. Single items cannot
-    be added or overwritten.
+    ``[N, T]``, as TorchRL's trainers do); everything but the frames is stored as it comes. A write whose stacks could
+    not be rebuilt is refused before anything is stored, so a wrong layout is an error and never silent mixing. Single
+    items cannot be added or overwritten.
 
     Args:
-        max_size: capacity in transitions, a multiple of ``num_envs * steps_per_write``.
+        max_size: capacity ``C`` in transitions, a multiple of ``num_envs * steps_per_write``.
         num_envs: slots ``N`` of the collector.
         steps_per_write: steps ``T`` a write (the collector's ``frames_per_batch / N``).
         frame_stack: frames ``S`` in an observation.
         n_step: rewards added up at sampling time. ``("next", "reward")`` becomes the discounted sum, the other
             ``"next"`` entries come from the last of those steps, and ``"steps_to_next_obs"`` int64 ``[B, 1]`` tells
-            TorchRL's value estimators how far to discount. Sums stop at the end of a game, at a lost life, and at the
-            newest row.
+            TorchRL's value estimators how far to discount. Sums stop at the end of a game, at a lost life
+            (``("next", "end_of_life")``, where there is one) and at the newest step.
         gamma: discount factor of these sums; give the loss the same.
         device: where the frames live, for example ``"cuda"``.
         pixels_key: where the stacks are read and written.
 
     Raises:
         ValueError: sizes that do not fit each other; at a write, data of another layout or size.
-        RuntimeError: an index that was not written yet.
+        RuntimeError: an index that was not written yet (on a CUDA device only when nothing was).
 
     Examples:
         >>> from torchrl.data import TensorDictReplayBuffer
@@ -79,10 +84,9 @@ class FrameStackStorage(TensorStorage):
         block = num_envs * steps_per_write
         if min(num_envs, steps_per_write, frame_stack, n_step) < 1 or max_size < block:
             raise ValueError(
-                "a frame storage needs positive sizes and room for one write: got "
-                f"max_size={max_size}, num_envs={num_envs}, steps_per_write={steps_per_write}, "
-                f"frame_stack={frame_stack}, "
-                f"n_step={n_step}; max_size must be at least num_envs * steps_per_write = {block}."
+                f"a frame storage needs positive sizes and room for one write: got max_size={max_size}, "
+                f"num_envs={num_envs}, steps_per_write={steps_per_write}, frame_stack={frame_stack}, n_step={n_step}; "
+                f"max_size must be at least num_envs * steps_per_write = {block}."
             )
         if max_size % block:
             raise ValueError(
@@ -96,20 +100,21 @@ class FrameStackStorage(TensorStorage):
         self.n_step = n_step
         self.gamma = gamma
         self.pixels_key = unravel_key(pixels_key)
-        # Older frames than the oldest transition's, so that its stack is whole, and the one after the newest
-        # transition's.
+        # Also the older frames of the oldest stack and the one that follows the newest.
         self._num_frames = max_size + frame_stack * num_envs
+        self._total_shape_value = torch.Size([max_size])  # where TensorStorage looks for it
         # How far behind the newest frame of a stack its frames lie, in steps, oldest first.
         self._behind = torch.arange(frame_stack - 1, -1, -1, device=self.device)
         self._empty()
 
     def _empty(self) -> None:
+        self._bump_mutation_revision()
         self.initialized = True  # there is nothing lazy for a sampler to wait for
         self._num_written = 0  # transitions since the first write: the next one's number
-        self._frames: Any = None  # once written to: [C + S * N + 1, H, W] uint8, the last one always zero
-        self._extra: Any = None  # a tensordict [C], every entry but the frames
+        self._frames = torch.empty(0, 0, 0, dtype=torch.uint8)  # [C + S * N + 1, H, W], the last one always zero
+        self._extra = TensorDict({}, [self.max_size])  # every entry but the frames
         # Final frames of ended games, and where each transition's lies: -1 while its game goes on.
-        self._finals: Any = None  # likewise: [F, H, W] uint8, grown when needed
+        self._finals = torch.empty(0, 0, 0, dtype=torch.uint8)  # [F, H, W], grown when needed
         self._free_finals: list[int] = []
         self._final_index = torch.full((self.max_size,), -1, dtype=torch.int32, device=self.device)
         # Whether n-step sums stop here.
@@ -117,13 +122,17 @@ class FrameStackStorage(TensorStorage):
         # Older frames of the same game in the stack, at most S - 1.
         self._depth = torch.zeros(self.max_size, dtype=torch.uint8, device=self.device)
 
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{name}={value}" for name, value in self._sizes().items())
+        return f"{type(self).__name__}({sizes}, n_step={self.n_step}, device={self.device}, len={len(self)})"
+
     def __len__(self) -> int:
         return min(self._num_written, self.max_size)
 
     @property
     def bytes_per_transition(self) -> float:
         """Memory held for each transition of the capacity, in bytes; 0 before the first write."""
-        if self._frames is None:
+        if self._num_written == 0:
             return 0.0
         held = [self._frames, self._finals, self._final_index, self._stop, self._depth]
         total = sum(tensor.numel() * tensor.element_size() for tensor in held) + self._extra.bytes()
@@ -146,50 +155,47 @@ class FrameStackStorage(TensorStorage):
         begins = self._begins(ended)
         self._check_continuity(pixels, next_pixels, begins)
 
-        if self._frames is None:
+        if self._num_written == 0:
             self._allocate(pixels, entries)
-        numbers = torch.arange(self._num_written, self._num_written + ended.numel(), device=self.device)
-        places = numbers % self.max_size
-        self._depth[places] = self._depths(begins).flatten()
-        self._stop[places] = stop.flatten()
-        self._extra[places] = entries
-        self._set_frames(numbers, pixels[:, :, -1])
+        number, place = self._num_written, self._num_written % self.max_size
+        written = slice(place, place + len(data))  # in one piece, since C is a multiple of N * T
+        self._depth[written] = self._depths(begins).flatten()
+        self._stop[written] = stop.flatten()
+        self._extra[written] = entries
+        self._set_frames(number, pixels[:, :, -1])
         # Until the next step brings the same frame, or the first one of another game.
-        self._set_frames(numbers[-self.num_envs :] + self.num_envs, next_pixels[-1:, :, -1])
-        self._release_finals(places)
-        self._keep_finals(places[ended.flatten()], next_pixels[:, :, -1][ended])
-        self._num_written += len(numbers)
+        self._set_frames(number + len(data), next_pixels[-1:, :, -1])
+        self._release_finals(written)
+        self._keep_finals(place + ended.flatten().nonzero().squeeze(-1), next_pixels[:, :, -1][ended])
+        self._num_written += len(data)
         self._set_last_cursor(cursor)
         self._bump_mutation_revision()
 
     def _check_order(self, cursor: Any, data: TensorDictBase, set_cursor: bool) -> None:
-        expected = self.num_envs * self.steps_per_write
+        slots, steps = self.num_envs, self.steps_per_write
         size = data.batch_size if isinstance(data, TensorDictBase) else None
         first = int(cursor[0]) if isinstance(cursor, (Tensor, range, Sequence)) else cursor
-        if size != torch.Size([expected]) or not set_cursor or first != self._num_written % self.max_size:
+        if size != torch.Size([slots * steps]) or not set_cursor or first != self._num_written % self.max_size:
             raise ValueError(
-                f"a frame storage is written in order, {self.num_envs} slots x {self.steps_per_write} steps = "
-                f"{expected} transitions at a time: got batch size {None if size is None else list(size)} "
-                f"at index {first}; call buffer.extend(batch.reshape(-1)) with each batch of the collector, and set "
-                "steps_per_write to its steps."
+                f"a frame storage is written in order, {slots} slots x {steps} steps = {slots * steps} transitions at "
+                f"a time: got batch size {None if size is None else list(size)} at index {first}; call "
+                "buffer.extend(batch.reshape(-1)) with each batch of the collector, and set steps_per_write to its "
+                "steps."
             )
 
     def _checked_stacks(self, data: TensorDictBase) -> tuple[Tensor, Tensor]:
         """The stacks before and after each step, ``[T, N, S, H, W]``."""
-        size = ["height", "width"] if self._frames is None else list(self._frames.shape[1:])
+        size = list(self._frames.shape[1:]) if self._num_written else None
         stacks = []
         for key in (self.pixels_key, unravel_key(("next", self.pixels_key))):
             stack = data.get(key, None)
-            fits = (
-                stack is not None
-                and stack.dtype == torch.uint8
-                and stack.ndim == 4
-                and stack.shape[1] == self.frame_stack
-            )
-            if not fits or (self._frames is not None and stack.shape[2:] != self._frames.shape[1:]):
-                found = None if stack is None else f"{stack.dtype} {list(stack.shape)}"
+            found = None if stack is None else f"{stack.dtype} {list(stack.shape)}"
+            if stack is not None and size is None:
+                size = list(stack.shape[2:])
+            expected = [len(data), self.frame_stack, *(["height", "width"] if size is None else size)]
+            if stack is None or stack.dtype != torch.uint8 or stack.ndim != 4 or list(stack.shape) != expected:
                 raise ValueError(
-                    f"{key} must be uint8 [{len(data)}, {self.frame_stack}, {size[0]}, {size[1]}]: got {found}; "
+                    f"{key!r} must be torch.uint8 {expected}: got {found}; "
                     "store the frames as the environment gives them, stacked and unscaled."
                 )
             stacks.append(self._by_step(stack))
@@ -201,7 +207,8 @@ class FrameStackStorage(TensorStorage):
         if flag is None or flag.dtype != torch.bool or flag.numel() != len(data):
             found = None if flag is None else f"{flag.dtype} {list(flag.shape)}"
             raise ValueError(
-                f"('next', '{name}') must be bool [{len(data)}, 1]: got {found}; store it as the environment gives it."
+                f"('next', '{name}') must be torch.bool [{len(data)}, 1]: got {found}; "
+                "store it as the environment gives it."
             )
         return self._by_step(flag.reshape(-1))
 
@@ -209,11 +216,16 @@ class FrameStackStorage(TensorStorage):
         """Every entry but the frames, step by step ``[T * N]``."""
         entries = data.exclude(self.pixels_key, ("next", self.pixels_key), "index").to(self.device)
         entries = entries.reshape(self.num_envs, self.steps_per_write).transpose(0, 1).reshape(-1)
-        if self._extra is not None and _layout(entries) != _layout(self._extra):
-            wrong = dict(_layout(entries).items() ^ _layout(self._extra).items())
+        given, stored = _layout(entries), _layout(self._extra)
+        if self._num_written and given != stored:
+            others = sorted({str(key) for key, _ in given.items() ^ stored.items()})
             raise ValueError(
-                f"every write must hold the entries of the first one: {', '.join(map(str, wrong))} came, went or "
-                "changed shape or type; give all batches of a buffer the same keys."
+                f"every write must hold the entries of the first one: got more, fewer or others at {', '.join(others)};"
+                " give all batches of a buffer the same keys, shapes and types."
+            )
+        if self.n_step > 1 and ("next", "reward") not in given:
+            raise ValueError(
+                f"n-step sums need ('next', 'reward'): got {', '.join(map(str, given))}; store it or set n_step=1."
             )
         return entries
 
@@ -226,16 +238,21 @@ class FrameStackStorage(TensorStorage):
         if self._num_written == 0:
             first = torch.zeros_like(ended[0])
         else:
-            first = self._final_index[self._newest() % self.max_size] >= 0
+            first = self._final_index[self._newest()] >= 0
         return torch.cat([first[None], ended[:-1]])
 
-    def _newest(self) -> Tensor:
-        """Numbers of the newest transition of each slot, ``[N]``."""
-        return torch.arange(self._num_written - self.num_envs, self._num_written, device=self.device)
+    def _newest(self) -> slice:
+        """Where the newest transition of each slot lies."""
+        place = (self._num_written - self.num_envs) % self.max_size
+        return slice(place, place + self.num_envs)
 
     def _check_continuity(self, pixels: Tensor, next_pixels: Tensor, begins: Tensor) -> None:
         before = next_pixels.roll(1, 0)  # stacks that each step shows again unless it begins a game
-        before[0] = pixels[0] if self._num_written == 0 else self._stacks(self._newest(), following=True)
+        if self._num_written == 0:
+            before[0] = pixels[0]
+        else:
+            newest = torch.arange(self._num_written - self.num_envs, self._num_written, device=self.device)
+            before[0] = self._stacks(newest, following=True)
         shifted = _differ(pixels[:, :, 1:], next_pixels[:, :, :-1])
         broken = shifted | torch.where(begins, pixels[:, :, :-1].flatten(2).any(-1), _differ(pixels, before))
         if broken.any():
@@ -243,43 +260,44 @@ class FrameStackStorage(TensorStorage):
             raise ValueError(
                 "stacks must continue those of the step before, slot by slot, and begin a game with zeros: got another "
                 f"stack in slot {slot}, step {step} of this write; flatten [N, T] batches with reshape(-1), keep "
-                f"num_envs={self.num_envs} and steps_per_write={self.steps_per_write} those of the collector, and "
-                "call cut() when its games are reset."
+                f"num_envs={self.num_envs} and steps_per_write={self.steps_per_write} those of the collector, and call "
+                "cut() when its games are reset."
             )
 
     def _allocate(self, pixels: Tensor, entries: TensorDictBase) -> None:
         size = pixels.shape[-2:]
-        # Left as they come: memory is taken from the system as the ring fills, and frames not yet written are never
-        # read.
+        # Not zeroed, so that memory is taken from the system only as the ring fills; what was not written is not read.
         self._frames = torch.empty(self._num_frames + 1, *size, dtype=torch.uint8, device=self.device)
         self._frames[-1] = 0
         # The first stacks come whole, whether or not a game begins with them.
-        older = torch.arange((1 - self.frame_stack) * self.num_envs, 0, device=self.device)
-        self._set_frames(older, pixels[0, :, :-1].transpose(0, 1))
+        self._set_frames((1 - self.frame_stack) * self.num_envs, pixels[0, :, :-1].transpose(0, 1))
         self._finals = torch.empty(0, *size, dtype=torch.uint8, device=self.device)
         self._extra = entries[0].apply(
             lambda leaf: torch.zeros(self.max_size, *leaf.shape, dtype=leaf.dtype, device=self.device),
             batch_size=[self.max_size],
         )
 
-    def _set_frames(self, numbers: Tensor, frames: Tensor) -> None:
-        self._frames.index_copy_(0, numbers % self._num_frames, frames.flatten(0, 1))
+    def _set_frames(self, number: int, frames: Tensor) -> None:
+        """Store frames ``[T, N, H, W]`` from this number on, in two pieces across the seam of the ring."""
+        frames = frames.flatten(0, 1)
+        start = number % self._num_frames
+        head = min(len(frames), self._num_frames - start)
+        self._frames[start : start + head] = frames[:head]
+        self._frames[: len(frames) - head] = frames[head:]
 
     def _depths(self, begins: Tensor) -> Tensor:
         """Older frames of the same game behind each step of this write, ``[T, N]``."""
         most = self.frame_stack - 1
-        depth = (
-            self._depth[self._newest() % self.max_size]
-            if self._num_written
-            else torch.full_like(begins[0], most, dtype=torch.uint8)
-        )
+        depth = torch.full_like(begins[0], most, dtype=torch.uint8)
+        if self._num_written:
+            depth = self._depth[self._newest()]
         depths = []
         for row in begins:
             depth = torch.where(row, 0, (depth + 1).clamp_max(most))
             depths.append(depth)
         return torch.stack(depths)
 
-    def _release_finals(self, places: Tensor) -> None:
+    def _release_finals(self, places: slice) -> None:
         old = self._final_index[places]
         self._free_finals.extend(old[old >= 0].tolist())
         self._final_index[places] = -1
@@ -291,24 +309,25 @@ class FrameStackStorage(TensorStorage):
             old, grow = len(self._finals), max(missing, len(self._finals) // 8, 8)
             self._finals = torch.cat([self._finals, self._finals.new_empty(grow, *frames.shape[1:])])
             self._free_finals.extend(range(old + grow - 1, old - 1, -1))
-        kept = torch.tensor([self._free_finals.pop() for _ in places], dtype=torch.int64, device=self.device)
+        kept = torch.tensor(
+            [self._free_finals.pop() for _ in range(len(places))], dtype=torch.int64, device=self.device
+        )
         self._finals[kept] = frames
         self._final_index[places] = kept.to(torch.int32)
 
     def cut(self) -> None:
         """Declare that the stream ends here: the next write begins new games in every slot.
 
-        Call it when the environments are reset or replaced (after a resume, say). The newest transitions keep their
-        own last frames and are not continued by what follows.
+        Call it when the environments are reset or replaced (after a resume, say). The newest transitions keep their own
+        last frames and are not continued by what follows.
         """
         if self._num_written == 0:
             return
         newest = self._newest()
-        places = newest % self.max_size
-        going_on = self._final_index[places] < 0
-        following = self._frames[(newest + self.num_envs) % self._num_frames]
-        self._keep_finals(places[going_on], following[going_on])
-        self._stop[places] = True
+        going_on = (self._final_index[newest] < 0).nonzero().squeeze(-1)
+        following = self._frames.index_select(0, (self._num_written + going_on) % self._num_frames)
+        self._keep_finals(newest.start + going_on, following)
+        self._stop[newest] = True
         self._bump_mutation_revision()
 
     # Reading
@@ -316,8 +335,11 @@ class FrameStackStorage(TensorStorage):
     def get(self, index: int | Sequence[int] | slice | Tensor) -> TensorDictBase:
         """Transitions with their stacks rebuilt, ``[B]`` for ``B`` indices and ``[]`` for one."""
         if isinstance(index, slice):
-            index = torch.arange(len(self), device=self.device)[index]
+            index = range(len(self))[index]
         index = torch.as_tensor(index, device=self.device)
+        if index.dtype == torch.bool:
+            index = index.nonzero().squeeze(-1)
+        index = index.long()  # an empty list has no type of its own
         self._check_written(index)
         numbers = self._numbers(index.flatten())
         places = numbers % self.max_size
@@ -352,7 +374,7 @@ class FrameStackStorage(TensorStorage):
         return place + (self._num_written - 1 - place) // self.max_size * self.max_size
 
     def _window(self, first: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The last number of each n-step window, its discounted reward and its length in steps, both ``[B, 1]``."""
+        """The last number of each n-step window, its discounted reward ``[B, 1]``, its length in steps ``[B, 1]``."""
         offsets = torch.arange(self.n_step, device=self.device)
         numbers = first[:, None] + offsets * self.num_envs
         places = numbers % self.max_size
@@ -371,17 +393,16 @@ class FrameStackStorage(TensorStorage):
             depth, newest = depth + 1, newest + self.num_envs
         inside = self._behind <= depth
         places = torch.where(inside, (newest - self._behind * self.num_envs) % self._num_frames, self._num_frames)
-        if not following or not len(self._finals):
-            return self._frames.index_select(0, places.flatten()).unflatten(0, places.shape)
-        # Where a game ended its final frame takes the place of the newest one, elsewhere that of a frame cut off
-        # afterwards: the same work for every batch, so that a device need not tell the host.
-        final = self._final_index[numbers % self.max_size].long()
-        frames = self._frames.index_select(0, torch.cat([places.flatten(), places.new_zeros(1)]))
-        ends = torch.arange(1, len(numbers) + 1, device=self.device) * self.frame_stack - 1
-        frames.index_copy_(
-            0, torch.where(final >= 0, ends, len(frames) - 1), self._finals.index_select(0, final.clamp_min(0))
-        )
-        return frames[:-1].unflatten(0, places.shape)
+        stacks = self._frames.index_select(0, places.flatten()).unflatten(0, places.shape)
+        if following and len(self._finals):
+            # Final frames replace the newest ones where a game ended. The same work whatever the batch holds, so that
+            # no host waits for its device; bit operations, since torch.where and index_copy_ are slow on bytes.
+            final = self._final_index[numbers % self.max_size]
+            frames = self._finals.index_select(0, final.clamp_min(0))
+            ended = torch.where(final >= 0, 255, 0).to(torch.uint8)[:, None, None]
+            newest_frames = stacks[:, -1]
+            newest_frames ^= (newest_frames ^ frames) & ended
+        return stacks
 
     # Saving
 
@@ -393,22 +414,30 @@ class FrameStackStorage(TensorStorage):
 
     def state_dict(self) -> dict[str, Any]:
         """Everything stored, by reference."""
-        extra = None if self._extra is None else self._extra.to_dict()
-        return {"sizes": self._sizes(), "extra": extra, **{name: getattr(self, name) for name in self._STATE}}
+        held = {name: getattr(self, name) for name in self._STATE}
+        return {"sizes": self._sizes(), "extra": self._extra.to_dict(), **held}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned, by copy, into a storage of the same sizes."""
         if state_dict["sizes"] != self._sizes():
             raise ValueError(
-                f"a saved storage must have the sizes of this one, {self._sizes()}: got {state_dict['sizes']}; "
+                f"a saved storage fits only one of its sizes, {state_dict['sizes']}: got {self._sizes()}; "
                 "build it with the same max_size, num_envs, steps_per_write and frame_stack."
             )
         for name in self._STATE:
             value = state_dict[name]
             setattr(self, name, value.to(self.device, copy=True) if isinstance(value, Tensor) else copy(value))
-        extra = state_dict["extra"]
-        self._extra = None if extra is None else TensorDict(extra, batch_size=[self.max_size]).to(self.device).clone()
+        self._extra = TensorDict(state_dict["extra"], [self.max_size]).to(self.device).clone()
         self._bump_mutation_revision()
+
+    def dumps(self, path: Path | str) -> None:
+        """Save to a folder, as the buffer's own ``dumps`` does with each of its parts."""
+        Path(path).mkdir(parents=True, exist_ok=True)
+        torch.save(self.state_dict(), Path(path) / _FILE)
+
+    def loads(self, path: Path | str) -> None:
+        """Restore what :meth:`dumps` saved."""
+        self.load_state_dict(torch.load(Path(path) / _FILE, map_location="cpu", mmap=True, weights_only=True))
 
     def contains(self, item: int | Tensor) -> bool | Tensor:
         """Whether an index was written."""
@@ -466,6 +495,6 @@ def _prioritized_sampler(max_size: int, alpha: float, beta: float) -> Prioritize
     except (RuntimeError, ImportError, NameError) as error:
         raise RuntimeError(
             "prioritised replay needs TorchRL's compiled extension, which must match torch: got torchrl "
-            f"{torchrl.__version__} with torch {torch.__version__}; install the pair in constraints.txt, "
-            "or sample uniformly."
+            f"{torchrl.__version__} with torch {torch.__version__}; install the pair in constraints.txt, or sample "
+            "uniformly."
         ) from error
