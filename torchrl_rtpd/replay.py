@@ -386,7 +386,7 @@ class FrameStackStorage(TensorStorage):
         return first + (steps.squeeze(-1) - 1) * self.num_envs, total, steps
 
     def _stacks(self, numbers: Tensor, *, following: bool = False) -> Tensor:
-        """Stacks ``[B, S, H, W]`` of these transitions, or those that follow them in the same game."""
+        """Stacks ``[B, S, H, W]`` of these transitions, or those that follow them in the same game; channels last."""
         depth = self._depth[numbers % self.max_size][:, None]
         newest = numbers[:, None]
         if following:
@@ -402,7 +402,8 @@ class FrameStackStorage(TensorStorage):
             ended = torch.where(final >= 0, 255, 0).to(torch.uint8)[:, None, None]
             newest_frames = stacks[:, -1]
             newest_frames ^= (newest_frames ^ frames) & ended
-        return stacks
+        # In channels-last memory, once for all: each network that scales the pixels would reorder them anew.
+        return torch.stack(stacks.unbind(1), -1).permute(0, 3, 1, 2)
 
     # Saving
 
