@@ -1,12 +1,8 @@
-"""Distillation inside a running TorchRL trainer.
+"""The hook that teaches students while a TorchRL trainer teaches their teacher.
 
-:class:`RealTimeDistillTrainer` is a hook: after each update of the teacher every student learns from the very same
-minibatch. One update, in order::
+One update, in order::
 
     sample [B] -> teacher: loss, backward, step (TorchRL's) -> each student: loss, backward, clip, step, target
-
-The teacher's values of the minibatch are those its own loss has just computed, before its step; nothing is sampled
-twice, nothing is drawn from a random generator (unless by a student's own dropout), and no gradient leaves a student.
 """
 
 from __future__ import annotations
@@ -18,30 +14,19 @@ from typing import Any
 
 import torch
 from tensordict import TensorDictBase
-from tensordict.nn import TensorDictModule
-from tensordict.utils import unravel_key
 from torch import Tensor, nn
-from torchrl.modules import NoisyLinear
 from torchrl.objectives import HardUpdate, SoftUpdate
 from torchrl.objectives.utils import TargetNetUpdater
-from torchrl.trainers import (
-    DefaultOptimizationStepper,
-    OptimizationStepper,
-    ReplayBufferTrainer,
-    Trainer,
-    TrainerHookBase,
-)
+from torchrl.trainers import Trainer, TrainerHookBase
 
 from torchrl_rtpd.networks import dormant_share
 from torchrl_rtpd.objectives import DistillationLoss
+from torchrl_rtpd.trainers._teacher_values import TeacherValues
 
-__all__ = ["KeepWarmupData", "RealTimeDistillStepper", "RealTimeDistillTrainer", "SampleToDevice"]
+__all__ = ["RealTimeDistillTrainer"]
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 UpdaterFactory = Callable[[DistillationLoss], TargetNetUpdater]
-
-# Layers whose training-mode outputs are no targets: random, or moved by the batch.
-_TRAINING_LAYERS = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm, NoisyLinear)
 
 
 class RealTimeDistillTrainer(TrainerHookBase):
@@ -122,7 +107,7 @@ class RealTimeDistillTrainer(TrainerHookBase):
         self.optimizers = {name: factories[name](list(loss.parameters())) for name, loss in self.students.items()}
         self._target_updater = target_updater
         self.target_updaters: dict[str, TargetNetUpdater] = {}
-        self._teacher = _TeacherValues()
+        self._teacher = TeacherValues()
         self._sums: dict[str, dict[str, Tensor]] = {name: {} for name in self.students}
         self._num_summed = 0
         self._dormant: dict[str, float] | None = None  # not measured yet
@@ -243,172 +228,6 @@ class RealTimeDistillTrainer(TrainerHookBase):
         for name, updater in self.target_updaters.items():
             updater.load_state_dict(self._saved_updaters.pop(name))
         self.updates = int(state_dict["updates"])
-
-
-class RealTimeDistillStepper(OptimizationStepper):
-    """The hook as an optimisation step, for trainers whose updates run elsewhere or are compiled whole.
-
-    With several learner ranks each trains students of its own on its share of the batch; saved are those of the first.
-
-    Args:
-        hook: the students and how they learn. Do not register it as well.
-        stepper: the teacher's own step. Default: :class:`~torchrl.trainers.DefaultOptimizationStepper`.
-
-    Examples:
-        >>> from functools import partial
-        >>> from torchrl.data import Categorical
-        >>> from torchrl.modules import QValueActor
-        >>> student = QValueActor(nn.Linear(4, 2), in_keys=["observation"], spec=Categorical(2))
-        >>> hook = RealTimeDistillTrainer(DistillationLoss(student), optimizer=partial(torch.optim.Adam, lr=5e-4))
-        >>> stepper = RealTimeDistillStepper(hook)  # then Trainer(..., optimization_stepper=stepper)
-    """
-
-    updates_replay_priority = True
-
-    def __init__(self, hook: RealTimeDistillTrainer, stepper: OptimizationStepper | None = None) -> None:
-        self.hook = hook
-        self.stepper = DefaultOptimizationStepper() if stepper is None else stepper
-        self._prepared = False
-
-    def step(self, trainer: Trainer, sub_batch: TensorDictBase) -> TensorDictBase:
-        """One update of the teacher and of every student; returns their detached metrics."""
-        if not self._prepared:
-            self.hook.prepare(trainer)
-            self._prepared = True
-        metrics = self.stepper.step(trainer, sub_batch).detach()
-        replay_buffer = getattr(trainer, "replay_buffer", None)
-        update_priority = getattr(replay_buffer, "update_tensordict_priority", None)
-        if update_priority is not None and not getattr(self.stepper, "updates_replay_priority", False):
-            update_priority(sub_batch)
-        self.hook.step(sub_batch)
-        for name, value in (self.hook.averages() or {}).items():
-            metrics.set(name, torch.tensor(value))
-        return metrics
-
-    def state_dict(self) -> dict[str, Any]:
-        """State of the teacher's step and of the hook."""
-        return {"stepper": self.stepper.state_dict(), "hook": self.hook.state_dict()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
-        self.stepper.load_state_dict(state_dict["stepper"])
-        self.hook.load_state_dict(state_dict["hook"])
-
-
-class KeepWarmupData(TrainerHookBase):
-    """Store the batches of the warm-up, which TorchRL's off-policy trainers collect and throw away.
-
-    They extend the replay buffer only in batches that also optimise, so what comes before ``init_random_frames`` is
-    lost.
-
-    Args:
-        replay_buffer: the trainer's buffer.
-    """
-
-    def __init__(self, replay_buffer: Any) -> None:
-        self.replay_buffer = replay_buffer
-        self._storer = ReplayBufferTrainer(replay_buffer, flatten_tensordicts=True)
-        self._trainer: Trainer | None = None
-
-    def register(self, trainer: Trainer, name: str = "keep_warmup_data") -> None:
-        """Attach to a trainer."""
-        self._trainer = trainer
-        trainer.register_op("batch_process", self.extend)
-
-    def extend(self, batch: TensorDictBase) -> None:
-        """Store ``batch`` ``[N, T]``, as TorchRL would, if the trainer will not."""
-        trainer = self._trainer
-        if trainer is None:
-            raise RuntimeError("extend was called before register: call hook.register(trainer) first.")
-        mask = batch.get(("collector", "mask"), None)
-        steps = batch.numel() if mask is None else int(mask.sum())
-        if trainer.collected_frames + steps * trainer.frame_skip < trainer.collector.init_random_frames:
-            self._storer.extend(batch)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: the hook holds no state."""
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing to restore."""
-
-
-class SampleToDevice(TrainerHookBase):
-    """Move each minibatch to the learner's device, after TorchRL has moved it to the storage's.
-
-    Args:
-        device: where the loss lives.
-    """
-
-    def __init__(self, device: torch.device | str) -> None:
-        self.device = torch.device(device)
-
-    def register(self, trainer: Trainer, name: str = "sample_to_device") -> None:
-        """Attach to a trainer, after its own sampling."""
-        trainer.register_op("process_optim_batch", self.to_device)
-
-    def to_device(self, sub_batch: TensorDictBase) -> TensorDictBase:
-        """The minibatch on the device."""
-        # To the CPU the copy must have arrived when it is read.
-        return sub_batch.to(self.device, non_blocking=self.device.type == "cuda")
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: the hook holds no state."""
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing to restore."""
-
-
-class _TeacherValues:
-    """The teacher's values of a minibatch, overheard from its own loss. What is not heard the students' losses compute.
-
-    A DQN loss runs its network on the state and, with target parameters, on the next state (last). Both calls are
-    recognised by the very tensors of the minibatch, so that values of another batch are never taken. A teacher with
-    dropout, batch normalisation or noisy layers is not listened to: targets come from its eval mode.
-    """
-
-    def __init__(self) -> None:
-        self._network: TensorDictModule | None = None
-        self._heard: list[tuple[Tensor, Tensor]] = []  # input and values of each call since the last minibatch
-
-    def attach(self, loss_module: nn.Module) -> None:
-        names = ("value_network", "local_value_network", "actor_network")
-        network = next((getattr(loss_module, name) for name in names if hasattr(loss_module, name)), None)
-        if network is None or "action_value" not in network.out_keys:
-            return
-        if not any(isinstance(layer, _TRAINING_LAYERS) for layer in network.modules()):
-            self._network = network
-            network.register_forward_hook(self._hear)
-
-    def __deepcopy__(self, memo: dict) -> _TeacherValues:
-        return _TeacherValues()  # a copied network takes this hook along, but is not listened to
-
-    def _hear(self, network: Any, inputs: tuple[Any, ...], output: TensorDictBase) -> None:
-        observation_key = network.in_keys[0]
-        if network is self._network and isinstance(output, TensorDictBase):
-            self._heard.append((output.get(observation_key), output.get("action_value").detach()))
-            del self._heard[:-4]  # collection with the same network overhears itself: keep the last few only
-
-    def added_to(self, sub_batch: TensorDictBase, losses: Iterable[DistillationLoss]) -> TensorDictBase:
-        """A shallow copy of the minibatch with the teacher's values, under the keys the losses read."""
-        (heard, self._heard), network = (self._heard, []), self._network
-        if not heard or network is None:
-            return sub_batch
-        batch = sub_batch.copy()
-        if "next" in batch.keys():
-            batch.set("next", batch.get("next").copy())
-        current = DistillationLoss.default_keys.teacher_action_value
-        for key in dict.fromkeys(unravel_key(loss.tensor_keys.teacher_action_value) for loss in losses):
-            for prefix in ((), ("next",)):
-                target = unravel_key((*prefix, key))
-                if key != current and batch.get(target, None) is not None:
-                    continue  # stored values under a key of their own were asked for
-                observation = batch.get(unravel_key((*prefix, network.in_keys[0])), None)
-                values = next((values for tensor, values in reversed(heard) if tensor is observation), None)
-                if values is not None:
-                    batch.set(target, values)
-        return batch
 
 
 def _check_students(students: Mapping[str, DistillationLoss]) -> None:

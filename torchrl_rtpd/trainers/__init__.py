@@ -1,0 +1,16 @@
+"""Distillation inside a running TorchRL trainer.
+
+:class:`RealTimeDistillTrainer` is a hook: after each update of the teacher every student learns from the very same
+minibatch. One update, in order::
+
+    sample [B] -> teacher: loss, backward, step (TorchRL's) -> each student: loss, backward, clip, step, target
+
+The teacher's values of the minibatch are those its own loss has just computed, before its step; nothing is sampled
+twice, nothing is drawn from a random generator (unless by a student's own dropout), and no gradient leaves a student.
+"""
+
+from torchrl_rtpd.trainers.cures import KeepWarmupData, SampleToDevice
+from torchrl_rtpd.trainers.hook import RealTimeDistillTrainer
+from torchrl_rtpd.trainers.stepper import RealTimeDistillStepper
+
+__all__ = ["KeepWarmupData", "RealTimeDistillStepper", "RealTimeDistillTrainer", "SampleToDevice"]

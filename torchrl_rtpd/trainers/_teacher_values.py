@@ -1,0 +1,70 @@
+"""The teacher's values of a minibatch, without computing them twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModule
+from tensordict.utils import unravel_key
+from torch import Tensor, nn
+from torchrl.modules import NoisyLinear
+
+from torchrl_rtpd.objectives import DistillationLoss
+
+__all__ = ["TeacherValues"]
+
+# Layers whose training-mode outputs are no targets: random, or moved by the batch.
+_TRAINING_LAYERS = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm, NoisyLinear)
+
+
+class TeacherValues:
+    """The teacher's values of a minibatch, overheard from its own loss. What is not heard the students' losses compute.
+
+    A DQN loss runs its network on the state and, with target parameters, on the next state (last). Both calls are
+    recognised by the very tensors of the minibatch, so that values of another batch are never taken. A teacher with
+    dropout, batch normalisation or noisy layers is not listened to: targets come from its eval mode.
+    """
+
+    def __init__(self) -> None:
+        self._network: TensorDictModule | None = None
+        self._heard: list[tuple[Tensor, Tensor]] = []  # input and values of each call since the last minibatch
+
+    def attach(self, loss_module: nn.Module) -> None:
+        names = ("value_network", "local_value_network", "actor_network")
+        network = next((getattr(loss_module, name) for name in names if hasattr(loss_module, name)), None)
+        if network is None or "action_value" not in network.out_keys:
+            return
+        if not any(isinstance(layer, _TRAINING_LAYERS) for layer in network.modules()):
+            self._network = network
+            network.register_forward_hook(self._hear)
+
+    def __deepcopy__(self, memo: dict) -> TeacherValues:
+        return TeacherValues()  # a copied network takes this hook along, but is not listened to
+
+    def _hear(self, network: Any, inputs: tuple[Any, ...], output: TensorDictBase) -> None:
+        observation_key = network.in_keys[0]
+        if network is self._network and isinstance(output, TensorDictBase):
+            self._heard.append((output.get(observation_key), output.get("action_value").detach()))
+            del self._heard[:-4]  # collection with the same network overhears itself: keep the last few only
+
+    def added_to(self, sub_batch: TensorDictBase, losses: Iterable[DistillationLoss]) -> TensorDictBase:
+        """A shallow copy of the minibatch with the teacher's values, under the keys the losses read."""
+        (heard, self._heard), network = (self._heard, []), self._network
+        if not heard or network is None:
+            return sub_batch
+        batch = sub_batch.copy()
+        if "next" in batch.keys():
+            batch.set("next", batch.get("next").copy())
+        current = DistillationLoss.default_keys.teacher_action_value
+        for key in dict.fromkeys(unravel_key(loss.tensor_keys.teacher_action_value) for loss in losses):
+            for prefix in ((), ("next",)):
+                target = unravel_key((*prefix, key))
+                if key != current and batch.get(target, None) is not None:
+                    continue  # stored values under a key of their own were asked for
+                observation = batch.get(unravel_key((*prefix, network.in_keys[0])), None)
+                values = next((values for tensor, values in reversed(heard) if tensor is observation), None)
+                if values is not None:
+                    batch.set(target, values)
+        return batch

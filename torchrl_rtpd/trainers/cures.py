@@ -1,0 +1,76 @@
+"""Small hooks that cure pitfalls of TorchRL's off-policy trainers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from torchrl.trainers import ReplayBufferTrainer, Trainer, TrainerHookBase
+
+__all__ = ["KeepWarmupData", "SampleToDevice"]
+
+
+class KeepWarmupData(TrainerHookBase):
+    """Store the batches of the warm-up, which TorchRL's off-policy trainers collect and throw away.
+
+    They extend the replay buffer only in batches that also optimise, so what comes before ``init_random_frames`` is
+    lost.
+
+    Args:
+        replay_buffer: the trainer's buffer.
+    """
+
+    def __init__(self, replay_buffer: Any) -> None:
+        self.replay_buffer = replay_buffer
+        self._storer = ReplayBufferTrainer(replay_buffer, flatten_tensordicts=True)
+        self._trainer: Trainer | None = None
+
+    def register(self, trainer: Trainer, name: str = "keep_warmup_data") -> None:
+        """Attach to a trainer."""
+        self._trainer = trainer
+        trainer.register_op("batch_process", self.extend)
+
+    def extend(self, batch: TensorDictBase) -> None:
+        """Store ``batch`` ``[N, T]``, as TorchRL would, if the trainer will not."""
+        trainer = self._trainer
+        if trainer is None:
+            raise RuntimeError("extend was called before register: call hook.register(trainer) first.")
+        mask = batch.get(("collector", "mask"), None)
+        steps = batch.numel() if mask is None else int(mask.sum())
+        if trainer.collected_frames + steps * trainer.frame_skip < trainer.collector.init_random_frames:
+            self._storer.extend(batch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the hook holds no state."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing to restore."""
+
+
+class SampleToDevice(TrainerHookBase):
+    """Move each minibatch to the learner's device, after TorchRL has moved it to the storage's.
+
+    Args:
+        device: where the loss lives.
+    """
+
+    def __init__(self, device: torch.device | str) -> None:
+        self.device = torch.device(device)
+
+    def register(self, trainer: Trainer, name: str = "sample_to_device") -> None:
+        """Attach to a trainer, after its own sampling."""
+        trainer.register_op("process_optim_batch", self.to_device)
+
+    def to_device(self, sub_batch: TensorDictBase) -> TensorDictBase:
+        """The minibatch on the device."""
+        # To the CPU the copy must have arrived when it is read.
+        return sub_batch.to(self.device, non_blocking=self.device.type == "cuda")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the hook holds no state."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing to restore."""
