@@ -19,7 +19,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
 ]
-exclude_patterns = ["_build", "results/*"]  # results.md includes what is in results/
+exclude_patterns = ["_build", "results/*"]  # results.md and choosing.md include what is in results/
 html_theme = "furo"
 html_title = "torchrl_rtpd"
 

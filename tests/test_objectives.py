@@ -1287,15 +1287,15 @@ class TestErrors:
 
     def test_student_that_writes_another_key_is_named(self) -> None:
         """With what it wrote and how to say so."""
-        student = TensorDictModule(nn.Linear(4, 3), in_keys=["observation"], out_keys=["logits"])
-        message = r"student network wrote no 'action_value': it wrote \['logits', 'observation'\]; .*set_keys\(student_"
+        student = TensorDictModule(nn.Linear(4, 3), in_keys=["observation"], out_keys=["scores"])
+        message = r"student network wrote no 'action_value': it wrote \['observation', 'scores'\]; .*set_keys\(student_"
         with pytest.raises(KeyError, match=message):
             DistillationLoss(student, actor())(transitions())
 
     def test_teacher_that_writes_another_key_is_named(self) -> None:
         """Likewise."""
-        teacher = TensorDictModule(nn.Linear(4, 3), in_keys=["observation"], out_keys=["logits"])
-        message = r"teacher network wrote no 'action_value': it wrote \['logits', 'observation'\]; .*set_keys\(teacher_"
+        teacher = TensorDictModule(nn.Linear(4, 3), in_keys=["observation"], out_keys=["scores"])
+        message = r"teacher network wrote no 'action_value': it wrote \['observation', 'scores'\]; .*set_keys\(teacher_"
         with pytest.raises(KeyError, match=message):
             DistillationLoss(actor(), teacher)(transitions())
 

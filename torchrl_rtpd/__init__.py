@@ -9,8 +9,16 @@ from torchrl_rtpd.envs import AtariVecEnv
 from torchrl_rtpd.evaluation import Evaluator, Scores
 from torchrl_rtpd.export import export_student, load_weights, save_weights
 from torchrl_rtpd.networks import TOWERS, NatureTower, Tower, make_actor
-from torchrl_rtpd.objectives import DistillationLoss, StudentDQNLoss
+from torchrl_rtpd.objectives import ContinuousDistillationLoss, DistillationLoss, StudentDQNLoss
+from torchrl_rtpd.recycling import UnitRecycler, recycle_dormant
 from torchrl_rtpd.replay import FrameStackStorage, make_replay_buffer
+from torchrl_rtpd.schedules import (
+    ExponentialSchedule,
+    GapSchedule,
+    KLGate,
+    LinearSchedule,
+    PiecewiseSchedule,
+)
 from torchrl_rtpd.trainers import (
     KeepWarmupData,
     RealTimeDistillStepper,
@@ -23,12 +31,18 @@ __version__ = "0.1.0"
 __all__ = [
     "TOWERS",
     "AtariVecEnv",
+    "ContinuousDistillationLoss",
     "DistillationLoss",
     "DualNetworkCollector",
     "Evaluator",
+    "ExponentialSchedule",
     "FrameStackStorage",
+    "GapSchedule",
+    "KLGate",
     "KeepWarmupData",
+    "LinearSchedule",
     "NatureTower",
+    "PiecewiseSchedule",
     "RealTimeDistillStepper",
     "RealTimeDistillTrainer",
     "SampleToDevice",
@@ -36,9 +50,11 @@ __all__ = [
     "StudentDQNLoss",
     "TeacherStudentPolicy",
     "Tower",
+    "UnitRecycler",
     "export_student",
     "load_weights",
     "make_actor",
     "make_replay_buffer",
+    "recycle_dormant",
     "save_weights",
 ]

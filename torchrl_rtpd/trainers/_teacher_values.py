@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchrl.modules import NoisyLinear
 
 from torchrl_rtpd.objectives import DistillationLoss
+from torchrl_rtpd.objectives.base import PolicyDistillationLoss
 
 __all__ = ["TeacherValues"]
 
@@ -49,7 +50,7 @@ class TeacherValues:
             self._heard.append((output.get(observation_key), output.get("action_value").detach()))
             del self._heard[:-4]  # collection with the same network overhears itself: keep the last few only
 
-    def added_to(self, sub_batch: TensorDictBase, losses: Iterable[DistillationLoss]) -> TensorDictBase:
+    def added_to(self, sub_batch: TensorDictBase, losses: Iterable[PolicyDistillationLoss]) -> TensorDictBase:
         """A shallow copy of the minibatch with the teacher's values, under the keys the losses read."""
         (heard, self._heard), network = (self._heard, []), self._network
         if not heard or network is None:
@@ -58,7 +59,8 @@ class TeacherValues:
         if "next" in batch.keys():
             batch.set("next", batch.get("next").copy())
         current = DistillationLoss.default_keys.teacher_action_value
-        for key in dict.fromkeys(unravel_key(loss.tensor_keys.teacher_action_value) for loss in losses):
+        keys = (getattr(loss.tensor_keys, "teacher_action_value", None) for loss in losses)
+        for key in dict.fromkeys(unravel_key(key) for key in keys if key is not None):  # others read no action values
             for prefix in ((), ("next",)):
                 target = unravel_key((*prefix, key))
                 if key != current and batch.get(target, None) is not None:

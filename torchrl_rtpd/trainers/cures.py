@@ -18,16 +18,26 @@ class KeepWarmupData(TrainerHookBase):
     lost.
 
     Args:
-        replay_buffer: the trainer's buffer.
+        replay_buffer: where to store; None is the trainer's own buffer.
+
+    Raises:
+        RuntimeError: at ``register``, no buffer given and a trainer without one.
     """
 
-    def __init__(self, replay_buffer: Any) -> None:
+    def __init__(self, replay_buffer: Any = None) -> None:
         self.replay_buffer = replay_buffer
-        self._storer = ReplayBufferTrainer(replay_buffer, flatten_tensordicts=True)
         self._trainer: Trainer | None = None
 
     def register(self, trainer: Trainer, name: str = "keep_warmup_data") -> None:
         """Attach to a trainer."""
+        if self.replay_buffer is None:
+            self.replay_buffer = getattr(trainer, "replay_buffer", None)
+        if self.replay_buffer is None:
+            raise RuntimeError(
+                f"warm-up data needs a replay buffer, and this {type(trainer).__name__} has replay_buffer=None; "
+                "pass the buffer to KeepWarmupData."
+            )
+        self._storer = ReplayBufferTrainer(self.replay_buffer, flatten_tensordicts=True)
         self._trainer = trainer
         trainer.register_op("batch_process", self.extend)
 

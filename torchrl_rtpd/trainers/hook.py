@@ -20,13 +20,15 @@ from torchrl.objectives.utils import TargetNetUpdater
 from torchrl.trainers import Trainer, TrainerHookBase
 
 from torchrl_rtpd.networks import dormant_share
-from torchrl_rtpd.objectives import DistillationLoss
+from torchrl_rtpd.objectives.base import PolicyDistillationLoss
+from torchrl_rtpd.recycling import UnitRecycler
+from torchrl_rtpd.schedules import RunState, Schedule, apply_schedules, check_schedules
 from torchrl_rtpd.trainers._teacher_values import TeacherValues
 
 __all__ = ["RealTimeDistillTrainer"]
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
-UpdaterFactory = Callable[[DistillationLoss], TargetNetUpdater]
+UpdaterFactory = Callable[[PolicyDistillationLoss], TargetNetUpdater]
 
 
 class RealTimeDistillTrainer(TrainerHookBase):
@@ -51,20 +53,26 @@ class RealTimeDistillTrainer(TrainerHookBase):
         dormant_every_updates: minibatches between two measurements of dormant units, after one at the first; see
             :func:`~torchrl_rtpd.networks.dormant_share`. None never measures.
         dormant_warning: share of dormant units, in a student's worst layer, above which it is reported, once.
+        schedules: by name of a schedulable buffer, such as ``{"distill_coeff": LinearSchedule(1.0, 0.1,
+            end_updates=10_000)}``, for all students, each with a copy of its own; or such mappings by student name.
+            Applied once a batch. Those that follow returns are told them by :meth:`report_returns`.
+        recycler: gives dormant units of the students a new start now and then; None never does.
 
     Logged once a batch, as averages over its updates: ``distill/<student>/loss``, ``kl_to_teacher``, ``agreement``,
-    ``teacher_entropy``, ``student_entropy``, ``loss_distill`` and ``loss_td``, and ``dormant`` when measured.
+    ``teacher_entropy``, ``student_entropy``, ``loss_distill`` and ``loss_td``; besides, where used, the last measured
+    ``dormant``, the units ``recycled`` in this batch, and the scheduled values under their own names.
 
     Raises:
-        TypeError: a student that is not a :class:`~torchrl_rtpd.objectives.DistillationLoss`.
+        TypeError: a student that is not one of our losses.
         ValueError: no student, one whose loss is not reduced, or a missing or unknown name among the optimisers;
-            numbers out of range.
+            numbers out of range; a schedule for something that cannot be scheduled.
         RuntimeError: at ``register``, a Ray learner backend, or a target updater that cannot be derived.
 
     Examples:
         >>> from functools import partial
         >>> from torchrl.data import Categorical
         >>> from torchrl.modules import QValueActor
+        >>> from torchrl_rtpd.objectives import DistillationLoss
         >>> student = QValueActor(nn.Linear(4, 2), in_keys=["observation"], spec=Categorical(2))
         >>> students = {"tiny": DistillationLoss(student)}
         >>> hook = RealTimeDistillTrainer(students, optimizer=partial(torch.optim.Adam, lr=5e-4))
@@ -74,7 +82,7 @@ class RealTimeDistillTrainer(TrainerHookBase):
 
     def __init__(
         self,
-        students: DistillationLoss | Mapping[str, DistillationLoss],
+        students: PolicyDistillationLoss | Mapping[str, PolicyDistillationLoss],
         *,
         optimizer: OptimizerFactory | Mapping[str, OptimizerFactory],
         clip_norm: float | None = None,
@@ -82,8 +90,10 @@ class RealTimeDistillTrainer(TrainerHookBase):
         target_updater: UpdaterFactory | None = None,
         dormant_every_updates: int | None = 500,
         dormant_warning: float = 0.9,
+        schedules: Mapping[str, Schedule] | Mapping[str, Mapping[str, Schedule]] | None = None,
+        recycler: UnitRecycler | None = None,
     ) -> None:
-        if isinstance(students, DistillationLoss):
+        if isinstance(students, PolicyDistillationLoss):
             students = {"student": students}
         _check_students(students)
         if updates_per_step < 1 or (clip_norm is not None and clip_norm <= 0):
@@ -98,6 +108,8 @@ class RealTimeDistillTrainer(TrainerHookBase):
         self.dormant_warning = dormant_warning
         self.updates = 0
         self.metrics: dict[str, float] = {}  # the last averages, for whoever shows progress
+        self.recycler = recycler
+        self.schedules = _schedules_by_student(schedules or {}, self.students)
         factories = optimizer if isinstance(optimizer, Mapping) else dict.fromkeys(self.students, optimizer)
         if factories.keys() != self.students.keys():
             raise ValueError(
@@ -111,6 +123,8 @@ class RealTimeDistillTrainer(TrainerHookBase):
         self._sums: dict[str, dict[str, Tensor]] = {name: {} for name in self.students}
         self._num_summed = 0
         self._dormant: dict[str, float] | None = None  # not measured yet
+        self._recycled: dict[str, int] = {}  # units since the last averages
+        self._returns: dict[str, Any] = {"teacher": None, "random": None, "students": {}}  # of the last evaluation
         self._saved_updaters: dict[str, Any] = {}  # of target updaters that register() is still to build
         self._warned: set[str] = set()
 
@@ -132,6 +146,7 @@ class RealTimeDistillTrainer(TrainerHookBase):
     def prepare(self, trainer: Trainer) -> None:
         """Find the trainer's teacher and give each student its target updater; called by :meth:`register`."""
         self._teacher.attach(trainer.loss_module)
+        self._apply_schedules({})
         for name, loss in self.students.items():
             if "target_student_network_params" not in dict(loss.named_children()):
                 continue
@@ -156,8 +171,10 @@ class RealTimeDistillTrainer(TrainerHookBase):
         # Measured at once too: a stepper must return the same metrics at every update.
         if every and (self._dormant is None or self.updates % every == 0):
             self._measure_dormant(batch)
+        if self.recycler is not None and self.recycler.due(self.updates):
+            self._recycle(batch, self.recycler)
 
-    def _update(self, name: str, loss: DistillationLoss, batch: TensorDictBase) -> None:
+    def _update(self, name: str, loss: PolicyDistillationLoss, batch: TensorDictBase) -> None:
         optimizer = self.optimizers[name]
         losses = loss(batch)
         total = sum(value for key, value in losses.items() if key.startswith("loss"))
@@ -183,8 +200,42 @@ class RealTimeDistillTrainer(TrainerHookBase):
         self._num_summed = 0
         metrics = dict(zip(names, values.tolist(), strict=True))
         metrics.update((f"distill/{name}/dormant", share) for name, share in (self._dormant or {}).items())
+        if self.recycler is not None:
+            metrics.update((f"distill/{name}/recycled", self._recycled.pop(name, 0)) for name in self.students)
+        metrics.update(self._apply_schedules(metrics))
         self.metrics = metrics
         return metrics
+
+    def report_returns(self, returns: Mapping[str, float], teacher_return: float, random_return: float) -> None:
+        """Tell schedules how well everybody plays, after an evaluation.
+
+        Args:
+            returns: raw returns of students by name; those not named keep their last.
+            teacher_return: raw return of the teacher.
+            random_return: raw return of a random player.
+        """
+        self._returns["students"].update(returns)
+        self._returns.update(teacher=teacher_return, random=random_return)
+
+    def _apply_schedules(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Set what is scheduled, and return the values by metric name."""
+        values: dict[str, float] = {}
+        for name, schedules in self.schedules.items():
+            state = RunState(
+                updates=self.updates,
+                teacher_return=self._returns["teacher"],
+                student_return=self._returns["students"].get(name),
+                random_return=self._returns["random"],
+                teacher_entropy=metrics.get(f"distill/{name}/teacher_entropy"),
+            )
+            applied = apply_schedules(self.students[name], schedules, state)
+            values.update((f"distill/{name}/{buffer}", value) for buffer, value in applied.items())
+        return values
+
+    def _recycle(self, batch: TensorDictBase, recycler: UnitRecycler) -> None:
+        for name, loss in self.students.items():
+            units = recycler(loss.student_network, batch, self.optimizers[name], updates=self.updates)
+            self._recycled[name] = self._recycled.get(name, 0) + sum(units.values())
 
     def _measure_dormant(self, batch: TensorDictBase) -> None:
         self._dormant = {}
@@ -204,11 +255,16 @@ class RealTimeDistillTrainer(TrainerHookBase):
                 )
 
     def state_dict(self) -> dict[str, Any]:
-        """Students, their targets and temperatures, optimisers, target counters and the number of updates."""
+        """Students, their targets and temperatures, optimisers, target counters, schedules and number of updates."""
         return {
             "students": {name: loss.state_dict() for name, loss in self.students.items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "target_updaters": {name: updater.state_dict() for name, updater in self.target_updaters.items()},
+            "schedules": {
+                name: {buffer: schedule.state_dict() for buffer, schedule in schedules.items()}
+                for name, schedules in self.schedules.items()
+            },
+            "returns": copy.deepcopy(self._returns),
             "updates": self.updates,
         }
 
@@ -227,14 +283,18 @@ class RealTimeDistillTrainer(TrainerHookBase):
         self._saved_updaters = dict(state_dict["target_updaters"])
         for name, updater in self.target_updaters.items():
             updater.load_state_dict(self._saved_updaters.pop(name))
+        for name, schedules in self.schedules.items():
+            for buffer, schedule in schedules.items():
+                schedule.load_state_dict(state_dict["schedules"][name][buffer])
+        self._returns = copy.deepcopy(state_dict["returns"])
         self.updates = int(state_dict["updates"])
 
 
-def _check_students(students: Mapping[str, DistillationLoss]) -> None:
+def _check_students(students: Mapping[str, PolicyDistillationLoss]) -> None:
     if not students:
         raise ValueError("students must hold at least one loss: got none; without students use the plain trainer.")
     for name, loss in students.items():
-        if not isinstance(loss, DistillationLoss):
+        if not isinstance(loss, PolicyDistillationLoss):
             raise TypeError(
                 f"student {name!r} must be a DistillationLoss or StudentDQNLoss: got {type(loss).__name__}; "
                 "wrap the network in one of them."
@@ -243,7 +303,24 @@ def _check_students(students: Mapping[str, DistillationLoss]) -> None:
             raise ValueError(f"the loss of student {name!r} must be reduced: got reduction='none'; use 'mean'.")
 
 
-def _updater_like(updater: TargetNetUpdater | None, loss: DistillationLoss) -> TargetNetUpdater:
+def _schedules_by_student(
+    schedules: Mapping[str, Any], students: Mapping[str, PolicyDistillationLoss]
+) -> dict[str, dict[str, Schedule]]:
+    """The schedules of each student, copies where all share them."""
+    if not any(isinstance(value, Mapping) for value in schedules.values()):
+        schedules = dict.fromkeys(students, schedules)
+    unknown = schedules.keys() - students.keys()
+    if unknown:
+        raise ValueError(
+            f"schedules must be for all students or by student name, {sorted(students)}: got {sorted(unknown)}; "
+            "write {'distill_coeff': schedule} or {student: {'distill_coeff': schedule}}."
+        )
+    for name, own in schedules.items():
+        check_schedules(students[name], own)
+    return {name: copy.deepcopy(dict(own)) for name, own in schedules.items()}
+
+
+def _updater_like(updater: TargetNetUpdater | None, loss: PolicyDistillationLoss) -> TargetNetUpdater:
     """A target updater for a student, of the kind and interval of the teacher's."""
     if isinstance(updater, HardUpdate):
         return HardUpdate(loss, value_network_update_interval=updater.value_network_update_interval)

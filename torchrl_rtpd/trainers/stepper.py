@@ -26,6 +26,7 @@ class RealTimeDistillStepper(OptimizationStepper):
         >>> from functools import partial
         >>> from torchrl.data import Categorical
         >>> from torchrl.modules import QValueActor
+        >>> from torchrl_rtpd.objectives import DistillationLoss
         >>> student = QValueActor(nn.Linear(4, 2), in_keys=["observation"], spec=Categorical(2))
         >>> hook = RealTimeDistillTrainer(DistillationLoss(student), optimizer=partial(torch.optim.Adam, lr=5e-4))
         >>> stepper = RealTimeDistillStepper(hook)  # then Trainer(..., optimization_stepper=stepper)

@@ -1,0 +1,254 @@
+"""Hydra configurations of this package, in TorchRL's own groups.
+
+Importing this module registers them beside TorchRL's (:mod:`torchrl.trainers.algorithms.configs`), so that a YAML of
+stock groups takes a student by naming one hook::
+
+    defaults:
+      - trainer: dqn
+      - hook@distill: real_time_distill
+      - loss@distill.students: student_dqn
+      - optimizer@distill.optimizer: adam
+      - _self_
+    trainer:
+      hooks: ["${distill}"]
+
+Every constructor argument is a field with the same default, and a loss takes its keys as ``<name>_key``, lists standing
+for nested ones, as TorchRL's do. Write a student's network once, inside its loss: each ``${...}`` to a network builds
+another one. The teacher is nowhere written: the hook finds it in the trainer.
+
+Groups and names: ``loss`` ``policy_distillation`` and ``student_dqn`` (plain ``distillation`` is TorchRL's to take),
+``hook`` ``real_time_distill``, ``keep_warmup_data`` and ``sample_to_device``, ``collector`` ``dual_network``, ``env``
+``atari_vec``, ``storage`` ``frame_stack``, ``network`` ``nature_tower``.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+from torch import nn
+from torchrl.trainers.algorithms.configs.collectors import CollectorConfig
+from torchrl.trainers.algorithms.configs.common import _normalize_hydra_key
+from torchrl.trainers.algorithms.configs.data import StorageConfig
+from torchrl.trainers.algorithms.configs.envs import EnvConfig
+from torchrl.trainers.algorithms.configs.hooks import HookConfig
+from torchrl.trainers.algorithms.configs.modules import NetworkConfig
+from torchrl.trainers.algorithms.configs.objectives import LossConfig
+
+from torchrl_rtpd.collectors import DualNetworkCollector
+from torchrl_rtpd.objectives import DistillationLoss, StudentDQNLoss
+
+__all__ = [
+    "AtariVecEnvConfig",
+    "DistillationLossConfig",
+    "DualNetworkCollectorConfig",
+    "FrameStackStorageConfig",
+    "KeepWarmupDataConfig",
+    "NatureTowerConfig",
+    "RealTimeDistillTrainerConfig",
+    "SampleToDeviceConfig",
+    "StudentDQNLossConfig",
+]
+
+
+@dataclass
+class DistillationLossConfig(LossConfig):
+    """Hydra configuration of :class:`~torchrl_rtpd.objectives.DistillationLoss`."""
+
+    student_network: Any = MISSING
+    teacher_network: Any = None
+    divergence: str = "forward_kl"
+    teacher_temperature: Any = 0.01
+    student_temperature: float | None = 1.0
+    teacher_support: Any = "auto"
+    reduction: str | None = None
+    use_prioritized_weights: Any = "auto"
+    teacher_action_value_key: Any = None
+    student_action_value_key: Any = None
+    action_mask_key: Any = None
+    priority_weight_key: Any = None
+    priority_key: Any = None
+    _target_: str = "torchrl_rtpd.configs._make_distillation_loss"
+
+
+@dataclass
+class StudentDQNLossConfig(DistillationLossConfig):
+    """Hydra configuration of :class:`~torchrl_rtpd.objectives.StudentDQNLoss`.
+
+    ``gamma`` is the discount factor of its TD target; None leaves the loss's own.
+    """
+
+    imitation: bool = True
+    td_coeff: float = 1.0
+    distill_coeff: float = 1.0
+    loss_function: str = "l2"
+    priority_td_share: float = 0.0
+    teacher_temperature: Any = 0.1
+    student_temperature: float | None = None
+    gamma: float | None = None
+    action_key: Any = None
+    reward_key: Any = None
+    done_key: Any = None
+    terminated_key: Any = None
+    value_key: Any = None
+    advantage_key: Any = None
+    value_target_key: Any = None
+    _target_: str = "torchrl_rtpd.configs._make_student_dqn_loss"
+
+
+@dataclass
+class RealTimeDistillTrainerConfig(HookConfig):
+    """Hydra configuration of :class:`~torchrl_rtpd.trainers.RealTimeDistillTrainer`.
+
+    ``students`` is the configuration of one loss, or a mapping of such by name; ``optimizer`` one of TorchRL's
+    ``optimizer`` group, or a mapping of such by student name.
+    """
+
+    students: Any = MISSING
+    optimizer: Any = MISSING
+    clip_norm: float | None = None
+    updates_per_step: int = 1
+    target_updater: Any = None
+    dormant_every_updates: int | None = 500
+    dormant_warning: float = 0.9
+    schedules: Any = None
+    recycler: Any = None
+    _convert_: str = "all"  # plain mappings
+    _target_: str = "torchrl_rtpd.trainers.RealTimeDistillTrainer"
+
+
+@dataclass
+class KeepWarmupDataConfig(HookConfig):
+    """Hydra configuration of :class:`~torchrl_rtpd.trainers.KeepWarmupData`."""
+
+    replay_buffer: Any = None
+    _target_: str = "torchrl_rtpd.trainers.KeepWarmupData"
+
+
+@dataclass
+class SampleToDeviceConfig(HookConfig):
+    """Hydra configuration of :class:`~torchrl_rtpd.trainers.SampleToDevice`."""
+
+    device: str = MISSING
+    _target_: str = "torchrl_rtpd.trainers.SampleToDevice"
+
+
+@dataclass
+class DualNetworkCollectorConfig(CollectorConfig):
+    """Hydra configuration of :class:`~torchrl_rtpd.collectors.DualNetworkCollector`.
+
+    The fields of TorchRL's :class:`~torchrl.collectors.Collector` come with it, but for its policy: that is made of
+    ``teacher`` and ``student``.
+    """
+
+    teacher: Any = MISSING
+    student: Any = None
+    acting: Any = "teacher"
+    exploration: Any = None
+    record: bool = False
+    acting_seed: int | None = None
+    _target_: str = "torchrl_rtpd.configs._make_dual_network_collector"
+
+
+@dataclass
+class AtariVecEnvConfig(EnvConfig):
+    """Hydra configuration of :class:`~torchrl_rtpd.envs.AtariVecEnv`."""
+
+    game: str = MISSING
+    num_envs: int = MISSING
+    device: str | None = None
+    frame_skip: int = 4
+    frame_stack: int = 4
+    clip_rewards: bool = True
+    noop_max: int = 30
+    sticky_actions: float = 0.0
+    max_frames: int = 108_000
+    num_threads: int = 0
+    seed: int | None = None
+    _target_: str = "torchrl_rtpd.envs.AtariVecEnv"
+
+
+@dataclass
+class FrameStackStorageConfig(StorageConfig):
+    """Hydra configuration of :class:`~torchrl_rtpd.replay.FrameStackStorage`."""
+
+    max_size: int = MISSING
+    num_envs: int = MISSING
+    steps_per_write: int = 1
+    frame_stack: int = 4
+    n_step: int = 1
+    gamma: float = 0.99
+    device: str = "cpu"
+    pixels_key: Any = "pixels"
+    _target_: str = "torchrl_rtpd.configs._make_frame_stack_storage"
+
+
+@dataclass
+class NatureTowerConfig(NetworkConfig):
+    """Hydra configuration of :class:`~torchrl_rtpd.networks.NatureTower`, for TorchRL's ``model: qvalue``."""
+
+    num_actions: int = MISSING
+    filters: list[int] = field(default_factory=lambda: [32, 64, 64])
+    units: int = 512
+    in_channels: int = 4
+    autocast_dtype: Any = None
+    _target_: str = "torchrl_rtpd.networks.NatureTower"
+
+
+def _make_distillation_loss(**kwargs: Any) -> DistillationLoss:
+    return _make_loss(DistillationLoss, kwargs)
+
+
+def _make_student_dqn_loss(*, gamma: float | None = None, **kwargs: Any) -> StudentDQNLoss:
+    loss = _make_loss(StudentDQNLoss, kwargs)
+    if gamma is not None:
+        loss.make_value_estimator(gamma=gamma)
+    return loss
+
+
+def _make_loss(loss_class: Any, kwargs: dict[str, Any]) -> Any:
+    names = {key.name for key in fields(loss_class._AcceptedKeys)}
+    keys = {name: kwargs.pop(f"{name}_key", None) for name in names}
+    for role in ("student_network", "teacher_network"):
+        kwargs[role] = _built(kwargs.get(role))
+    loss = loss_class(**kwargs)
+    loss.set_keys(**{name: _normalize_hydra_key(key) for name, key in keys.items() if key is not None})
+    return loss
+
+
+def _make_dual_network_collector(**kwargs: Any) -> DualNetworkCollector:
+    own: dict[str, Any] = {name: _built(kwargs.pop(name)) for name in ("teacher", "student", "exploration")}
+    # What is left as it is stays unsaid, since TorchRL's collector refuses some arguments beside others.
+    defaults = {entry.name: entry.default for entry in fields(CollectorConfig)}
+    given = {name: value for name, value in kwargs.items() if name not in defaults or value != defaults[name]}
+    return DualNetworkCollector(**own, **given)
+
+
+def _make_frame_stack_storage(*, pixels_key: Any, **kwargs: Any) -> Any:
+    from torchrl_rtpd.replay import FrameStackStorage
+
+    return FrameStackStorage(pixels_key=_normalize_hydra_key(pixels_key), **kwargs)
+
+
+def _built(network: Any) -> nn.Module | None:
+    """The network itself, where TorchRL's configurations give a function that makes it."""
+    return network() if isinstance(network, functools.partial) else network
+
+
+def _register_configs() -> None:
+    store = functools.partial(ConfigStore.instance().store, provider="torchrl_rtpd")
+    store(group="loss", name="policy_distillation", node=DistillationLossConfig)
+    store(group="loss", name="student_dqn", node=StudentDQNLossConfig)
+    store(group="hook", name="real_time_distill", node=RealTimeDistillTrainerConfig)
+    store(group="hook", name="keep_warmup_data", node=KeepWarmupDataConfig)
+    store(group="hook", name="sample_to_device", node=SampleToDeviceConfig)
+    store(group="collector", name="dual_network", node=DualNetworkCollectorConfig)
+    store(group="env", name="atari_vec", node=AtariVecEnvConfig)
+    store(group="storage", name="frame_stack", node=FrameStackStorageConfig)
+    store(group="network", name="nature_tower", node=NatureTowerConfig)
+
+
+_register_configs()

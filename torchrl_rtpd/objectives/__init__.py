@@ -1,0 +1,21 @@
+"""Losses that distil a teacher's policy into a student, as TorchRL loss modules.
+
+The student is a loss's only trainable network; what comes from the teacher enters detached. Everything that does not
+depend on the actions is in :class:`PolicyDistillationLoss`.
+
+:class:`torchrl.objectives.llm.DistillationLoss` is another thing: token log-probabilities of a frozen language model.
+"""
+
+from torchrl_rtpd.objectives.base import PolicyDistillationLoss
+from torchrl_rtpd.objectives.continuous import CONTINUOUS_DIVERGENCES, ContinuousDistillationLoss
+from torchrl_rtpd.objectives.discrete import DIVERGENCES, DistillationLoss
+from torchrl_rtpd.objectives.dqn import StudentDQNLoss
+
+__all__ = [
+    "CONTINUOUS_DIVERGENCES",
+    "DIVERGENCES",
+    "ContinuousDistillationLoss",
+    "DistillationLoss",
+    "PolicyDistillationLoss",
+    "StudentDQNLoss",
+]

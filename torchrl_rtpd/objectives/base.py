@@ -1,0 +1,211 @@
+"""What every distillation loss shares, whatever the actions: networks, keys, reduction, priorities.
+
+``B`` is the batch. The student is the module's only trainable network; whatever comes from the teacher is detached.
+
+A subclass for a new kind of action gives :class:`PolicyDistillationLoss` three things:
+
+- the class attributes ``out_keys``, ``_AcceptedKeys`` (derived from that of the base), ``tensor_keys`` (its annotation)
+  and ``default_keys``, and ``_has_target = True`` if the student needs target parameters;
+- ``_stored_keys()``: the keys of the batch under which a teacher's outputs may lie, for ``in_keys``;
+- ``_terms(tensordict)``: ``(losses, metrics)``, two mappings name -> tensor ``[*B]``. Losses are reduced as the user
+  asks, metrics are detached and averaged; a trainer sums what begins with "loss".
+
+It runs the networks inside ``with self._student(params) as network:`` (default: the parameters being trained) and
+``with self._teacher.evaluating() as network:`` (eval mode, no gradient; ``self._teacher`` is None without a teacher),
+on inputs from ``_selected``, which names what a batch lacks, and reads their outputs by ``_read``. It ends by
+``self._write_priority(tensordict, per_sample)`` if it writes one. Coefficients that a schedule may change go through
+``register_coeff_buffer`` and into ``_schedulable_buffers``; ``_positive`` checks temperatures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from tensordict import TensorDict, TensorDictBase, TensorDictParams
+from tensordict.nn import TensorDictModule, dispatch
+from tensordict.utils import NestedKey, unravel_key
+from torch import Tensor, nn
+from torchrl.objectives.common import LossModule
+
+from torchrl_rtpd.objectives._networks import ParameterSwap, Teacher, as_tensordict_module, names_in
+
+__all__ = ["PolicyDistillationLoss"]
+
+REDUCTIONS = ("none", "mean", "sum")
+
+
+class PolicyDistillationLoss(LossModule):
+    """What the distillation losses have in common; use one of its subclasses.
+
+    The input is never written to, except a priority under a key set for it.
+
+    Args:
+        student_network (TensorDictModule or nn.Module): the network to train.
+        teacher_network (TensorDictModule or nn.Module, optional): run without gradient and in eval mode when the batch
+            holds no outputs of the teacher. It is not part of ``parameters()``, ``state_dict()``, ``to()`` or
+            ``deepcopy``: it stays whose it is.
+
+    Keyword Args:
+        reduction (str, optional): ``"none"`` | ``"mean"`` | ``"sum"``. Default: ``"mean"``.
+        use_prioritized_weights (bool or "auto", optional): weight the loss by the batch's importance weights;
+            ``"auto"`` if it has any. Default: ``"auto"``.
+
+    Raises:
+        TypeError: a network that is no module.
+        ValueError: an unknown option.
+        RuntimeError: at a call, no teacher outputs and no teacher network.
+        KeyError: at a call, a key that the batch or a network's output lacks.
+    """
+
+    @dataclass
+    class _AcceptedKeys:
+        """Keys that ``set_keys`` can change.
+
+        Attributes:
+            priority_weight (NestedKey): importance weights, read if there. Defaults to ``"priority_weight"``.
+            priority (NestedKey): where each sample's detached divergence ``[*B, 1]`` is written into the input.
+                Defaults to ``None``: nowhere.
+        """
+
+        priority_weight: NestedKey = "priority_weight"
+        priority: NestedKey | None = None
+
+    tensor_keys: _AcceptedKeys
+    default_keys = _AcceptedKeys
+    _has_target = False
+
+    student_network: TensorDictModule
+    student_network_params: TensorDictParams
+    target_student_network_params: TensorDictParams
+
+    def __init__(
+        self,
+        student_network: TensorDictModule | nn.Module,
+        teacher_network: TensorDictModule | nn.Module | None = None,
+        *,
+        reduction: str | None = None,
+        use_prioritized_weights: str | bool = "auto",
+    ) -> None:
+        super().__init__()
+        self._in_keys: list[NestedKey] = []  # found at first use
+        self._num_calls = 0
+        self.reduction = "mean" if reduction is None else reduction
+        if self.reduction not in REDUCTIONS:
+            raise ValueError(f"reduction must be none, mean or sum: got {reduction!r}.")
+        if use_prioritized_weights not in (True, False, "auto"):
+            raise ValueError(f"use_prioritized_weights must be True, False or auto: got {use_prioritized_weights!r}.")
+        self.use_prioritized_weights = use_prioritized_weights
+        student_network = self._as_network(student_network)
+        self.convert_to_functional(student_network, "student_network", create_target_params=self._has_target)
+        self._student_swap = ParameterSwap(student_network)
+        self._teacher = None if teacher_network is None else Teacher(self._as_network(teacher_network))
+
+    def _as_network(self, network: TensorDictModule | nn.Module) -> TensorDictModule:
+        """A plain module reads ``"observation"`` and writes ``"action_value"``; override for other outputs."""
+        return as_tensordict_module(network, ["action_value"])
+
+    # Keys
+
+    def _stored_keys(self) -> list[NestedKey]:
+        """Keys of the batch under which a teacher's outputs may lie."""
+        raise NotImplementedError
+
+    def _set_in_keys(self) -> None:
+        # Stored outputs are optional where a network computes them from the same inputs.
+        teacher_keys = self._stored_keys() if self._teacher is None else self._teacher.network.in_keys
+        keys = [*self.student_network.in_keys, *teacher_keys]
+        self._in_keys = list(dict.fromkeys(unravel_key(key) for key in keys))
+
+    @property
+    def in_keys(self) -> list[NestedKey]:
+        """Keys read from a batch, in a fixed order; what is read only if there is not among them."""
+        if not self._in_keys:
+            self._set_in_keys()
+        return self._in_keys
+
+    @in_keys.setter
+    def in_keys(self, keys: Sequence[NestedKey]) -> None:
+        self._in_keys = list(keys)
+
+    # Networks
+
+    def _is_check_due(self) -> bool:
+        """Whether to look at numbers: at the 1st, 2nd, 4th, 8th ... call, since looking waits for the device."""
+        if torch.compiler.is_compiling():
+            return False
+        self.__dict__["_num_calls"] = calls = self._num_calls + 1  # past the module's own __setattr__, which is slow
+        if calls & (calls - 1):
+            return False
+        return not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
+
+    def _student(self, params: TensorDictParams | None = None) -> AbstractContextManager[TensorDictModule]:
+        """The student's network with ``params``, to be run inside the context."""
+        return self._student_swap(self.student_network_params if params is None else params)
+
+    # Loss
+
+    @dispatch(auto_batch_size=False)  # observations as wide as there are actions would pass for a batch [*B, A]
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Loss and metrics of a batch ``[*B]``; see the class for the keys."""
+        losses, metrics = self._terms(tensordict)
+        weights = self._weights(tensordict, next(iter(losses.values())).shape)
+        masked = any(tensordict.get(key, None) is not None for key in self._loss_mask_keys())
+        out = {name: self._reduced(value, tensordict, weights, masked) for name, value in losses.items()}
+        reduction = "none" if self.reduction == "none" else "mean"
+        for name, value in metrics.items():
+            out[name] = self._reduced(value, tensordict, None, masked, reduction)
+        result = TensorDict(out, batch_size=tensordict.batch_size if self.reduction == "none" else [])
+        self._clear_weakrefs(tensordict, result, "student_network_params", "target_student_network_params")
+        return result
+
+    def _terms(self, tensordict: TensorDictBase) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+        """Losses and detached metrics by name, each ``[*B]``."""
+        raise NotImplementedError
+
+    def _reduced(
+        self,
+        value: Tensor,
+        tensordict: TensorDictBase,
+        weights: Tensor | None,
+        masked: bool,
+        reduction: str | None = None,
+    ) -> Tensor:
+        if masked or weights is not None:
+            return self._reduce_loss(value, tensordict=tensordict, weights=weights, reduction=reduction)
+        # What it comes to in the usual case, without looking for masks once more for each value.
+        reduction = self.reduction if reduction is None else reduction
+        return value.mean() if reduction == "mean" else value.sum() if reduction == "sum" else value
+
+    def _weights(self, tensordict: TensorDictBase, shape: torch.Size) -> Tensor | None:
+        key = self.tensor_keys.priority_weight
+        weights = tensordict.get(key, None) if self.use_prioritized_weights else None
+        if weights is None and self.use_prioritized_weights is True:
+            raise KeyError(
+                f"use_prioritized_weights=True needs {key!r}, which the batch lacks: it has {names_in(tensordict)}; "
+                "sample with a PrioritizedSampler, or pass 'auto'."
+            )
+        if weights is None or weights.shape == shape:
+            return weights
+        if weights.shape != (*shape, 1):
+            raise ValueError(
+                f"importance weights must be one a sample, {list(shape)} or {[*shape, 1]}: {key!r} is "
+                f"{list(weights.shape)}; keep them as the sampler wrote them."
+            )
+        return weights.squeeze(-1)
+
+    def _write_priority(self, tensordict: TensorDictBase, per_sample: Tensor) -> None:
+        if self.tensor_keys.priority is not None:
+            # Rounding takes a divergence near 0 a little below it, and replay buffers refuse negative priorities.
+            tensordict.set(self.tensor_keys.priority, per_sample.detach().clamp_min(0.0).unsqueeze(-1))
+
+
+def _positive(name: str, value: float | str | None, otherwise: str) -> float:
+    if value is None or isinstance(value, str) or not value > 0:
+        raise ValueError(
+            f"{name} must be positive or {otherwise}: got {value!r}; "
+            "about 0.1 suits a teacher that is still learning, 0.01 a finished one."
+        )
+    return float(value)
