@@ -128,8 +128,31 @@ def page(study: Path) -> str:
     )
 
 
+def speed_page(result: dict[str, Any]) -> str:
+    """The Markdown page of what ``tests/benchmarks/bench_loop.py`` saved."""
+    options, environment = result["options"], result["environment"]
+    rows = [["program", "median", "runs"]]
+    for name, speeds in result["speeds"].items():
+        rows.append([name, f"{result['medians'][name]:.0f}", ", ".join(f"{speed:.0f}" for speed in speeds)])
+    return "\n".join(
+        [
+            "<!-- written by docs/make_results.py from docs/results/speed.json -->",
+            "",
+            f"Agent steps a second, {options['game']}, teacher and one student, batch {options['batch']}, an update every "
+            f"{options['every']} steps, {options['threads']} threads; the runs of the two programs alternate. Ratio of the "
+            f"medians: {result['ratio']:.2f}.",
+            "",
+            markdown(rows),
+            "",
+            f"Hardware: {environment['cpu']}. Commit {environment['commit'][:10]}. Command: `{environment['command']}`.",
+            "",
+        ]
+    )
+
+
 def main() -> None:
-    """Write one page a study."""
+    """Write one page a study, and that of the speed."""
+    (RESULTS / "speed.md").write_text(speed_page(json.loads((RESULTS / "speed.json").read_text())))
     for study in sorted(path for path in RESULTS.iterdir() if path.is_dir()):
         if load_runs(study):
             (RESULTS / f"{study.name}.md").write_text(page(study))

@@ -21,6 +21,11 @@ def test_published_page_is_generated_from_its_files(study):
     assert written == make_results.page(DOCS / "results" / study)
 
 
+def test_the_page_on_speed_is_generated_from_its_file():
+    written = (DOCS / "results" / "speed.md").read_text()
+    assert written == make_results.speed_page(json.loads((DOCS / "results" / "speed.json").read_text()))
+
+
 @pytest.mark.parametrize("study", STUDIES)
 def test_every_run_has_its_metrics_configuration_and_commit(study):
     """A published number has its curves, its command and the commit it was made with."""

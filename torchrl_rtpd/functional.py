@@ -37,6 +37,8 @@ __all__ = [
     "value_spread",
 ]
 
+_FLOOR = -1e30  # far below any log-probability of finite values, and no overflow in sums and squares of its gradient
+
 
 def policy_log_probs(q_values: Tensor, temperature: float | Tensor, action_mask: Tensor | None = None) -> Tensor:
     r"""Log-probabilities of the softened policy, :math:`\log \mathrm{softmax}(q / \tau)`.
@@ -90,11 +92,7 @@ def forward_kl(teacher_log_probs: Tensor, student_log_probs: Tensor) -> Tensor:
         tensor(0.1438)
     """
     _check_same_shape("student_log_probs", student_log_probs, "teacher_log_probs", teacher_log_probs)
-    # Impossible actions leave the sum before the subtraction: -inf - (-inf) would be NaN, also in the gradient.
-    possible = teacher_log_probs > -math.inf
-    teacher = torch.where(possible, teacher_log_probs, 0.0)
-    student = torch.where(possible, student_log_probs, 0.0)
-    return torch.where(possible, teacher.exp() * (teacher - student), 0.0).sum(-1)
+    return _kl(_floored(teacher_log_probs), _floored(student_log_probs))
 
 
 def reverse_kl(teacher_log_probs: Tensor, student_log_probs: Tensor) -> Tensor:
@@ -136,11 +134,9 @@ def jensen_shannon(teacher_log_probs: Tensor, student_log_probs: Tensor) -> Tens
         tensor(0.3681)
     """
     _check_same_shape("student_log_probs", student_log_probs, "teacher_log_probs", teacher_log_probs)
-    possible = (teacher_log_probs > -math.inf) | (student_log_probs > -math.inf)
-    teacher = torch.where(possible, teacher_log_probs, 0.0)
-    student = torch.where(possible, student_log_probs, 0.0)
-    middle = torch.where(possible, torch.logaddexp(teacher, student) - math.log(2.0), -math.inf)
-    return 0.5 * (forward_kl(teacher_log_probs, middle) + forward_kl(student_log_probs, middle))
+    teacher, student = _floored(teacher_log_probs), _floored(student_log_probs)
+    middle = torch.logaddexp(teacher, student) - math.log(2.0)
+    return 0.5 * (_kl(teacher, middle) + _kl(student, middle))
 
 
 def q_mse(teacher_q_values: Tensor, student_q_values: Tensor, action_mask: Tensor | None = None) -> Tensor:
@@ -240,9 +236,8 @@ def entropy(log_probs: Tensor) -> Tensor:
         >>> entropy(torch.tensor([0.5, 0.5]).log())
         tensor(0.6931)
     """
-    possible = log_probs > -math.inf
-    safe = torch.where(possible, log_probs, 0.0)
-    return -torch.where(possible, safe.exp() * safe, 0.0).sum(-1)
+    log_probs = _floored(log_probs)
+    return -(log_probs.exp() * log_probs).sum(-1)
 
 
 def imitation_value(
@@ -381,6 +376,15 @@ def value_spread(q_values: Tensor, action_mask: Tensor | None = None) -> Tensor:
     mean = torch.where(action_mask, q_values, 0.0).sum(-1, keepdim=True) / num_allowed
     deviation = torch.where(action_mask, q_values - mean, 0.0)
     return (deviation.square().sum(-1) / num_allowed.squeeze(-1)).sqrt()
+
+
+def _kl(teacher_log_probs: Tensor, student_log_probs: Tensor) -> Tensor:
+    return (teacher_log_probs.exp() * (teacher_log_probs - student_log_probs)).sum(-1)
+
+
+def _floored(log_probs: Tensor) -> Tensor:
+    """Impossible actions at a finite number: 0 times their log-probability is then 0, not NaN, also in gradients."""
+    return log_probs.to(_at_least_single(log_probs.dtype)).clamp_min(_FLOOR)
 
 
 def _summed_distance(

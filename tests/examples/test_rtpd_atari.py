@@ -56,7 +56,7 @@ def test_results_hold_the_agreed_fields(finished):
     results, folder = finished
     assert json.loads((folder / "results.json").read_text()) == results
     assert results["steps"] == 640
-    assert results["updates"] == (640 - 320) // 2 + 8  # the batch that ends the warm-up already learns
+    assert results["updates"] == (640 - 320) // 2 + 16  # the batch that ends the warm-up already learns
     assert results["steps_per_second"] > 0
     assert {"game", "method", "seed", "seconds", "random_score"} <= results.keys()
     roles = [(network["name"], network["role"]) for network in results["networks"]]

@@ -12,7 +12,7 @@ A subclass for a new kind of action gives :class:`PolicyDistillationLoss` three 
 
 It runs the networks inside ``with self._student(params) as network:`` (default: the parameters being trained) and
 ``with self._teacher.evaluating() as network:`` (eval mode, no gradient; ``self._teacher`` is None without a teacher),
-on inputs from ``_selected``, which names what a batch lacks, and reads their outputs by ``_read``. It ends by
+on inputs from ``selected``, which names what a batch lacks, and reads their outputs by ``read``. It ends by
 ``self._write_priority(tensordict, per_sample)`` if it writes one. Coefficients that a schedule may change go through
 ``register_coeff_buffer`` and into ``_schedulable_buffers``; ``_positive`` checks temperatures.
 """
@@ -178,6 +178,14 @@ class PolicyDistillationLoss(LossModule):
         # What it comes to in the usual case, without looking for masks once more for each value.
         reduction = self.reduction if reduction is None else reduction
         return value.mean() if reduction == "mean" else value.sum() if reduction == "sum" else value
+
+    def _without_padding(self, tensordict: TensorDictBase, values: Tensor) -> Tensor:
+        """Values ``[*B, A]`` with zeros where the loss mask excludes a sample: 0 times NaN is NaN in the gradient."""
+        for key in self._loss_mask_keys():
+            mask = tensordict.get(key, None)
+            if mask is not None:
+                values = torch.where(self._expand_loss_mask(mask, values[..., 0]).unsqueeze(-1), values, 0.0)
+        return values
 
     def _weights(self, tensordict: TensorDictBase, shape: torch.Size) -> Tensor | None:
         key = self.tensor_keys.priority_weight

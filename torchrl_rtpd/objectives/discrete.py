@@ -86,6 +86,7 @@ class DistillationLoss(PolicyDistillationLoss):
         KeyError: at a call, a key that the batch or a network's output lacks.
 
     Examples:
+        >>> from tensordict import TensorDict
         >>> from torchrl.modules import QValueActor
         >>> from torchrl.data import Categorical
         >>> student = QValueActor(nn.Linear(4, 3), in_keys=["observation"], spec=Categorical(3))
@@ -194,6 +195,7 @@ class DistillationLoss(PolicyDistillationLoss):
     def _distilled(self, tensordict: TensorDictBase, student_q_values: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Divergence and metrics ``[*B]``."""
         teacher_q_values = self._teacher_q_values(tensordict, student_q_values)
+        teacher_q_values = self._without_padding(tensordict, teacher_q_values)
         mask = tensordict.get(self.tensor_keys.action_mask, None)
         _check_mask(mask, student_q_values, self.tensor_keys.action_mask)
         if self._is_check_due():
@@ -232,7 +234,9 @@ class DistillationLoss(PolicyDistillationLoss):
     def _student_q_values(
         self, tensordict: TensorDictBase, params: TensorDictParams | None = None, place: str = "batch"
     ) -> Tensor:
-        key = _output_key(self.student_network, self.tensor_keys.student_action_value)
+        key = self.tensor_keys.student_action_value
+        if key == self.default_keys.student_action_value:  # a name that was set is meant
+            key = _output_key(self.student_network, key)
         with self._student(params):
             values = self._student_part(tensordict, key, "student", place)
         return _as_logits(values, key, "student")
@@ -269,7 +273,8 @@ class DistillationLoss(PolicyDistillationLoss):
     ) -> None:
         values = student_q_values.detach()
         # Minus infinity is a policy's way to forbid an action; it must then be the teacher's, too.
-        wrong = ~(values.isfinite() | ((values == -math.inf) & (teacher_q_values == -math.inf)))
+        forbidden = (values == -math.inf) & (teacher_q_values == -math.inf) & (self.divergence not in ("mse", "huber"))
+        wrong = ~(values.isfinite() | forbidden)
         wrong = wrong if mask is None else wrong & mask
         wrong = self._reduce_loss(wrong.any(-1).float(), tensordict=tensordict, reduction="sum")
         if wrong.item():
@@ -286,6 +291,7 @@ class DistillationLoss(PolicyDistillationLoss):
         if self.training:
             spread = RF.value_spread(teacher_q_values, mask)
             spread = self._reduce_loss(spread, tensordict=tensordict, reduction="mean")
+            spread = torch.where(spread.isfinite(), spread, temperature)  # one bad batch must not stay for ever
             temperature.lerp_(spread.to(temperature), 1 - _AUTO_DECAY).clamp_(min=self.temperature_floor)
         return temperature.clone()  # autograd holds it while the next batch moves the buffer
 

@@ -57,6 +57,7 @@ class StudentDQNLoss(DistillationLoss):
     Keys written besides: ``loss_td``.
 
     Examples:
+        >>> from tensordict import TensorDict
         >>> from torchrl.modules import QValueActor
         >>> from torchrl.data import Categorical
         >>> from torchrl.objectives import SoftUpdate
@@ -167,7 +168,7 @@ class StudentDQNLoss(DistillationLoss):
         student_q_values = self._student_q_values(tensordict)
         per_sample, metrics = self._distilled(tensordict, student_q_values)
         chosen = _chosen(student_q_values, tensordict.get(self.tensor_keys.action), self.tensor_keys.action)
-        target = self._td_target(tensordict)
+        target = self._without_padding(tensordict, self._td_target(tensordict).unsqueeze(-1)).squeeze(-1)
         self._write_mixed_priority(tensordict, per_sample, chosen, target)
         td_error = distance_loss(chosen, target, self.loss_function)
         return {"loss_distill": per_sample * self.distill_coeff, "loss_td": td_error * self.td_coeff}, metrics

@@ -24,6 +24,7 @@ class RealTimeDistillStepper(OptimizationStepper):
 
     Examples:
         >>> from functools import partial
+        >>> from torch import nn
         >>> from torchrl.data import Categorical
         >>> from torchrl.modules import QValueActor
         >>> from torchrl_rtpd.objectives import DistillationLoss
