@@ -138,13 +138,14 @@ def speed_page(result: dict[str, Any]) -> str:
         [
             "<!-- written by docs/make_results.py from docs/results/speed.json -->",
             "",
-            f"Agent steps a second, {options['game']}, teacher and one student, batch {options['batch']}, an update every "
-            f"{options['every']} steps, {options['threads']} threads; the runs of the two programs alternate. Ratio of the "
-            f"medians: {result['ratio']:.2f}.",
+            f"Agent steps a second, {options['game']}, teacher and one student, batch {options['batch']}, an update "
+            f"every {options['every']} steps, {options['threads']} threads; the runs of the two programs alternate. "
+            f"Ratio of the medians: {result['ratio']:.2f}.",
             "",
             markdown(rows),
             "",
-            f"Hardware: {environment['cpu']}. Commit {environment['commit'][:10]}. Command: `{environment['command']}`.",
+            f"Hardware: {environment['cpu']}. Commit {environment['commit'][:10]}. Command: "
+            f"`{environment['command']}`.",
             "",
         ]
     )
