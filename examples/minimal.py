@@ -1,6 +1,6 @@
 """A DQN teacher learns to balance a pole, and a student a tenth of its size learns with it, from the same minibatches.
 
-Run ``python examples/minimal.py``.
+Run ``python examples/minimal.py``: 11 to 18 s. Random play scores about 20, a perfect game 500.
 """
 
 import warnings
@@ -51,7 +51,7 @@ trainer = DQNTrainer(
     episode_reward_key="episode_reward",
     progress_bar=False,
 )
-hook = RealTimeDistillTrainer(DistillationLoss(student, teacher_temperature=0.1), optimizer=partial(Adam, lr=5e-3))
+hook = RealTimeDistillTrainer(DistillationLoss(student, teacher_temperature=0.1), optimizer=partial(Adam, lr=1e-2))
 hook.register(trainer)
 
 evaluator = Evaluator(lambda: make_env(10), episodes=10, epsilon=0.0)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchrl.data import Categorical
 from torchrl.modules import QValueActor
 
+from torchrl_rtpd.envs import AtariVecEnv
 from torchrl_rtpd.networks import NatureTower, dormant_share, make_actor
 from torchrl_rtpd.objectives import DistillationLoss, StudentDQNLoss
 from torchrl_rtpd.recycling import UnitRecycler, recycle_dormant
@@ -210,6 +211,45 @@ def test_a_student_that_is_wholly_dead_comes_back_to_life() -> None:
     assert counts[LAYERS[1]] == counts[LAYERS[2]] == 8
     assert train(60).std(0).max() > 0.05
     assert dormant_share(actor, batch) < 1
+
+
+@pytest.mark.parametrize("recycles", [False, True])
+def test_a_dead_student_on_a_real_game_lives_again_with_recycling_only(recycles: bool) -> None:
+    """Frames of Road Runner, 60 updates towards a fixed teacher, units recycled every 20."""
+    env = AtariVecEnv("road_runner", 4, seed=0)
+    env.set_seed(0)
+    actions = torch.Generator().manual_seed(0)
+    tensordict, frames = env.reset(), []
+    for step in range(320):
+        tensordict["action"] = torch.randint(env.action_spec_unbatched.n, (4,), generator=actions)
+        _, tensordict = env.step_and_maybe_reset(tensordict)
+        if step % 20 == 0:
+            frames.append(tensordict.select("pixels").clone())
+    env.close()
+    batch = torch.cat(frames)
+    teacher = make_actor("net3", env.action_spec_unbatched, seed=1)
+    with torch.no_grad():
+        values = teacher(batch.clone())["action_value"]
+        batch["teacher", "action_value"] = (values - values.mean(0)) / values.std()
+    student = make_actor("net17", env.action_spec_unbatched, seed=0)
+    with torch.no_grad():
+        tower_of(student).trunk[4].bias.fill_(-1e3)
+    loss = DistillationLoss(student, teacher_temperature=1.0, student_temperature=1.0)
+    optimizer, recycler = torch.optim.Adam(loss.parameters(), lr=1e-3, eps=1e-5), UnitRecycler(every_updates=20)
+    for updates in range(1, 61):
+        loss(batch)["loss_distill"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if recycles and recycler.due(updates):
+            recycler(loss.student_network, batch, optimizer, updates=updates)
+    with torch.no_grad():
+        spread = student(batch.select("pixels"))["action_value"].std(0).max().item()
+    if recycles:
+        assert dormant_share(student, batch) < 1
+        assert spread > 1e-2
+    else:
+        assert dormant_share(student, batch) == 1
+        assert spread < 1e-5
 
 
 # The optimiser
