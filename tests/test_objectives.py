@@ -292,6 +292,21 @@ class TestAutoTemperature:
             loss(self.batch(0.0))
         assert loss.teacher_temperature.item() == pytest.approx(0.1)
 
+    def test_floor_can_be_set(self) -> None:
+        """A buffer like the temperature itself, where the values of a game are smaller."""
+        loss = self.loss()
+        loss.temperature_floor = 0.001
+        for _ in range(1000):
+            loss(self.batch(0.01))
+        assert loss.teacher_temperature.item() == pytest.approx(0.01, rel=0.01)
+
+    def test_temperature_outlives_a_bad_batch(self) -> None:
+        """A teacher's NaN would stay in the average for ever."""
+        loss = self.loss()
+        loss(self.batch(1.0))
+        loss(self.batch(math.nan))
+        assert loss.teacher_temperature.item() == pytest.approx(0.109)
+
     def test_evaluation_leaves_the_temperature_alone(self) -> None:
         """Only training moves it."""
         loss = self.loss().eval()
@@ -675,6 +690,37 @@ class TestPriorities:
         buffer.update_tensordict_priority(sample)
         assert buffer.sample()["index"].numel() == 16
 
+    @pytest.mark.parametrize(
+        ("share", "expected"), [(0.0, [0.549306, 0.091516]), (0.25, [0.911980, 1.568637]), (1.0, [2.0, 6.0])]
+    )
+    def test_priority_can_be_mixed_with_the_td_error(self, share: float, expected: list[float]) -> None:
+        """(1 - share) * divergence + share * |TD error|; the errors are 2 - 0 and -6 - 0 at the first action."""
+        over = torch.ones(2, 1, dtype=torch.bool)
+        following = {"observation": torch.eye(2), "reward": torch.tensor([[2.0], [-6.0]])}
+        batch = two_states(action=torch.zeros(2, dtype=torch.long), priority_weight=torch.tensor([0.3, 0.6]))
+        batch["next"] = TensorDict({**following, "done": over, "terminated": over.clone()}, [2])
+        batch["next", "teacher", "action_value"] = torch.zeros(2, 2)
+        loss = make(
+            StudentDQNLoss, table_actor(STUDENT_VALUES), teacher_temperature=1.0, td_coeff=3.0, priority_td_share=share
+        )
+        loss.set_keys(priority=("replay", "priority"))
+        loss(batch)
+        torch.testing.assert_close(batch["replay", "priority"], torch.tensor(expected).unsqueeze(-1))
+        assert not batch["replay", "priority"].requires_grad
+
+    def test_mixed_priorities_are_taken_back_by_the_buffer(self) -> None:
+        """A round trip: sampled, weighted, updated and sampled by the new priorities."""
+        buffer = self.buffer()
+        loss = make(StudentDQNLoss, actor(), teacher_temperature=1.0, priority_td_share=0.5)
+        loss.set_keys(priority="priority")
+        for _ in range(3):
+            sample = buffer.sample()
+            total(loss(sample)).backward()
+            buffer.update_tensordict_priority(sample)
+        indices = sample["index"].flatten()
+        found = torch.as_tensor(buffer.sampler._sum_tree[indices.numpy()])
+        torch.testing.assert_close(found, (sample["priority"].flatten() + 1e-8) ** 0.7)
+
     def test_what_the_student_has_not_learned_is_sampled_more_often(self) -> None:
         """One transition of 32 is far off, the others are perfect."""
         buffer = self.buffer()
@@ -734,6 +780,30 @@ class TestKeys:
         assert ("agent", "action") in loss.in_keys
         loss.in_keys = ("observation",)
         assert loss.in_keys == ["observation"]
+
+    def test_renamed_and_nested_keys_keep_their_places(self) -> None:
+        """Positions of dispatched arguments depend on neither names nor the order of set_keys nor the hash seed."""
+        names = {
+            "teacher_action_value": ("t", "values"),
+            "action": ("agent", "a"),
+            "reward": ("agent", "r"),
+            "done": ("game", "over"),
+            "terminated": "life_over",
+        }
+        for order in (list(names), list(names)[::-1]):
+            loss = StudentDQNLoss(actor())
+            for name in order:
+                loss.set_keys(**{name: names[name]})
+            assert loss.in_keys == [
+                "observation",
+                ("t", "values"),
+                ("agent", "a"),
+                ("next", "agent", "r"),
+                ("next", "game", "over"),
+                ("next", "life_over"),
+                ("next", "observation"),
+                ("next", "t", "values"),
+            ]
 
     @pytest.mark.parametrize("loss_class", [DistillationLoss, StudentDQNLoss])
     def test_out_keys_are_what_is_written(self, loss_class: type[DistillationLoss]) -> None:
@@ -881,6 +951,14 @@ class TestState:
         for key, value in fresh(transitions()).items():
             assert value.item() == expected[key].item()
 
+    def test_state_of_an_automatic_temperature_is_not_taken_for_a_fixed_one(self) -> None:
+        """A run resumed with the other setting is told so."""
+        automatic, fixed = (DistillationLoss(actor(), teacher_temperature=value) for value in ("auto", 0.1))
+        with pytest.raises(RuntimeError, match=r'Unexpected key.*"temperature_floor"'):
+            fixed.load_state_dict(automatic.state_dict())
+        with pytest.raises(RuntimeError, match=r'Missing key.*"temperature_floor"'):
+            automatic.load_state_dict(fixed.state_dict())
+
     def test_the_network_handed_over_is_the_one_that_learns(self) -> None:
         """Its caller goes on to evaluate and export it."""
         student = actor()
@@ -934,6 +1012,16 @@ class TestState:
         assert loss.state_dict()[name].item() == 0.25
         after = loss(transitions())
         assert any(before[key].item() != after[key].item() for key in ("loss_distill", "loss_td"))
+
+    @pytest.mark.parametrize("name", ["teacher_temperature", "student_temperature", "temperature_floor"])
+    @pytest.mark.parametrize("value", [0.0, -1, math.nan])
+    def test_temperatures_cannot_be_scheduled_away(self, name: str, value: float) -> None:
+        """Not to zero, and the old one stays."""
+        loss = DistillationLoss(actor(), teacher_temperature="auto")
+        before = getattr(loss, name).item()
+        with pytest.raises(ValueError, match=f"{name} must be positive or left as it is: got {value}"):
+            setattr(loss, name, value)
+        assert getattr(loss, name).item() == before
 
     def test_two_losses_share_nothing(self) -> None:
         """Keys, temperatures and output keys of one leave the other alone."""
@@ -1206,6 +1294,25 @@ class TestCompile:
             assert all(module.training for module in teacher.modules())
             assert all(parameter.grad is None for parameter in teacher.parameters())
 
+    @pytest.mark.filterwarnings("ignore:torch._dynamo.config.inline_inbuilt_nn_modules is deprecated:FutureWarning")
+    def test_every_divergence_compiles_whole(self) -> None:
+        """With masks and weights; one graph of them all, forward and backward, without a break."""
+        torch._dynamo.reset()
+        batch = with_teacher_values(transitions())
+        mask = torch.tensor([[True, True, False]] * 4 + [[False] * 3])
+        batch.update({"action_mask": mask, "priority_weight": torch.linspace(0.1, 1.0, 5)})
+        losses = nn.ModuleList(DistillationLoss(actor(), divergence=name) for name in DIVERGENCES)
+        compiled = torch.compile(
+            lambda batch: [loss(batch)["loss_distill"] for loss in losses], fullgraph=True, backend="aot_eager"
+        )
+        eager = [loss(batch)["loss_distill"] for loss in losses]
+        sum(eager).backward()
+        expected = [gradients(loss) for loss in losses]
+        found = compiled(batch)
+        sum(found).backward()
+        torch.testing.assert_close(found, eager)
+        torch.testing.assert_close([gradients(loss) for loss in losses], expected)
+
 
 class TestErrors:
     """Early where possible, with the rule, the value and the remedy."""
@@ -1330,3 +1437,115 @@ class TestErrors:
         """Only TD(0) lets the teacher choose the next action."""
         with pytest.raises(NotImplementedError, match=r"not implemented for loss StudentDQNLoss.*TD0"):
             StudentDQNLoss(actor(), actor()).make_value_estimator(ValueEstimators.TDLambda)
+
+    @pytest.mark.parametrize("share", [-0.1, 1.5, math.nan])
+    def test_priority_share_must_be_a_share(self, share: float) -> None:
+        """At construction."""
+        with pytest.raises(ValueError, match=f"priority_td_share must be within 0 and 1: got {share}"):
+            StudentDQNLoss(actor(), priority_td_share=share)
+
+    def test_values_of_another_batch_are_refused(self) -> None:
+        """They would broadcast, or be off by a transition."""
+        batch = transitions().set(("teacher", "action_value"), torch.zeros(5, 1, 3))
+        loss = DistillationLoss(actor(), teacher_temperature=1.0)
+        with pytest.raises(ValueError, match=r"\[\*B, A\] as the student's: got \[5, 1, 3\] and \[5, 3\]"):
+            loss(batch)
+        with pytest.raises(
+            ValueError, match=r"disagree on the batch: \[4, 3\] and \[5, 3\]; store .* one row a sample"
+        ):
+            loss(observation=torch.zeros(5, 4), teacher_action_value=torch.zeros(4, 3))
+
+    @pytest.mark.parametrize("role", ["teacher", "student"])
+    def test_values_must_be_floating_point(self, role: str) -> None:
+        """Actions are no values."""
+        batch = with_teacher_values(transitions())
+        student = actor()
+        if role == "teacher":
+            batch["teacher", "action_value"] = torch.ones(5, 3, dtype=torch.long)
+        else:
+            student = TensorDictModule(lambda observation: observation[:, :3].long(), ["observation"], ["action_value"])
+        with pytest.raises(
+            TypeError, match=rf"the {role}'s values must be floating point: .*action_value.* torch.int64"
+        ):
+            DistillationLoss(student)(batch)
+
+    @pytest.mark.parametrize(
+        ("mask", "error", "message"),
+        [
+            (torch.ones(5, 3), TypeError, r"'action_mask' is torch.float32 \[5, 3\]"),
+            (torch.ones(5, 2, dtype=torch.bool), ValueError, r"'action_mask' is torch.bool \[5, 2\]"),
+            (
+                torch.ones(5, dtype=torch.bool),
+                ValueError,
+                r"'action_mask' is torch.bool \[5\]; .*set_keys\(action_mask",
+            ),
+        ],
+    )
+    def test_bad_masks_are_named(self, mask: Tensor, error: type[Exception], message: str) -> None:
+        """Type and shape."""
+        batch = with_teacher_values(transitions()).set("action_mask", mask)
+        with pytest.raises(error, match=r"action mask must be bool \[5, 3\], True where allowed: " + message):
+            DistillationLoss(actor())(batch)
+
+    def test_bad_mask_of_the_next_state_is_named(self) -> None:
+        """As that of the next state."""
+        batch = with_teacher_values(transitions())
+        batch["next", "action_mask"] = torch.ones(5, 3)
+        with pytest.raises(TypeError, match=r"\('next', 'action_mask'\) is torch.float32"):
+            make(StudentDQNLoss, actor())(batch)
+
+    @pytest.mark.parametrize("shape", [(5, 3), (5, 1, 1)])
+    def test_weights_of_another_shape_are_named(self, shape: tuple[int, ...]) -> None:
+        """One a sample."""
+        batch = with_teacher_values(transitions()).set("priority_weight", torch.ones(shape))
+        message = rf"one a sample, \[5\] or \[5, 1\]: 'priority_weight' is \[{', '.join(map(str, shape))}\]"
+        with pytest.raises(ValueError, match=message):
+            DistillationLoss(actor())(batch)
+
+    @pytest.mark.parametrize(
+        ("action", "message"),
+        [
+            (torch.zeros(5), r"'action' is torch.float32 \[5\]"),
+            (torch.zeros(5, 2, dtype=torch.long), r"'action' is torch.int64 \[5, 2\]"),
+        ],
+    )
+    def test_bad_actions_are_named(self, action: Tensor, message: str) -> None:
+        """Type and shape, with what they may be."""
+        batch = with_teacher_values(transitions()).set("action", action)
+        with pytest.raises(ValueError, match=r"integers \[5\] or one-hot \[5, 3\]: " + message):
+            make(StudentDQNLoss, actor())(batch)
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+    def test_student_whose_outputs_are_not_finite_is_named_at_the_first_call(self, value: float) -> None:
+        """With how many samples it spoils."""
+        batch = with_teacher_values(transitions())
+        batch["observation"][1:3] = value
+        message = "student's outputs must be finite: 2 of 5 samples are not; check its inputs, lower its learning rate"
+        with pytest.raises(ValueError, match=message):
+            DistillationLoss(actor())(batch)
+
+    def test_numbers_are_looked_at_ever_more_rarely(self) -> None:
+        """Looking waits for the device: at the 1st, 2nd, 4th, 8th call and so on."""
+        loss, batch = DistillationLoss(actor()), with_teacher_values(transitions())
+        found = []
+        for call in range(1, 20):
+            batch["observation"] = torch.full((5, 4), math.nan)
+            try:
+                loss(batch)
+            except ValueError:
+                found.append(call)
+        assert found == [1, 2, 4, 8, 16]
+
+    def test_what_takes_no_part_may_be_anything(self) -> None:
+        """Forbidden actions, padding, and minus infinity where the teacher's policy has it, too."""
+        forbidden = torch.tensor([0.0, 0.0, -math.inf])
+        student = TensorDictModule(lambda observation: observation[:, :3], ["observation"], ["logits"])
+        batch = transitions().set(("teacher", "action_value"), torch.zeros(5, 3) + forbidden)
+        batch["observation"] = torch.cat([torch.zeros(5, 3) + forbidden, torch.zeros(5, 1)], -1)
+        assert DistillationLoss(student)(batch)["loss_distill"].item() == 0.0
+        batch["observation"][:, 2] = math.nan
+        batch["action_mask"] = torch.tensor([[True, True, False]] * 5)
+        assert DistillationLoss(student)(batch)["loss_distill"].item() == 0.0
+        del batch["action_mask"]
+        batch["collector", "mask"] = torch.zeros(5, 1, dtype=torch.bool)
+        assert DistillationLoss(student)(batch)["loss_distill"].item() == 0.0

@@ -358,6 +358,7 @@ class TestParts:
         """Whatever happens while others are lent."""
         student = value_actor()
         loss = StudentDQNLoss(student, value_actor())
+        SoftUpdate(loss, tau=0.1)
         own = list(student.parameters())
         with pytest.raises(RuntimeError, match="on purpose"):
             with loss._student(loss.target_student_network_params):
@@ -377,6 +378,7 @@ class TestParts:
 
         student = QValueActor(Recurrent(), in_keys=["observation"], spec=Categorical(3))
         loss, batch = StudentDQNLoss(student, value_actor()), states()
+        SoftUpdate(loss, tau=0.1)
         loss.target_student_network_params.data.zero_()
         with loss._student(loss.target_student_network_params) as network:
             assert not network(batch.select("observation"))["action_value"].any()

@@ -65,12 +65,12 @@ def policy_log_probs(q_values: Tensor, temperature: float | Tensor, action_mask:
         raise ValueError(f"temperature must be positive: got {temperature!r}; near 0 the policy is the greedy one.")
     q_values = q_values.to(_at_least_single(q_values.dtype))
     if action_mask is None:
-        return F.log_softmax(q_values / temperature, dim=-1)
+        return F.log_softmax(_below_best(q_values) / temperature, dim=-1)
     _check_same_shape("action_mask", action_mask, "q_values", q_values)
     # A fully masked row becomes all zeros before the softmax, so that neither its value nor its gradient is NaN.
-    masked = torch.where(action_mask, q_values / temperature, -math.inf)
+    masked = torch.where(action_mask, q_values, -math.inf)
     masked = torch.where(action_mask.any(-1, keepdim=True), masked, 0.0)
-    return torch.where(action_mask, F.log_softmax(masked, dim=-1), -math.inf)
+    return torch.where(action_mask, F.log_softmax(_below_best(masked) / temperature, dim=-1), -math.inf)
 
 
 def forward_kl(teacher_log_probs: Tensor, student_log_probs: Tensor) -> Tensor:
@@ -376,6 +376,11 @@ def value_spread(q_values: Tensor, action_mask: Tensor | None = None) -> Tensor:
     mean = torch.where(action_mask, q_values, 0.0).sum(-1, keepdim=True) / num_allowed
     deviation = torch.where(action_mask, q_values - mean, 0.0)
     return (deviation.square().sum(-1) / num_allowed.squeeze(-1)).sqrt()
+
+
+def _below_best(q_values: Tensor) -> Tensor:
+    """Values less the row's best: their gaps survive a division by a small temperature, which large values do not."""
+    return q_values - q_values.detach().amax(-1, keepdim=True)
 
 
 def _kl(teacher_log_probs: Tensor, student_log_probs: Tensor) -> Tensor:

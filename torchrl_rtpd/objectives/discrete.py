@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from tensordict import TensorDictBase, TensorDictParams
@@ -124,7 +124,8 @@ class DistillationLoss(PolicyDistillationLoss):
     tensor_keys: _AcceptedKeys
     default_keys = _AcceptedKeys
     out_keys = ["loss_distill", "kl_to_teacher", "agreement", "teacher_entropy", "student_entropy"]
-    _schedulable_buffers = frozenset({"teacher_temperature", "student_temperature", "temperature_floor"})
+    _temperatures = frozenset({"teacher_temperature", "student_temperature", "temperature_floor"})
+    _schedulable_buffers = _temperatures
 
     teacher_support: Tensor | None
 
@@ -181,6 +182,11 @@ class DistillationLoss(PolicyDistillationLoss):
             student_temperature = _positive("student_temperature", student_temperature, "None")
         self.register_coeff_buffer("teacher_temperature", teacher_temperature, device=self._default_device)
         self.register_coeff_buffer("student_temperature", student_temperature, device=self._default_device)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self._temperatures and isinstance(value, (int, float)):  # a schedule's new value
+            value = _positive(name, value, "left as it is")
+        super().__setattr__(name, value)
 
     def _stored_keys(self) -> list[NestedKey]:
         return [self.tensor_keys.teacher_action_value]
@@ -251,7 +257,7 @@ class DistillationLoss(PolicyDistillationLoss):
                     "teacher_network; pass teacher_network to the loss, or store the values under that key "
                     "(set_keys(teacher_action_value=...))."
                 )
-            key = _output_key(self._teacher.network, _last(key))
+            key = _output_key(self._teacher.network, key, _last(key))
             with self._teacher.evaluating():
                 values = self._teacher.part(tensordict, key, "teacher", place)
         values = self._expected(_as_logits(values.detach(), key, "teacher"), student_q_values.ndim)
@@ -328,10 +334,10 @@ class _Distributional:
         return self  # as the teacher
 
 
-def _output_key(network: TensorDictModule, key: NestedKey) -> NestedKey:
-    """Where a network writes its values: under its own name for them, or the usual name of values or logits."""
-    written = network.out_keys
-    return next((name for name in (key, "action_value", "logits", "probs") if name in written), key)
+def _output_key(network: TensorDictModule, *keys: NestedKey) -> NestedKey:
+    """Where a network writes its values: under one of ``keys``, or the usual name of values or logits."""
+    names = (*keys, "action_value", "logits", "probs")
+    return next((name for name in names if name in network.out_keys), "action_value")
 
 
 def _last(key: NestedKey) -> str:
