@@ -40,6 +40,7 @@ from torchrl.trainers.algorithms.configs.objectives import LossConfig
 
 from torchrl_rtpd.collectors import DualNetworkCollector
 from torchrl_rtpd.objectives import DistillationLoss, StudentDQNLoss
+from torchrl_rtpd.replay import FrameStackStorage
 
 __all__ = [
     "AtariVecEnvConfig",
@@ -227,9 +228,7 @@ def _make_dual_network_collector(**kwargs: Any) -> DualNetworkCollector:
     return DualNetworkCollector(**own, **given)
 
 
-def _make_frame_stack_storage(*, pixels_key: Any, **kwargs: Any) -> Any:
-    from torchrl_rtpd.replay import FrameStackStorage
-
+def _make_frame_stack_storage(*, pixels_key: Any, **kwargs: Any) -> FrameStackStorage:
     return FrameStackStorage(pixels_key=_normalize_hydra_key(pixels_key), **kwargs)
 
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 import copy
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -23,6 +22,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_rtpd.export import bare_network
 from torchrl_rtpd.functional import greedy_agreement
+from torchrl_rtpd.networks import eval_mode
 
 __all__ = ["Evaluator", "Scores", "agreement_with_teacher", "latency_ms", "normalised_score"]
 
@@ -148,7 +148,7 @@ class Evaluator:
         _check_probability(epsilon)
         generator = torch.Generator().manual_seed(seed)
         self.env.set_seed(seed)
-        with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC), _eval_mode(policy):
+        with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC), eval_mode(policy):
             return self._play(policy, generator, epsilon, keep_observations)
 
     def _play(self, policy: TensorDictModule, generator: torch.Generator, epsilon: float, keep: int) -> Scores:
@@ -214,19 +214,6 @@ def _check_probability(epsilon: float) -> None:
         raise ValueError(f"epsilon is a probability in [0, 1]: got {epsilon}.")
 
 
-@contextmanager
-def _eval_mode(*networks: nn.Module) -> Iterator[None]:
-    """Networks in eval mode, and each of their modules as before afterwards."""
-    training = [module for network in networks for module in network.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
 def _thinned(kept: list[TensorDictBase], count: int) -> TensorDictBase | None:
     if not kept or not count:
         return None
@@ -267,7 +254,7 @@ def agreement_with_teacher(
     Returns:
         Shares in [0, 1] by name.
     """
-    with _eval_mode(teacher, *students.values()):
+    with eval_mode(teacher, *students.values()):
         values = teacher(observations.select(*teacher.in_keys)).get("action_value")
         shares = {
             name: greedy_agreement(values, student(observations.select(*student.in_keys)).get("action_value")).mean()

@@ -250,7 +250,7 @@ def dormant_share(network: TensorDictModule, tensordict: TensorDictBase, *, thre
         >>> dormant_share(network, TensorDict({"obs": torch.ones(4, 1)}, [4]))
         0.5
     """
-    with _recorded_activations(network) as activations:
+    with recorded_activations(network) as activations:
         network(tensordict.select(*network.in_keys))
     if not activations:
         raise ValueError(
@@ -259,13 +259,32 @@ def dormant_share(network: TensorDictModule, tensordict: TensorDictBase, *, thre
         )
     shares = []
     for activation in activations:
-        units = activation.float().abs().transpose(0, 1).flatten(1).mean(1)  # [B, units, ...] -> [units]
-        shares.append((units <= threshold * units.mean()).float().mean())
+        shares.append(dormant_units(activation, 1, threshold).float().mean())
     return torch.stack(shares).max().item()
 
 
+def dormant_units(activation: Tensor, unit_dim: int, threshold: float) -> Tensor:
+    """Which units of a layer are dormant, boolean ``[units]``; see :func:`dormant_share`."""
+    scores = activation.float().abs().movedim(unit_dim, 0).flatten(1).mean(1)
+    return scores <= threshold * scores.mean()
+
+
 @contextmanager
-def _recorded_activations(network: nn.Module) -> Iterator[list[Tensor]]:
+def eval_mode(*networks: nn.Module) -> Iterator[None]:
+    """Networks in eval mode, and each of their modules as before afterwards."""
+    training = [module for network in networks for module in network.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def recorded_activations(network: nn.Module) -> Iterator[list[Tensor]]:
+    """Outputs of a network's ReLU layers, in the order of their calls inside the context."""
     activations: list[Tensor] = []
     handles = [
         module.register_forward_hook(lambda _module, _inputs, output: activations.append(output))

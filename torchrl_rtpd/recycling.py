@@ -6,8 +6,8 @@ of the layer's weight, with its bias; its *outgoing* weights are the columns of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from torchrl_rtpd.networks import _recorded_activations
+from torchrl_rtpd.networks import dormant_units, eval_mode, recorded_activations
 
 __all__ = ["UnitRecycler", "recycle_dormant"]
 
@@ -88,9 +88,9 @@ def recycle_dormant(
     if threshold < 0:
         raise ValueError(f"threshold must be at least 0: got {threshold}; 0 recycles units that never fire.")
     inputs = tensordict.select(*network.in_keys)
-    with _eval_mode(network), set_exploration_type(ExplorationType.DETERMINISTIC):
+    with eval_mode(network), set_exploration_type(ExplorationType.DETERMINISTIC):
         links = _Tracer().links(network, inputs)
-        with _recorded_activations(network) as activations:
+        with recorded_activations(network) as activations:
             network(inputs.copy())
     if not any(link.sound for link in links):
         raise ValueError(
@@ -99,7 +99,7 @@ def recycle_dormant(
             "this network without recycling."
         )
     dormant = {
-        link: _dormant(activation, link.producer, threshold)
+        link: dormant_units(activation, -3 if isinstance(link.producer, nn.Conv2d) else -1, threshold).cpu()
         for link, activation in zip(links, activations, strict=True)
         if link.sound
     }
@@ -277,13 +277,6 @@ def _restart(layer: Any, units: Tensor, initialise: Initialiser, averages: _Aver
         _rewrite(layer.bias, units, 0.0, averages)
 
 
-def _dormant(activation: Tensor, producer: nn.Module, threshold: float) -> Tensor:
-    """Boolean ``[units]``, on the CPU."""
-    unit_dim = -3 if isinstance(producer, nn.Conv2d) else -1
-    scores = activation.float().abs().movedim(unit_dim, 0).flatten(1).mean(1)
-    return (scores <= threshold * scores.mean()).cpu()
-
-
 def _rewrite(parameter: Tensor, where: Tensor, values: Tensor | float, averages: _Averages) -> None:
     """Write a parameter, and forget its averages, ``where`` ``[rows]`` or ``[rows, columns]`` is True."""
     if where.any():
@@ -308,16 +301,3 @@ class _Averages:
                 value.masked_fill_(where, 0.0)
         if self.reset_step and isinstance(state.get("step"), Tensor):
             state["step"].zero_()
-
-
-@contextmanager
-def _eval_mode(network: nn.Module) -> Iterator[None]:
-    """No dropout, no moving averages: scores without draws from a random generator."""
-    changed = [module for module in network.modules() if module.training]
-    for module in changed:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in changed:
-            module.training = True

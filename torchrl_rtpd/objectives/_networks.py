@@ -13,7 +13,18 @@ from tensordict.utils import NestedKey
 from torch import Tensor, nn
 from torchrl.modules import QValueModule
 
-__all__ = ["NetworkPart", "ParameterSwap", "Teacher", "as_tensordict_module", "names_in", "read", "selected"]
+from torchrl_rtpd.networks import eval_mode
+
+__all__ = [
+    "NetworkPart",
+    "ParameterSwap",
+    "Teacher",
+    "as_tensordict_module",
+    "last_part",
+    "names_in",
+    "read",
+    "selected",
+]
 
 
 class ParameterSwap:
@@ -87,15 +98,8 @@ class Teacher:
     @contextmanager
     def evaluating(self) -> Iterator[TensorDictModule]:
         """The network, to be run inside the context."""
-        changed = [module for module in self.network.modules() if module.training]
-        for module in changed:
-            module.training = False
-        try:
-            with torch.no_grad():
-                yield self.network
-        finally:
-            for module in changed:
-                module.training = True
+        with eval_mode(self.network), torch.no_grad():
+            yield self.network
 
     def __deepcopy__(self, memo: dict) -> Teacher:
         return self  # a copied loss learns from the same live teacher
@@ -209,6 +213,11 @@ def read(outputs: TensorDictBase, key: NestedKey, role: str, key_name: str) -> T
             f"name its output with set_keys({key_name}=...)."
         )
     return values
+
+
+def last_part(key: NestedKey) -> str:
+    """The name of an entry without those of the tensordicts it lies in."""
+    return key if isinstance(key, str) else key[-1]
 
 
 def names_in(tensordict: TensorDictBase) -> list[NestedKey]:

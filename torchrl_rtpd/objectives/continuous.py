@@ -18,7 +18,7 @@ from torch.distributions import Normal
 from torchrl.modules import Delta, IndependentNormal, TanhDelta, TanhNormal
 
 from torchrl_rtpd import distributions as RD
-from torchrl_rtpd.objectives._networks import read, selected
+from torchrl_rtpd.objectives._networks import last_part, read, selected
 from torchrl_rtpd.objectives.base import PolicyDistillationLoss
 
 __all__ = ["CONTINUOUS_DIVERGENCES", "ContinuousDistillationLoss"]
@@ -242,7 +242,7 @@ class ContinuousDistillationLoss(PolicyDistillationLoss):
             with self._teacher.evaluating():
                 outputs = network(inputs)
             for part, key in keys.items():
-                last = key if isinstance(key, str) else key[-1]
+                last = last_part(key)
                 keys[part] = written.get(part, last if last in network.out_keys else part)
         policy, action = self._policy_in(outputs, keys, "teacher")
         return (None if policy is None else policy.detach()), action.detach()
@@ -301,14 +301,14 @@ def _head_of(network: nn.Module, role: str) -> _Head:
         )
     samplers = [module for module in network.modules() if isinstance(module, ProbabilisticTensorDictModule)]
     if not samplers:
-        written = {key if isinstance(key, str) else key[-1] for key in network.out_keys}
+        written = {last_part(key) for key in network.out_keys}
         # set_keys may yet name its outputs otherwise, so that what is missing shows at the first call.
         return _Head(deterministic="action" in written and not written >= {"loc", "scale"})
     sampler = samplers[-1]
     kind, kwargs = sampler.distribution_class, sampler.distribution_kwargs
     if kind in (Delta, TanhDelta):
         return _Head(deterministic=True, keys={"action": sampler.dist_sample_keys[0]})
-    parts = [key if isinstance(key, str) else key[-1] for key in sampler.dist_keys]
+    parts = [last_part(key) for key in sampler.dist_keys]
     if kind not in (Normal, IndependentNormal, TanhNormal) or set(parts) != {"loc", "scale"}:
         raise ValueError(
             f"the {role}'s distribution must be Normal, IndependentNormal or TanhNormal of loc and scale, or Delta or "

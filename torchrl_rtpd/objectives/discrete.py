@@ -19,7 +19,7 @@ from torchrl.data import Composite
 from torchrl.modules import DistributionalQValueActor
 
 from torchrl_rtpd import functional as RF
-from torchrl_rtpd.objectives._networks import NetworkPart
+from torchrl_rtpd.objectives._networks import NetworkPart, last_part
 from torchrl_rtpd.objectives.base import PolicyDistillationLoss, _positive
 
 __all__ = ["DIVERGENCES", "DistillationLoss"]
@@ -257,7 +257,7 @@ class DistillationLoss(PolicyDistillationLoss):
                     "teacher_network; pass teacher_network to the loss, or store the values under that key "
                     "(set_keys(teacher_action_value=...))."
                 )
-            key = _output_key(self._teacher.network, key, _last(key))
+            key = _output_key(self._teacher.network, key, last_part(key))
             with self._teacher.evaluating():
                 values = self._teacher.part(tensordict, key, "teacher", place)
         values = self._expected(_as_logits(values.detach(), key, "teacher"), student_q_values.ndim)
@@ -340,17 +340,13 @@ def _output_key(network: TensorDictModule, *keys: NestedKey) -> NestedKey:
     return next((name for name in names if name in network.out_keys), "action_value")
 
 
-def _last(key: NestedKey) -> str:
-    return key if isinstance(key, str) else key[-1]
-
-
 def _as_logits(values: Tensor, key: NestedKey, role: str) -> Tensor:
     if not values.is_floating_point():
         raise TypeError(
             f"the {role}'s values must be floating point: {key!r} is {values.dtype}; store action values or logits, "
             "not actions."
         )
-    if _last(key) == "probs":
+    if last_part(key) == "probs":
         return values.clamp_min(torch.finfo(values.dtype).tiny).log()  # finite, also in the gradient
     return values
 
