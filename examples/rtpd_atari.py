@@ -1,6 +1,6 @@
 """Real-time policy distillation on an Atari game: one run trains a teacher and distils students from it.
 
-    python examples/rtpd_atari.py                                      the quick run, a quarter of an hour on two CPU cores
+    python examples/rtpd_atari.py                                   the quick run, a quarter of an hour on two CPU cores
     python examples/rtpd_atari.py game=pong students=[net1,net5] seed=3
     python examples/rtpd_atari.py preset=paper game=breakout device=cuda
 
