@@ -1,7 +1,10 @@
-"""Write the tables of the results page from the runs under ``docs/results/``: ``python docs/make_results.py``.
+"""Write the tables of the results page from the files under ``docs/results/``: ``python docs/make_results.py``.
 
-Each folder ``docs/results/<study>/<run>/`` holds the ``results.json``, ``metrics.csv`` and ``config.yaml`` of one run,
-as the main example left them. Every study gets ``docs/results/<study>.md``. Nothing in it is typed by hand.
+- ``<study>/<run>/``: ``results.json``, ``metrics.csv`` and ``config.yaml`` of one run of the main example each;
+- ``drop_in/<script>-seed<S>/results.json``: what ``examples/<script>.py --seed S --out ...`` left;
+- ``speed.json`` and ``objectives.json``: what the benchmarks in ``tests/benchmarks/`` saved.
+
+Each gets a page beside it. Nothing in a page is typed by hand.
 """
 
 from __future__ import annotations
@@ -151,12 +154,75 @@ def speed_page(result: dict[str, Any]) -> str:
     )
 
 
+def drop_in_page(runs: dict[str, dict[str, Any]]) -> str:
+    """The Markdown page of the ``drop_in_*.py`` scripts, from their results by ``<script>-seed<S>``."""
+    rows = [["script", "seed", "task", "teacher", "student", "random", "normalised", "student's size", "seconds"]]
+    for name, run in sorted(runs.items()):
+        teacher, student = run["networks"]
+        scores = [f"{network['score_mean']:,.0f} +- {network['score_std']:,.0f}" for network in (teacher, student)]
+        share = "-" if student["normalised"] is None else f"{student['normalised']:.2f}"
+        size = f"{student['parameter_ratio']:.1%}"
+        seed, random = str(run["seed"]), f"{run['random_score']:,.0f}"
+        rows.append([name.split("-")[0], seed, run["game"], *scores, random, share, size, f"{run['seconds']:.0f}"])
+    first = next(iter(runs.values()))
+    environment, games = first["environment"], first["networks"][0]["episodes"]
+    return "\n".join(
+        [
+            "<!-- written by docs/make_results.py from docs/results/drop_in/*/results.json -->",
+            "",
+            f"The last networks of each run, on {games} games without exploration: mean and standard deviation. Seconds "
+            "are those of training; some runs shared the machine.",
+            "",
+            markdown(rows),
+            "",
+            f"Hardware: {environment['cpu']}. Commit {environment['commit'][:10]}. Command of the first: "
+            f"`{environment['command']}`.",
+            "",
+        ]
+    )
+
+
+def objectives_page(result: dict[str, Any]) -> str:
+    """The Markdown page of what ``tests/benchmarks/bench_objectives.py`` saved."""
+    environment = result["environment"]
+    rows = [["batch", "plain PyTorch, ms", "DistillationLoss, ms", "overhead"]]
+    for row in result["rows"]:
+        times = [f"{row[key]:.2f}" for key in ("plain_ms", "ours_ms")]
+        rows.append([str(row["batch_size"]), *times, f"{row['overhead_percent']:.0f} %"])
+    return "\n".join(
+        [
+            "<!-- written by docs/make_results.py from docs/results/objectives.json -->",
+            "",
+            "Forward and backward of the loss of the smallest student, against the same maths by hand with the same "
+            f"network; medians of {result['rows'][0]['repetitions']} calls, taking turns, {result['threads']} thread.",
+            "",
+            markdown(rows),
+            "",
+            f"Hardware: {environment['cpu']}. Commit {environment['commit'][:10]}. Command: "
+            f"`{environment['command']}`.",
+            "",
+        ]
+    )
+
+
+def pages() -> dict[str, str]:
+    """Every page by its file name."""
+    found = {}
+    for study in sorted({path.parents[1] for path in RESULTS.glob("*/*/metrics.csv")}):
+        found[f"{study.name}.md"] = page(study)
+    drop_ins = sorted((RESULTS / "drop_in").glob("*/results.json"))
+    if drop_ins:
+        found["drop_in.md"] = drop_in_page({path.parent.name: json.loads(path.read_text()) for path in drop_ins})
+    for name, make in (("speed", speed_page), ("objectives", objectives_page)):
+        if (RESULTS / f"{name}.json").exists():
+            found[f"{name}.md"] = make(json.loads((RESULTS / f"{name}.json").read_text()))
+    return found
+
+
 def main() -> None:
-    """Write one page a study, and that of the speed."""
-    (RESULTS / "speed.md").write_text(speed_page(json.loads((RESULTS / "speed.json").read_text())))
-    for study in sorted(path for path in RESULTS.iterdir() if path.is_dir()):
-        if load_runs(study):
-            (RESULTS / f"{study.name}.md").write_text(page(study))
+    """Write all pages."""
+    for name, text in pages().items():
+        (RESULTS / name).write_text(text)
 
 
 if __name__ == "__main__":

@@ -184,8 +184,8 @@ def page(runs: list[dict[str, Any]]) -> str:
         "",
         f"{first['game']}, {first['steps']:,} steps and {first['updates']:,} updates, seeds "
         f"{', '.join(str(run['seed']) for run in runs)}. Teachers scored "
-        f"{', '.join(format(run['teacher_score'], ',.0f') for run in runs)}; {GAMES} games a network. Normalised scores "
-        "and agreement are those of each seed and their mean; dormant units those of the worst layer at the end.",
+        f"{', '.join(format(run['teacher_score'], ',.0f') for run in runs)}; {GAMES} games a network. Normalised "
+        "scores and agreement are those of each seed; dormant units are those of the worst layer at the end.",
         "",
         "| variant | dormant | agreement | normalised score | mean |",
         "| --- | --- | --- | --- | --- |",

@@ -14,6 +14,7 @@ import pytest
 import torch
 from hydra.core.config_store import ConfigStore
 from hydra.utils import instantiate
+from tensordict import TensorDict
 from torchrl.collectors import Collector
 from torchrl.trainers.algorithms.configs.collectors import CollectorConfig
 from torchrl.trainers.algorithms.configs.common import ConfigBase
@@ -22,12 +23,13 @@ from torchrl_rtpd import configs
 from torchrl_rtpd.collectors import DualNetworkCollector
 from torchrl_rtpd.envs import AtariVecEnv
 from torchrl_rtpd.networks import NatureTower
-from torchrl_rtpd.objectives import DistillationLoss, StudentDQNLoss
+from torchrl_rtpd.objectives import ContinuousDistillationLoss, DistillationLoss, StudentDQNLoss
 from torchrl_rtpd.replay import FrameStackStorage
 from torchrl_rtpd.trainers import KeepWarmupData, RealTimeDistillTrainer, SampleToDevice
 
 PARTS = {
     configs.DistillationLossConfig: DistillationLoss,
+    configs.ContinuousDistillationLossConfig: ContinuousDistillationLoss,
     configs.StudentDQNLossConfig: StudentDQNLoss,
     configs.RealTimeDistillTrainerConfig: RealTimeDistillTrainer,
     configs.KeepWarmupDataConfig: KeepWarmupData,
@@ -212,6 +214,38 @@ def test_keys_and_the_discount_reach_the_loss() -> None:
     assert loss.auto_temperature
     loss.value_estimator  # noqa: B018
     assert float(loss.value_estimator.gamma) == 0.5
+
+
+def test_a_continuous_student_is_built_from_torchrls_actor_group(tmp_path: Path) -> None:
+    """The actor of TorchRL's SAC configurations, and keys as lists."""
+    yaml = """
+defaults:
+  - loss@distillation: continuous_distillation
+  - model@distillation.student_network: tanh_normal
+  - network@distillation.student_network.network: mlp
+  - _self_
+distillation:
+  divergence: reverse_kl
+  teacher_loc_key: [expert, loc]
+  student_network:
+    in_keys: [observation]
+    param_keys: [loc, scale]
+    out_keys: [action]
+    network: {in_features: 3, out_features: 4, depth: 1, num_cells: 8}
+"""
+    loss = instantiate(composed(tmp_path, yaml).distillation)
+    assert isinstance(loss, ContinuousDistillationLoss)
+    assert loss.divergence == "reverse_kl"
+    assert loss.tensor_keys.teacher_loc == ("expert", "loc")
+    batch = TensorDict(
+        {
+            "observation": torch.zeros(5, 3),
+            "expert": {"loc": torch.zeros(5, 2)},
+            "teacher": {"scale": torch.ones(5, 2)},
+        },
+        [5],
+    )
+    assert loss(batch)["loss_distill"].isfinite()
 
 
 def test_the_atari_parts_are_built_from_their_groups(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Watching a run: claims about rows, evaluations and kept networks, on a real trainer and a real game."""
 
 import math
+import time
 from functools import partial
 
 import pytest
@@ -24,11 +25,12 @@ from torchrl_rtpd import (
 )
 from torchrl_rtpd.monitor import RunMonitor
 from torchrl_rtpd.report import read_metrics
+from torchrl_rtpd.schedules import GapSchedule
 
 SLOTS, STEPS = 2, 80
 
 
-def _run(folder, **monitor_options):
+def _run(folder, schedules=None, **monitor_options):
     """Eighty steps of Pong with one student, watched; the monitor after it."""
     torch.manual_seed(0)
     env = AtariVecEnv("pong", SLOTS, seed=0)
@@ -64,7 +66,7 @@ def _run(folder, **monitor_options):
     KeepWarmupData(replay_buffer).register(trainer)
     student = StudentDQNLoss(networks["net17"])
     student.make_value_estimator(gamma=0.99)
-    hook = RealTimeDistillTrainer({"net17": student}, optimizer=partial(torch.optim.Adam, lr=1e-4))
+    hook = RealTimeDistillTrainer({"net17": student}, optimizer=partial(torch.optim.Adam, lr=1e-4), schedules=schedules)
     hook.register(trainer)
     evaluator = Evaluator(partial(AtariVecEnv, "pong", 2, max_frames=80), episodes=2)
     monitor = RunMonitor(networks, evaluator, folder, distiller=hook, progress_bar=False, **monitor_options)
@@ -123,6 +125,27 @@ def test_student_metrics_are_averages_of_the_interval(tmp_path):
     assert all(value >= 0 for value in metrics["net17/kl_to_teacher"][1:])
     assert 0 <= metrics["net17/dormant"][-1] <= 1
     assert monitor.steps_per_second > 0
+
+
+def test_speed_is_that_of_training_however_long_ago_it_ended(tmp_path):
+    """Evaluations after the run do not slow it down in hindsight."""
+    monitor = _run(tmp_path)
+    speed = monitor.steps_per_second
+    time.sleep(0.05)
+    assert monitor.steps_per_second == speed
+
+
+def test_schedules_that_follow_returns_are_told_every_evaluation(tmp_path):
+    """Scores of teacher and student as evaluated, the random player's measured once."""
+    monitor = _run(tmp_path, schedules={"distill_coeff": GapSchedule()}, evaluate_every_steps=40)
+    returns = monitor.distiller.state_dict()["returns"]
+    assert returns["teacher"] == monitor.last_scores["teacher"].mean
+    assert returns["students"] == {"net17": monitor.last_scores["net17"].mean}
+    assert returns["random"] == monitor.evaluator(monitor.networks["teacher"], epsilon=1.0).mean
+
+
+def test_no_random_games_are_played_without_schedules(tmp_path):
+    assert _run(tmp_path, evaluate_every_steps=40).distiller.state_dict()["returns"]["random"] is None
 
 
 def test_last_weights_are_saved_also_without_evaluation(tmp_path):

@@ -561,3 +561,28 @@ def test_scales_that_do_not_fit_are_named() -> None:
     )
     with pytest.raises(ValueError, match=r"the student's scale must fit its loc: got \[8, 3\] and \[8, 2\]"):
         ContinuousDistillationLoss(one, actor(Normal))(observations())
+
+
+@pytest.mark.parametrize("divergence", CONTINUOUS_DIVERGENCES)
+def test_a_student_whose_actions_are_not_finite_is_named_with_the_number_of_samples(divergence: str) -> None:
+    batch = observations()
+    batch["teacher"] = TensorDict(
+        {"loc": torch.zeros(8, 2), "scale": torch.ones(8, 2), "action": torch.zeros(8, 2)}, [8]
+    )
+    batch["observation"][1:3] = math.nan
+    loss = ContinuousDistillationLoss(actor(), divergence=divergence)
+    with pytest.raises(ValueError, match="student's actions must be finite: 2 of 8 samples are not; check its inputs"):
+        loss(batch)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, math.inf, math.nan])
+def test_a_student_whose_scales_are_not_positive_is_named(scale: float) -> None:
+    student = TensorDictModule(
+        lambda observation: (observation[..., :2], torch.full_like(observation[..., :2], scale)),
+        in_keys=["observation"],
+        out_keys=["loc", "scale"],
+    )
+    batch = observations()
+    batch["teacher"] = TensorDict({"loc": torch.zeros(8, 2), "scale": torch.ones(8, 2)}, [8])
+    with pytest.raises(ValueError, match="student's scales must be finite and positive: 8 of 8 samples are not"):
+        ContinuousDistillationLoss(student)(batch)

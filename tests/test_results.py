@@ -2,34 +2,52 @@
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
 DOCS = Path(__file__).parents[1] / "docs"
-_SPEC = importlib.util.spec_from_file_location("make_results", DOCS / "make_results.py")
-make_results = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(make_results)
-
-STUDIES = sorted(path.name for path in (DOCS / "results").iterdir() if path.is_dir())
 
 
-@pytest.mark.parametrize("study", STUDIES)
-def test_published_page_is_generated_from_its_files(study):
+def _script(name):
+    """A script of the documentation as a module."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+make_results, make_students = _script("make_results"), _script("make_students")
+
+RESULTS = DOCS / "results"
+STUDIES = sorted({path.parents[1].name for path in RESULTS.glob("*/*/metrics.csv")})
+
+
+@pytest.mark.parametrize("name", make_results.pages())
+def test_published_page_is_generated_from_its_files(name):
     """Writing the page again changes nothing, so no number in it was typed."""
-    written = (DOCS / "results" / f"{study}.md").read_text()
-    assert written == make_results.page(DOCS / "results" / study)
+    assert (RESULTS / name).read_text() == make_results.pages()[name]
 
 
-def test_the_page_on_speed_is_generated_from_its_file():
-    written = (DOCS / "results" / "speed.md").read_text()
-    assert written == make_results.speed_page(json.loads((DOCS / "results" / "speed.json").read_text()))
+def test_every_published_page_has_a_generator():
+    """Those of make_results.py, and the two that other scripts in docs/ write."""
+    others = {"README.md", "choosing.md", "students.md"}
+    assert {path.name for path in RESULTS.glob("*.md")} - others == make_results.pages().keys()
+
+
+def test_the_page_on_students_is_generated_from_its_files():
+    runs = [json.loads(path.read_text()) for path in sorted((RESULTS / "students").glob("seed*.json"))]
+    assert len(runs) >= 2
+    assert (RESULTS / "students.md").read_text() == make_students.page(runs)
+    assert all(len(run["environment"]["commit"]) == 40 for run in runs)
 
 
 @pytest.mark.parametrize("study", STUDIES)
 def test_every_run_has_its_metrics_configuration_and_commit(study):
     """A published number has its curves, its command and the commit it was made with."""
-    runs = sorted((DOCS / "results" / study).glob("*/results.json"))
+    runs = sorted((RESULTS / study).glob("*/results.json"))
     assert runs
     for path in runs:
         assert (path.parent / "metrics.csv").exists() and (path.parent / "config.yaml").exists()

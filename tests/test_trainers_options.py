@@ -19,7 +19,10 @@ from test_trainers import (
     trained,
     update,
 )
+from torch import nn
 from torch.optim import SGD, Adam
+from torchrl.data import Categorical
+from torchrl.modules import QValueActor
 
 from torchrl_rtpd.objectives import DistillationLoss
 from torchrl_rtpd.recycling import UnitRecycler
@@ -149,3 +152,15 @@ def test_recycling_is_the_same_alone_and_in_a_fleet() -> None:
         states.append(student_state(hook, "a"))
     assert states[0] == states[1]
     assert content(hook.students["a"].state_dict()) != content(hook.students["b"].state_dict())
+
+
+def test_a_student_that_cannot_be_recycled_is_named_before_anything_has_learned() -> None:
+    trainer = filled(cartpole_trainer())
+    linear = QValueActor(nn.Linear(4, 2), in_keys=["observation"], spec=Categorical(2))
+    losses = {"fine": student_loss(), "linear": DistillationLoss(linear, teacher_temperature=0.1)}
+    hook = RealTimeDistillTrainer(losses, optimizer=FAST, recycler=UnitRecycler())
+    hook.register(trainer)
+    before = content(hook.state_dict())
+    with pytest.raises(ValueError, match="units of student 'linear' cannot be recycled: recycling needs Conv2d or Li"):
+        update(trainer, hook, *minibatches(trainer, 1))
+    assert content(hook.state_dict()) == before

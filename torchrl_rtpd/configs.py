@@ -16,9 +16,10 @@ Every constructor argument is a field with the same default, and a loss takes it
 for nested ones, as TorchRL's do. Write a student's network once, inside its loss: each ``${...}`` to a network builds
 another one. The teacher is nowhere written: the hook finds it in the trainer.
 
-Groups and names: ``loss`` ``policy_distillation`` and ``student_dqn`` (plain ``distillation`` is TorchRL's to take),
-``hook`` ``real_time_distill``, ``keep_warmup_data`` and ``sample_to_device``, ``collector`` ``dual_network``, ``env``
-``atari_vec``, ``storage`` ``frame_stack``, ``network`` ``nature_tower``.
+Groups and names: ``loss`` ``policy_distillation`` (plain ``distillation`` is TorchRL's to take),
+``continuous_distillation`` and ``student_dqn``, ``hook`` ``real_time_distill``, ``keep_warmup_data`` and
+``sample_to_device``, ``collector`` ``dual_network``, ``env`` ``atari_vec``, ``storage`` ``frame_stack``, ``network``
+``nature_tower``.
 """
 
 from __future__ import annotations
@@ -39,11 +40,12 @@ from torchrl.trainers.algorithms.configs.modules import NetworkConfig
 from torchrl.trainers.algorithms.configs.objectives import LossConfig
 
 from torchrl_rtpd.collectors import DualNetworkCollector
-from torchrl_rtpd.objectives import DistillationLoss, StudentDQNLoss
+from torchrl_rtpd.objectives import ContinuousDistillationLoss, DistillationLoss, StudentDQNLoss
 from torchrl_rtpd.replay import FrameStackStorage
 
 __all__ = [
     "AtariVecEnvConfig",
+    "ContinuousDistillationLossConfig",
     "DistillationLossConfig",
     "DualNetworkCollectorConfig",
     "FrameStackStorageConfig",
@@ -98,6 +100,28 @@ class StudentDQNLossConfig(DistillationLossConfig):
     advantage_key: Any = None
     value_target_key: Any = None
     _target_: str = "torchrl_rtpd.configs._make_student_dqn_loss"
+
+
+@dataclass
+class ContinuousDistillationLossConfig(LossConfig):
+    """Hydra configuration of :class:`~torchrl_rtpd.objectives.ContinuousDistillationLoss`."""
+
+    student_network: Any = MISSING
+    teacher_network: Any = None
+    divergence: str = "forward_kl"
+    num_samples: int = 16
+    seed: int = 0
+    reduction: str | None = None
+    use_prioritized_weights: Any = "auto"
+    teacher_loc_key: Any = None
+    teacher_scale_key: Any = None
+    teacher_action_key: Any = None
+    student_loc_key: Any = None
+    student_scale_key: Any = None
+    student_action_key: Any = None
+    priority_weight_key: Any = None
+    priority_key: Any = None
+    _target_: str = "torchrl_rtpd.configs._make_continuous_distillation_loss"
 
 
 @dataclass
@@ -203,6 +227,10 @@ def _make_distillation_loss(**kwargs: Any) -> DistillationLoss:
     return _make_loss(DistillationLoss, kwargs)
 
 
+def _make_continuous_distillation_loss(**kwargs: Any) -> ContinuousDistillationLoss:
+    return _make_loss(ContinuousDistillationLoss, kwargs)
+
+
 def _make_student_dqn_loss(*, gamma: float | None = None, **kwargs: Any) -> StudentDQNLoss:
     loss = _make_loss(StudentDQNLoss, kwargs)
     if gamma is not None:
@@ -240,6 +268,7 @@ def _built(network: Any) -> nn.Module | None:
 def _register_configs() -> None:
     store = functools.partial(ConfigStore.instance().store, provider="torchrl_rtpd")
     store(group="loss", name="policy_distillation", node=DistillationLossConfig)
+    store(group="loss", name="continuous_distillation", node=ContinuousDistillationLossConfig)
     store(group="loss", name="student_dqn", node=StudentDQNLossConfig)
     store(group="hook", name="real_time_distill", node=RealTimeDistillTrainerConfig)
     store(group="hook", name="keep_warmup_data", node=KeepWarmupDataConfig)

@@ -85,6 +85,8 @@ class RunMonitor(TrainerHookBase):
         self._learning_since: tuple[float, int, float] | None = (
             None  # clock, steps, evaluation seconds at the first update
         )
+        self._ended: float | None = None  # clock at the end of training
+        self._random_return: float | None = None  # not measured yet
         self._next_log = self._next_evaluation = 0
         self._sums: dict[str, float] = {}
         self._num_summed = 0
@@ -101,7 +103,7 @@ class RunMonitor(TrainerHookBase):
         self._start = time.perf_counter()
         self._bar = tqdm(total=trainer.total_frames, unit="step", disable=not self.progress_bar, dynamic_ncols=True)
         trainer.register_op("post_steps", self.watch)
-        trainer.register_op("shutdown", self._bar.close)
+        trainer.register_op("shutdown", self._end)
 
     def watch(self) -> None:
         """Look at the run after a batch: called by the trainer."""
@@ -120,6 +122,10 @@ class RunMonitor(TrainerHookBase):
             self.metrics.append({**self._counters(steps), **row, **self._averages()})
             self._show()
 
+    def _end(self) -> None:
+        self._ended = time.perf_counter()
+        self._bar.close()
+
     @property
     def steps(self) -> int:
         """Agent steps so far."""
@@ -132,11 +138,12 @@ class RunMonitor(TrainerHookBase):
 
     @property
     def steps_per_second(self) -> float | None:
-        """Agent steps a second since the first update, evaluation left out; None before there are any."""
+        """Agent steps a second from the first update to the end of training, evaluation left out; None before."""
         if self._learning_since is None:
             return None
         clock, steps, evaluating = self._learning_since
-        seconds = time.perf_counter() - clock - (self.evaluation_seconds - evaluating)
+        now = time.perf_counter() if self._ended is None else self._ended
+        seconds = now - clock - (self.evaluation_seconds - evaluating)
         done = self._trainer.collected_frames - steps
         return done / seconds if done and seconds > 0 else None
 
@@ -176,8 +183,19 @@ class RunMonitor(TrainerHookBase):
                 save_weights(network, self.output_dir / "weights" / f"{name}.safetensors")
             if self.logger is not None:
                 self.logger.log_scalar(f"score/{name}", scores.mean, step=steps)
+        self._report_returns()
         self.evaluation_seconds += time.perf_counter() - start
         return row
+
+    def _report_returns(self) -> None:
+        """Tell the students' schedules how everybody plays; those that follow returns need a random player's, too."""
+        if self.distiller is None or not any(self.distiller.schedules.values()):
+            return
+        teacher, *students = self.networks
+        if self._random_return is None:
+            self._random_return = self.evaluator(self.networks[teacher], epsilon=1.0).mean
+        returns = {name: self.last_scores[name].mean for name in students}
+        self.distiller.report_returns(returns, self.last_scores[teacher].mean, self._random_return)
 
     def _show(self) -> None:
         shown = {f"{name} score": f"{scores.mean:.0f}" for name, scores in self.last_scores.items()}

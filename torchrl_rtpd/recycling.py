@@ -6,8 +6,8 @@ of the layer's weight, with its bias; its *outgoing* weights are the columns of 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -20,7 +20,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_rtpd.networks import dormant_units, eval_mode, recorded_activations
 
-__all__ = ["UnitRecycler", "recycle_dormant"]
+__all__ = ["UnitRecycler", "check_recyclable", "recycle_dormant"]
 
 Initialiser = Callable[..., Any]
 """Fills a weight in place, as the functions of :mod:`torch.nn.init` do; called with ``generator=``."""
@@ -59,7 +59,8 @@ def recycle_dormant(
 
     Keyword Args:
         generator: draws the new weights, on the CPU. No other generator is used.
-        threshold: relative activation at or below which a unit is dormant. Default: 0.025, the paper's for DQN.
+        threshold: relative activation at or below which a unit is dormant. Default: 0.025, with 0.1 one of
+            the two the paper compares.
         initialise: draws a layer's new weight. Default: He-normal, the layers' original one in
             :class:`~torchrl_rtpd.networks.NatureTower`; for PyTorch's layers as they come
             ``partial(nn.init.kaiming_uniform_, a=5**0.5)``.
@@ -87,17 +88,9 @@ def recycle_dormant(
     """
     if threshold < 0:
         raise ValueError(f"threshold must be at least 0: got {threshold}; 0 recycles units that never fire.")
-    inputs = tensordict.select(*network.in_keys)
-    with eval_mode(network), set_exploration_type(ExplorationType.DETERMINISTIC):
-        links = _Tracer().links(network, inputs)
-        with recorded_activations(network) as activations:
-            network(inputs.copy())
-    if not any(link.sound for link in links):
-        raise ValueError(
-            "recycling needs Conv2d or Linear layers that feed a torch.nn.ReLU read by such layers only: "
-            f"{type(network).__name__} has none among {len(links)} ReLU calls; build one with make_actor, or train "
-            "this network without recycling."
-        )
+    links = _links(network, tensordict)
+    with _as_measured(network), recorded_activations(network) as activations:
+        network(tensordict.select(*network.in_keys))
     dormant = {
         link: dormant_units(activation, -3 if isinstance(link.producer, nn.Conv2d) else -1, threshold).cpu()
         for link, activation in zip(links, activations, strict=True)
@@ -116,6 +109,48 @@ def recycle_dormant(
     return {names[link.producer]: int(units.sum()) for link, units in dormant.items()}
 
 
+def check_recyclable(network: TensorDictModule, tensordict: TensorDictBase) -> None:
+    """Refuse, before it has learned anything, a network of which :func:`recycle_dormant` could recycle no layer.
+
+    Args:
+        network: as there.
+        tensordict: a batch ``[*B]`` with the network's ``in_keys``. Not changed. One forward and one backward pass.
+
+    Raises:
+        ValueError: no layer that can be recycled.
+
+    Examples:
+        >>> from tensordict import TensorDict
+        >>> from tensordict.nn import TensorDictModule as Mod
+        >>> network = Mod(nn.Linear(3, 2), in_keys=["obs"], out_keys=["action_value"])
+        >>> check_recyclable(network, TensorDict({"obs": torch.ones(5, 3)}, [5]))
+        Traceback (most recent call last):
+        ...
+        ValueError: recycling needs Conv2d or Linear layers that feed a torch.nn.ReLU read by such layers only: ...
+    """
+    _links(network, tensordict)
+
+
+def _links(network: TensorDictModule, tensordict: TensorDictBase) -> list[_Link]:
+    """Links of the network's ReLU calls, at least one of them sound."""
+    with _as_measured(network):
+        links = _Tracer().links(network, tensordict.select(*network.in_keys))
+    if not any(link.sound for link in links):
+        raise ValueError(
+            "recycling needs Conv2d or Linear layers that feed a torch.nn.ReLU read by such layers only: "
+            f"{type(network).__name__} has none among {len(links)} ReLU calls; build one with make_actor, or train "
+            "this network without recycling."
+        )
+    return links
+
+
+@contextmanager
+def _as_measured(network: nn.Module) -> Iterator[None]:
+    """Nothing random: neither dropout nor sampling."""
+    with eval_mode(network), set_exploration_type(ExplorationType.DETERMINISTIC):
+        yield
+
+
 @dataclass(frozen=True)
 class UnitRecycler:
     """When and how a student's dormant units are recycled: an option of the trainer hook.
@@ -124,7 +159,7 @@ class UnitRecycler:
     resumed run draws the same and students do not disturb each other.
 
     Args:
-        every_updates: updates between two recyclings. Default: 1,000, the paper's.
+        every_updates: updates between two recyclings. Default: 1,000, which suits runs of 10,000 and more; ours.
         threshold: see :func:`recycle_dormant`.
         until_updates: the last update at which units are recycled, so that a run can end settled; None is never.
         initialise, reset_step: see :func:`recycle_dormant`.

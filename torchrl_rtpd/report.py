@@ -130,14 +130,17 @@ def results_table(results: Mapping[str, Any]) -> str:
     """A run's ``results.json`` as a Markdown table, one row a network, the random player last.
 
     Args:
-        results: the content of ``results.json``.
+        results: the content of ``results.json``. What no network has gets no column.
     """
-    rows = [[title for title, _, _ in _COLUMNS]]
-    for network in results["networks"]:
-        rows.append(["-" if network.get(key) is None else text.format(network[key]) for _, key, text in _COLUMNS])
+    networks = results["networks"]
+    columns = [column for column in _COLUMNS if any(network.get(column[1]) is not None for network in networks)]
+    rows = [[title for title, _, _ in columns]]
+    for network in networks:
+        rows.append(["-" if network.get(key) is None else text.format(network[key]) for _, key, text in columns])
     if "random_score" in results:
-        rows.append(["random player", "", "", f"{results['random_score']:,.1f}", *[""] * (len(_COLUMNS) - 4)])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
+        cells = {"name": "random player", "score_mean": f"{results['random_score']:,.1f}"}
+        rows.append([cells.get(key, "") for _, key, _ in columns])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
     ]

@@ -280,8 +280,7 @@ class KLGate(Schedule):
     for a teacher without preferences and 1 for a deterministic one; while it is small it is proportional to the ratio
     of the spread of the teacher's values over actions to the temperature, :math:`s \approx \sigma / (\tau \sqrt{2 \ln
     A})`. The ratio says how much a teacher tells, not whether it is right: it sees a teacher that is still silent, not
-    one that errs, and need not rise steadily (one run of Road Runner at temperature 0.1: ``s`` = 0.04 after 160
-    updates, 0.34 after 1,600, 0.13 after 3,200). With ``teacher_temperature="auto"`` above its floor it is constant by
+    one that errs, and need not rise steadily. With ``teacher_temperature="auto"`` above its floor it is constant by
     construction.
 
     Args:

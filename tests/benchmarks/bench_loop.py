@@ -1,6 +1,6 @@
 """Training speed of the main example against another program that does the same work, in one run.
 
-    python tests/benchmarks/bench_loop.py --baseline PATH --out docs/results/speed/loop.json
+    python tests/benchmarks/bench_loop.py --baseline PATH --out docs/results/speed.json
 
 Both train a teacher and one student by its divergence alone: same game, slots, batch, updates a step, threads. The
 baseline is a script that takes ``--game --steps --start --envs --batch --every --threads --seed`` and prints

@@ -1,6 +1,6 @@
 """Cost of a distillation loss over the same maths in plain PyTorch, with the same network.
 
-    python tests/benchmarks/bench_objectives.py --out docs/results/speed/objectives.json
+    python tests/benchmarks/bench_objectives.py --out docs/results/objectives.json
 
 Forward and backward of the forward KL to values that are in the batch, the student being the smallest tower on uint8
 pixels. Ours also reports its metrics: agreement and the entropies. The two take turns, so that a machine that slows
@@ -98,7 +98,7 @@ def main() -> None:
             f"overhead {row['overhead_percent']:.1f} % (of pairs {row['overhead_percent_of_pairs']:.1f} %)"
         )
     if options.out is not None:
-        write_json(options.out, {"threads": options.threads, "rows": rows, **run_environment()})
+        write_json(options.out, {"threads": options.threads, "rows": rows, "environment": run_environment()})
 
 
 if __name__ == "__main__":

@@ -141,6 +141,15 @@ class PolicyDistillationLoss(LossModule):
             return False
         return not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
 
+    def _refuse(self, wrong: Tensor, tensordict: TensorDictBase, rule: str) -> None:
+        """Raise if the student broke a rule in any sample of ``wrong`` ``[*B]`` that the loss mask leaves."""
+        count = self._reduce_loss(wrong.float(), tensordict=tensordict, reduction="sum").item()
+        if count:
+            raise ValueError(
+                f"the student's {rule}: {count:.0f} of {wrong.numel()} samples are not; check its inputs, lower its "
+                "learning rate or clip its gradient."
+            )
+
     def _student(self, params: TensorDictParams | None = None) -> AbstractContextManager[TensorDictModule]:
         """The student's network with ``params``, to be run inside the context."""
         return self._student_swap(self.student_network_params if params is None else params)

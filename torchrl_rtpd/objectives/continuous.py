@@ -80,7 +80,8 @@ class ContinuousDistillationLoss(PolicyDistillationLoss):
 
     Raises:
         ValueError: an unknown divergence, one that the policies do not have, a distribution of another kind, policies
-            that disagree on the number of action dimensions.
+            that disagree on the number of action dimensions; a student whose actions are not finite or whose scales not
+            positive, which is looked for at the 1st, 2nd, 4th, 8th ... call, since looking waits for the device.
         RuntimeError: at a call, no teacher values and no teacher network.
         KeyError: at a call, a key that the batch or a network's output lacks.
 
@@ -186,6 +187,11 @@ class ContinuousDistillationLoss(PolicyDistillationLoss):
                 "teacher and student disagree on the action dimensions: "
                 f"{list(teacher_action.shape)} and {list(student_action.shape)}; build both from the same action spec."
             )
+        if self._is_check_due():
+            self._refuse(~student_action.isfinite().all(-1), tensordict, "actions must be finite")
+            if student is not None:
+                sound = student.scale.isfinite() & (student.scale > 0)
+                self._refuse(~sound.all(-1), tensordict, "scales must be finite and positive")
         if self.divergence == "mse" or student is None:  # a deterministic student has no other
             per_sample = RD.action_mse(teacher_action, student_action)
         elif self.divergence == "nll" or teacher is None:

@@ -282,12 +282,7 @@ class DistillationLoss(PolicyDistillationLoss):
         forbidden = (values == -math.inf) & (teacher_q_values == -math.inf) & (self.divergence not in ("mse", "huber"))
         wrong = ~(values.isfinite() | forbidden)
         wrong = wrong if mask is None else wrong & mask
-        wrong = self._reduce_loss(wrong.any(-1).float(), tensordict=tensordict, reduction="sum")
-        if wrong.item():
-            raise ValueError(
-                f"the student's outputs must be finite: {wrong.item():.0f} of {values[..., 0].numel()} samples are "
-                "not; check its inputs, lower its learning rate or clip its gradient."
-            )
+        self._refuse(wrong.any(-1), tensordict, "outputs must be finite")
 
     @torch.no_grad()
     def _current_temperature(self, teacher_q_values: Tensor, mask: Tensor | None, tensordict: TensorDictBase) -> Tensor:

@@ -21,7 +21,7 @@ from torchrl.trainers import Trainer, TrainerHookBase
 
 from torchrl_rtpd.networks import dormant_share
 from torchrl_rtpd.objectives.base import PolicyDistillationLoss
-from torchrl_rtpd.recycling import UnitRecycler
+from torchrl_rtpd.recycling import UnitRecycler, check_recyclable
 from torchrl_rtpd.schedules import RunState, Schedule, apply_schedules, check_schedules
 from torchrl_rtpd.trainers._teacher_values import TeacherValues
 
@@ -58,14 +58,16 @@ class RealTimeDistillTrainer(TrainerHookBase):
             Applied once a batch. Those that follow returns are told them by :meth:`report_returns`.
         recycler: gives dormant units of the students a new start now and then; None never does.
 
-    Logged once a batch, as averages over its updates: ``distill/<student>/loss``, ``kl_to_teacher``, ``agreement``,
-    ``teacher_entropy``, ``student_entropy``, ``loss_distill`` and ``loss_td``; besides, where used, the last measured
+    Logged once a batch, as averages over its updates: ``distill/<student>/loss`` and whatever the student's loss
+    returns, such as ``kl_to_teacher``, ``agreement`` (for continuous actions ``action_distance``), ``teacher_entropy``,
+    ``student_entropy``, ``loss_distill`` and ``loss_td``; besides, where used, the last measured
     ``dormant``, the units ``recycled`` in this batch, and the scheduled values under their own names.
 
     Raises:
         TypeError: a student that is not one of our losses.
         ValueError: no student, one whose loss is not reduced, or a missing or unknown name among the optimisers;
-            numbers out of range; a schedule for something that cannot be scheduled.
+            numbers out of range; a schedule for something that cannot be scheduled; at the first minibatch, a
+            recycler for a student without layers that can be recycled.
         RuntimeError: at ``register``, a Ray learner backend, or a target updater that cannot be derived.
 
     Examples:
@@ -162,6 +164,8 @@ class RealTimeDistillTrainer(TrainerHookBase):
     def step(self, sub_batch: TensorDictBase) -> None:
         """Update every student on the minibatch ``[B]`` the teacher has just learned from. The batch is not changed."""
         batch = self._teacher.added_to(sub_batch, self.students.values())
+        if self.recycler is not None and not self.updates:
+            self._check_recyclable(batch)
         for name, loss in self.students.items():
             for _ in range(self.updates_per_step):
                 self._update(name, loss, batch)
@@ -231,6 +235,13 @@ class RealTimeDistillTrainer(TrainerHookBase):
             applied = apply_schedules(self.students[name], schedules, state)
             values.update((f"distill/{name}/{buffer}", value) for buffer, value in applied.items())
         return values
+
+    def _check_recyclable(self, batch: TensorDictBase) -> None:
+        for name, loss in self.students.items():
+            try:
+                check_recyclable(loss.student_network, batch)
+            except ValueError as error:
+                raise ValueError(f"the units of student {name!r} cannot be recycled: {error}") from error
 
     def _recycle(self, batch: TensorDictBase, recycler: UnitRecycler) -> None:
         for name, loss in self.students.items():
