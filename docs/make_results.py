@@ -170,8 +170,8 @@ def drop_in_page(runs: dict[str, dict[str, Any]]) -> str:
         [
             "<!-- written by docs/make_results.py from docs/results/drop_in/*/results.json -->",
             "",
-            f"The last networks of each run, on {games} games without exploration: mean and standard deviation. Seconds "
-            "are those of training; some runs shared the machine.",
+            f"The last networks of each run, on {games} games without exploration: mean and standard deviation. "
+            "Seconds are those of training; some runs shared the machine.",
             "",
             markdown(rows),
             "",
