@@ -1,6 +1,6 @@
 """Real-time policy distillation on an Atari game: one run trains a teacher and distils students from it.
 
-    python examples/rtpd_atari.py                                   the quick run, a quarter of an hour on two CPU cores
+    python examples/rtpd_atari.py                                   the quick run, ten minutes on two CPU cores
     python examples/rtpd_atari.py game=pong students=[net1,net5] seed=3
     python examples/rtpd_atari.py preset=paper game=breakout device=cuda
 
@@ -45,6 +45,7 @@ from torchrl_rtpd import (
 from torchrl_rtpd.evaluation import agreement_with_teacher, latency_ms, normalised_score
 from torchrl_rtpd.monitor import RunMonitor
 from torchrl_rtpd.networks import num_parameters
+from torchrl_rtpd.recycling import UnitRecycler
 from torchrl_rtpd.report import plot_curves, read_metrics, results_table, run_environment, write_json
 
 METHODS = ("rtpd", "teacher_only")
@@ -82,6 +83,7 @@ class Config:
     student_learning_rate: float = MISSING
     teacher_settles: list[float] | None = MISSING
     student_settles: list[float] | None = MISSING
+    recycle_every_updates: int | None = MISSING
     target_every_updates: int = MISSING
     epsilon_end: float = MISSING
     epsilon_steps: int = MISSING
@@ -199,7 +201,9 @@ def build_trainer(
         return trainer, None
     students = {name: student_loss(config, network) for name, network in networks.items() if name != "teacher"}
     hook = RealTimeDistillTrainer(
-        students, optimizer=partial(torch.optim.Adam, lr=config.student_learning_rate, eps=1e-5, fused=True)
+        students,
+        optimizer=partial(torch.optim.Adam, lr=config.student_learning_rate, eps=1e-5, fused=True),
+        recycler=recycler(config),
     )
     hook.register(trainer)
     for name, optimizer in hook.optimizers.items():
@@ -228,6 +232,20 @@ def settle(
         optimizer, lambda batch: 1 - 0.99 * min(1.0, max(0.0, (batch - begin) / (end - begin)))
     )
     LRSchedulerHook(schedule).register(trainer, name=f"lr_scheduler.{name}")
+
+
+def recycler(config: Config) -> UnitRecycler | None:
+    """What gives dormant units of the students a new start, until their learning rate settles."""
+    if config.recycle_every_updates is None:
+        return None
+    share = 1.0 if config.student_settles is None else config.student_settles[0]
+    updates = (config.total_steps - config.warmup_steps) // config.steps_per_update
+    return UnitRecycler(
+        every_updates=config.recycle_every_updates,
+        until_updates=int(share * updates),
+        reset_step=True,
+        seed=config.seed,
+    )
 
 
 def student_loss(config: Config, student: TensorDictModule) -> DistillationLoss:

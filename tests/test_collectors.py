@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 import warnings
 from collections.abc import Iterator
 
@@ -15,13 +16,15 @@ from torch import Tensor, nn
 from torchrl.collectors import Collector, MultiSyncCollector
 from torchrl.data import Categorical, Composite, LazyTensorStorage, OneHot, TensorDictReplayBuffer, Unbounded
 from torchrl.envs import Compose, DoubleToFloat, EnvBase, GymEnv, RewardSum, SerialEnv, TransformedEnv
-from torchrl.modules import EGreedyModule, QValueActor
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+from torchrl.modules import EGreedyModule, ProbabilisticActor, QValueActor
 from torchrl.objectives import DQNLoss, HardUpdate
 from torchrl.trainers.algorithms.dqn import DQNTrainer
 
 from torchrl_rtpd.collectors import DualNetworkCollector, TeacherStudentPolicy
 from torchrl_rtpd.envs import AtariVecEnv
 from torchrl_rtpd.networks import Tower, make_actor
+from torchrl_rtpd.schedules import LinearSchedule, RunState
 
 ENVIRONMENT_KEYS = [
     "action",
@@ -114,9 +117,9 @@ def test_the_named_network_acts(acting: str | float, action: int) -> None:
     out = TeacherStudentPolicy(always(0), always(1), acting=acting)(observations())
     assert out["action"].tolist() == [action] * 8
     if action == 1:
-        assert out["student_acted"].tolist() == [True] * 8
+        assert out["acted_by"].tolist() == [2] * 8
     else:
-        assert "student_acted" not in out.keys()
+        assert "acted_by" not in out.keys()
 
 
 @pytest.mark.parametrize("one_hot", [False, True])
@@ -124,7 +127,7 @@ def test_with_a_probability_the_student_acts_in_that_share_of_slots_and_steps(on
     """Of 4000 draws at 0.3, standard deviation 0.7 %; who acted is said truly, and drawn anew at every step."""
     policy = TeacherStudentPolicy(always(0, one_hot=one_hot), always(1, one_hot=one_hot), acting=0.3, seed=0)
     steps = [policy(observations(40)) for _ in range(100)]
-    acted = torch.stack([step["student_acted"] for step in steps])
+    acted = torch.stack([step["acted_by"] == 2 for step in steps])
     actions = torch.stack([step["action"] for step in steps])
     assert torch.equal(actions.argmax(-1) if one_hot else actions, acted.long())
     assert acted.shape == (100, 40)
@@ -140,7 +143,7 @@ def test_who_acts_is_drawn_from_the_policys_own_generator() -> None:
         torch.manual_seed(len(draws))
         before = torch.get_rng_state()
         policy = TeacherStudentPolicy(*networks, acting=0.5, seed=seed)
-        draws.append(policy(TensorDict({"observation": torch.zeros(64, 1)}, [64]))["student_acted"].tolist())
+        draws.append(policy(TensorDict({"observation": torch.zeros(64, 1)}, [64]))["acted_by"].tolist())
         assert torch.equal(torch.get_rng_state(), before)
     assert draws[0] == draws[1] != draws[2]
 
@@ -153,17 +156,65 @@ def test_copies_and_restored_policies_go_on_with_the_same_draws(copied) -> None:
     twin = copied(policy)
     other = TeacherStudentPolicy(always(1), always(0), acting=0.5, seed=4)
     other.load_state_dict(policy.state_dict())
-    expected = policy(observations(64))["student_acted"]
-    assert torch.equal(twin(observations(64))["student_acted"], expected)
+    expected = policy(observations(64))["acted_by"]
+    assert torch.equal(twin(observations(64))["acted_by"], expected)
     out = other(observations(64))
-    assert torch.equal(out["student_acted"], expected)
-    assert torch.equal(out["action"], expected.long())  # its networks are those of the state
+    assert torch.equal(out["acted_by"], expected)
+    assert torch.equal(out["action"], expected.long() - 1)  # its networks are those of the state
 
 
-def test_the_probability_can_be_scheduled_while_collecting() -> None:
-    policy = TeacherStudentPolicy(always(0), always(1), acting=0.5, seed=0)
-    policy.student_probability = 0.9
+def test_a_schedule_or_a_function_of_the_runs_state_says_who_acts() -> None:
+    """It is asked at the start and then whenever the trainer's hook says so."""
+    policy = TeacherStudentPolicy(always(0), always(1), acting=LinearSchedule(0.0, 1.0, end_updates=10), seed=0)
+    assert policy(observations(100))["acted_by"].tolist() == [1] * 100
+    assert policy.update_acting(RunState(9)) == {"student": pytest.approx(0.9)}
     assert policy(observations(1_000))["action"].float().mean().item() == pytest.approx(0.9, abs=0.04)
+    policy = TeacherStudentPolicy(
+        always(0), {"a": always(1), "b": always(1)}, acting=lambda state: "b" if state.updates else "teacher"
+    )
+    assert policy.update_acting(RunState(1)) == {"a": 0.0, "b": 1.0}
+    assert policy(observations())["acted_by"].tolist() == [3] * 8
+
+
+@pytest.mark.parametrize(
+    ("acting", "shares"),
+    [
+        ("student", [0.0, 0.5, 0.5]),
+        ("b", [0.0, 0.0, 1.0]),
+        (0.6, [0.4, 0.3, 0.3]),
+        ({"a": 0.2}, [0.8, 0.2, 0.0]),
+        ({"a": 0.2, "b": 0.8}, [0.0, 0.2, 0.8]),
+    ],
+)
+def test_of_several_students_the_one_that_acts_is_drawn(acting: object, shares: list[float]) -> None:
+    """Teacher, a and b take actions 0, 1 and 2; of 4,000 draws, standard deviation 0.8 %."""
+    students = {"a": always(1, num_actions=3), "b": always(2, num_actions=3)}
+    out = TeacherStudentPolicy(always(0, num_actions=3), students, acting=acting, seed=0)(observations(4_000))
+    assert torch.equal(out["acted_by"].long() - 1, out["action"])
+    found = torch.bincount(out["action"], minlength=3) / 4_000
+    torch.testing.assert_close(found, torch.tensor(shares), atol=0.03, rtol=0)
+    assert all((found == 0) == (torch.tensor(shares) == 0))
+
+
+def test_further_outputs_of_whoever_acts_can_be_kept() -> None:
+    """A stochastic policy's log-probability, which PPO needs."""
+
+    def stochastic(seed: int) -> ProbabilisticActor:
+        torch.manual_seed(seed)
+        logits = TensorDictModule(nn.Linear(1, 3), in_keys=["observation"], out_keys=["logits"])
+        return ProbabilisticActor(
+            logits, in_keys=["logits"], distribution_class=torch.distributions.Categorical, return_log_prob=True
+        )
+
+    networks = {1: stochastic(0), 2: stochastic(1)}
+    policy = TeacherStudentPolicy(*networks.values(), acting=0.5, keep=["action_log_prob"], seed=0)
+    with set_exploration_type(ExplorationType.RANDOM):
+        out = policy(observations(200))
+    assert set(out.keys()) == {"observation", "action", "action_log_prob", "acted_by"}
+    for number, network in networks.items():
+        rows = out[out["acted_by"] == number]
+        assert len(rows) > 50
+        torch.testing.assert_close(network.get_dist(rows).log_prob(rows["action"]), rows["action_log_prob"])
 
 
 @pytest.mark.parametrize("acting", ["teacher", "student", 0.5])
@@ -201,9 +252,9 @@ def test_networks_without_values_of_their_own_leave_the_input_alone() -> None:
 def test_its_parts_have_names() -> None:
     teacher, student, exploration = always(0), always(1), EGreedyModule(Categorical(2))
     policy = TeacherStudentPolicy(teacher, student, exploration=exploration)
-    assert (policy.teacher, policy.student, policy.exploration) == (teacher, student, exploration)
+    assert (policy.teacher, policy.students, policy.exploration) == (teacher, {"student": student}, exploration)
     alone = TeacherStudentPolicy(teacher)
-    assert (alone.teacher, alone.student, alone.exploration) == (teacher, None, None)
+    assert (alone.teacher, alone.students, alone.exploration) == (teacher, {}, None)
 
 
 # What is stored
@@ -241,7 +292,7 @@ def test_nothing_but_the_environment_and_the_action_is_stored() -> None:
         (stored[acting],) = collected(collector)
     extra = ["reward_sum", ("next", "reward_sum")]
     assert set(stored["teacher"].keys(True, True)) == {*ENVIRONMENT_KEYS, *extra}
-    assert set(stored[0.5].keys(True, True)) == {*ENVIRONMENT_KEYS, *extra, "student_acted"}
+    assert set(stored[0.5].keys(True, True)) == {*ENVIRONMENT_KEYS, *extra, "acted_by"}
     # observations 2 * 16, action 8, reward 4, sums 2 * 4, flags 6, trajectory 8
     assert stored["teacher"].bytes() == 8 * 66
     assert stored[0.5].bytes() == 8 * 67
@@ -258,10 +309,10 @@ def test_recording_stores_both_networks_values_as_they_compute_them() -> None:
         assert batch[name, "action_value"].shape == (2, 10, 2)
         torch.testing.assert_close(batch[name, "action_value"], values.detach())
     greedy = torch.where(
-        batch["student_acted"], batch["student", "action_value"].argmax(-1), batch["teacher", "action_value"].argmax(-1)
+        batch["acted_by"] == 2, batch["student", "action_value"].argmax(-1), batch["teacher", "action_value"].argmax(-1)
     )
     assert torch.equal(batch["action"], greedy)
-    assert {True, False} == set(batch["student_acted"].flatten().tolist())
+    assert {1, 2} == set(batch["acted_by"].flatten().tolist())
 
 
 def test_atari_frames_are_collected_slot_by_slot_without_a_warning() -> None:
@@ -289,7 +340,7 @@ def test_torchrls_own_collector_runs_the_policy() -> None:
     policy = TeacherStudentPolicy(actor(seed=0), actor(seed=1), acting=0.5, seed=0)
     collector = Collector(cartpole(), policy, frames_per_batch=8, total_frames=8, auto_register_policy_transforms=False)
     (batch,) = collected(collector)
-    assert set(batch.keys()) >= {"student_acted", "action"}
+    assert set(batch.keys()) >= {"acted_by", "action"}
 
 
 def test_worker_processes_run_the_policy() -> None:
@@ -301,25 +352,27 @@ def test_worker_processes_run_the_policy() -> None:
     (batch,) = collected(collector)
     (batch,) = batch  # one worker
     assert batch["observation"].squeeze(-1).tolist() == [[0, 1, 2, 10], [100, 101, 102, 103]]
-    assert torch.equal(batch["action"], batch["student_acted"].long())
-    assert {True, False} == set(batch["student_acted"].flatten().tolist())
+    assert torch.equal(batch["action"], batch["acted_by"].long() - 1)
+    assert {1, 2} == set(batch["acted_by"].flatten().tolist())
 
 
 # New weights
 
 
-def trainer_of(collector: Collector, teacher: QValueActor, exploration: EGreedyModule | None) -> DQNTrainer:
+def trainer_of(
+    collector: Collector, teacher: QValueActor, exploration: EGreedyModule | None, frames: int = 40
+) -> DQNTrainer:
     """A stock trainer."""
     loss = DQNLoss(teacher, action_space="categorical", delay_value=True)
     return DQNTrainer(
         collector=collector,
-        total_frames=40,
+        total_frames=frames,
         frame_skip=1,
         optim_steps_per_batch=1,
         loss_module=loss,
         optimizer=torch.optim.SGD(loss.parameters(), lr=0.1),
         target_net_updater=HardUpdate(loss, value_network_update_interval=10),
-        replay_buffer=TensorDictReplayBuffer(storage=LazyTensorStorage(40), batch_size=10),
+        replay_buffer=TensorDictReplayBuffer(storage=LazyTensorStorage(frames), batch_size=10),
         greedy_module=exploration,
         progress_bar=False,
     )
@@ -341,7 +394,7 @@ def test_a_stock_trainers_weight_update_reaches_the_teacher_that_acts(
         cartpole(), *acting_parts[:2], exploration=acting_parts[2], frames_per_batch=10, total_frames=40
     )
     trainer = trainer_of(collector, teacher, exploration)
-    student_before = None if student is None else copy.deepcopy(collector.policy.student.state_dict())
+    student_before = None if student is None else copy.deepcopy(collector.policy.students["student"].state_dict())
     before = copy.deepcopy(teacher.state_dict())
     trainer.train()
     after = teacher.state_dict()
@@ -349,7 +402,7 @@ def test_a_stock_trainers_weight_update_reaches_the_teacher_that_acts(
     for name, tensor in collector.policy.teacher.state_dict().items():
         assert torch.equal(tensor, after[name]), name
     if with_student:
-        for name, tensor in collector.policy.student.state_dict().items():
+        for name, tensor in collector.policy.students["student"].state_dict().items():
             assert torch.equal(tensor, student_before[name]), name
     if explores:
         assert collector.policy.exploration.eps.item() == exploration.eps.item() < 1
@@ -383,8 +436,8 @@ def test_a_restored_collector_goes_on_with_networks_and_draws() -> None:
     iterator = iter(first)
     next(iterator)
     second.load_state_dict(first.state_dict())
-    expected = next(iterator)["student_acted"].clone()
-    assert torch.equal(next(iter(second))["student_acted"], expected)
+    expected = next(iterator)["acted_by"].clone()
+    assert torch.equal(next(iter(second))["acted_by"], expected)
     for name, tensor in first.policy.teacher.state_dict().items():
         assert torch.equal(second.policy.teacher.state_dict()[name], tensor)
     first.shutdown()
@@ -394,15 +447,23 @@ def test_a_restored_collector_goes_on_with_networks_and_draws() -> None:
 # Errors
 
 
-@pytest.mark.parametrize("acting", [-0.1, 1.5, "both", None, float("nan")])
+@pytest.mark.parametrize(
+    "acting", [-0.1, 1.5, "both", None, float("nan"), {"pupil": 0.5}, {"student": 1.1}, {"student": -0.5}]
+)
 def test_acting_out_of_range_is_refused(acting: object) -> None:
-    with pytest.raises(ValueError, match=rf"acting must be 'teacher', 'student' or .* in \[0, 1\]: got {acting!r}\."):
+    message = (
+        f"acting must be 'teacher', 'student', the name of one, .* got {re.escape(repr(acting))}; students are stu"
+    )
+    with pytest.raises(ValueError, match=message):
         TeacherStudentPolicy(always(0), always(1), acting=acting)
+    policy = TeacherStudentPolicy(always(0), always(1), acting=lambda state: acting if state.updates else 0.0)
+    with pytest.raises(ValueError, match="acting must be 'teacher'"):
+        policy.update_acting(RunState(1))
 
 
 @pytest.mark.parametrize("arguments", [{"acting": "student"}, {"acting": 0.2}, {"record": True}])
 def test_a_student_that_acts_or_is_recorded_must_be_there(arguments: dict) -> None:
-    with pytest.raises(ValueError, match="need a student: got None; pass one or let the teacher act"):
+    with pytest.raises(ValueError, match=r"needs? a student: got None; pass one or let the teacher act"):
         TeacherStudentPolicy(always(0), **arguments)
 
 

@@ -174,6 +174,7 @@ class DualNetworkCollectorConfig(CollectorConfig):
     acting: Any = "teacher"
     exploration: Any = None
     record: bool = False
+    keep: Any = ()
     acting_seed: int | None = None
     _target_: str = "torchrl_rtpd.configs._make_dual_network_collector"
 

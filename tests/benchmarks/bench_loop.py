@@ -41,6 +41,7 @@ def ours(options: argparse.Namespace, seed: int) -> float:
             "game": options.game,
             "students": "[net17]",
             "td_coeff": 0,
+            "recycle_every_updates": "null",
             "total_steps": options.steps,
             "warmup_steps": options.start,
             "num_envs": options.envs,

@@ -60,8 +60,9 @@ class RealTimeDistillTrainer(TrainerHookBase):
 
     Logged once a batch, as averages over its updates: ``distill/<student>/loss`` and whatever the student's loss
     returns, such as ``kl_to_teacher``, ``agreement`` (for continuous actions ``action_distance``), ``teacher_entropy``,
-    ``student_entropy``, ``loss_distill`` and ``loss_td``; besides, where used, the last measured
-    ``dormant``, the units ``recycled`` in this batch, and the scheduled values under their own names.
+    ``student_entropy``, ``loss_distill`` and ``loss_td``; besides, where used, the last measured ``dormant``, the units
+    ``recycled`` in this batch, the scheduled values under their own names, and the probability of ``acting`` in a
+    :class:`~torchrl_rtpd.collectors.DualNetworkCollector`, to which students that may act are sent once a batch.
 
     Raises:
         TypeError: a student that is not one of our losses.
@@ -127,6 +128,7 @@ class RealTimeDistillTrainer(TrainerHookBase):
         self._dormant: dict[str, float] | None = None  # not measured yet
         self._recycled: dict[str, int] = {}  # units since the last averages
         self._returns: dict[str, Any] = {"teacher": None, "random": None, "students": {}}  # of the last evaluation
+        self._collector: Any = None  # the trainer's
         self._saved_updaters: dict[str, Any] = {}  # of target updaters that register() is still to build
         self._warned: set[str] = set()
 
@@ -141,6 +143,7 @@ class RealTimeDistillTrainer(TrainerHookBase):
                 "pass RealTimeDistillStepper as the trainer's optimization_stepper instead."
             )
         self.prepare(trainer)
+        self._collector = trainer.collector
         trainer.register_op("post_optim_log", self.step)
         trainer.register_op("post_optim_complete_log", self.averages)
         trainer.register_module(name, self)
@@ -207,6 +210,7 @@ class RealTimeDistillTrainer(TrainerHookBase):
         if self.recycler is not None:
             metrics.update((f"distill/{name}/recycled", self._recycled.pop(name, 0)) for name in self.students)
         metrics.update(self._apply_schedules(metrics))
+        metrics.update(self._update_collector(metrics))
         self.metrics = metrics
         return metrics
 
@@ -225,16 +229,31 @@ class RealTimeDistillTrainer(TrainerHookBase):
         """Set what is scheduled, and return the values by metric name."""
         values: dict[str, float] = {}
         for name, schedules in self.schedules.items():
-            state = RunState(
-                updates=self.updates,
-                teacher_return=self._returns["teacher"],
-                student_return=self._returns["students"].get(name),
-                random_return=self._returns["random"],
-                teacher_entropy=metrics.get(f"distill/{name}/teacher_entropy"),
-            )
-            applied = apply_schedules(self.students[name], schedules, state)
+            applied = apply_schedules(self.students[name], schedules, self._run_state(metrics, [name]))
             values.update((f"distill/{name}/{buffer}", value) for buffer, value in applied.items())
         return values
+
+    def _run_state(self, metrics: Mapping[str, float], names: Iterable[str]) -> RunState:
+        """The run now, seen from these students: means over them."""
+        returns, entropies = (
+            self._returns["students"],
+            [metrics.get(f"distill/{name}/teacher_entropy") for name in names],
+        )
+        return RunState(
+            updates=self.updates,
+            teacher_return=self._returns["teacher"],
+            student_return=_mean(returns.get(name) for name in names),
+            random_return=self._returns["random"],
+            teacher_entropy=_mean(entropies),
+        )
+
+    def _update_collector(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Send the students to a collector in which they act, and say who does."""
+        update = getattr(self._collector, "update_students", None)
+        if update is None:
+            return {}
+        probabilities = update(self._run_state(metrics, self.students))
+        return {f"distill/{name}/acting": probability for name, probability in probabilities.items()}
 
     def _check_recyclable(self, batch: TensorDictBase) -> None:
         for name, loss in self.students.items():
@@ -312,6 +331,12 @@ def _check_students(students: Mapping[str, PolicyDistillationLoss]) -> None:
             )
         if loss.reduction == "none":
             raise ValueError(f"the loss of student {name!r} must be reduced: got reduction='none'; use 'mean'.")
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """Of what is known."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _schedules_by_student(

@@ -1,0 +1,6 @@
+"""Collection with a teacher and its students."""
+
+from torchrl_rtpd.collectors.collector import DualNetworkCollector
+from torchrl_rtpd.collectors.policy import TeacherStudentPolicy
+
+__all__ = ["DualNetworkCollector", "TeacherStudentPolicy"]

@@ -1,0 +1,254 @@
+"""Collectors whose policy is a teacher and its students: a thin shell around :class:`TeacherStudentPolicy`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModule, TensorDictModuleBase
+from tensordict.utils import NestedKey
+from torchrl.collectors import BaseCollector, Collector, MultiAsyncCollector, MultiSyncCollector
+from torchrl.collectors.distributed import RayCollector
+from torchrl.envs import EnvBase
+from torchrl.weight_update import SharedMemWeightSyncScheme
+
+from torchrl_rtpd.collectors.policy import Acting, TeacherStudentPolicy
+from torchrl_rtpd.schedules import RunState
+
+__all__ = ["DualNetworkCollector"]
+
+
+class _PolicyWeights:
+    """What our collectors add to TorchRL's: weights may be sent in parts, and students are sent by the trainer's hook.
+
+    Attributes:
+        dual_policy: the policy as it was built here, of the very networks that were given; workers have copies.
+    """
+
+    dual_policy: TeacherStudentPolicy
+
+    def update_policy_weights_(self, policy_or_weights: Any = None, **kwargs: Any) -> None:
+        """Update what is given, and leave the rest.
+
+        That may be a whole policy or its weights, parts of them (:meth:`TeacherStudentPolicy.weights`), or the teacher
+        alone by its network or weights, which is what TorchRL's ``DQNTrainer`` sends without exploration. Everything
+        else is as in TorchRL's collectors.
+        """
+        weights = policy_or_weights
+        if isinstance(weights, TensorDictModuleBase):
+            weights = TensorDict.from_module(weights)
+        if isinstance(weights, TensorDictBase):
+            own = TensorDict.from_module(self.dual_policy.teacher)
+            if set(weights.keys(True, True)) == set(own.keys(True, True)):
+                weights = TensorDict({"module": TensorDict({"0": weights})})
+        super().update_policy_weights_(weights, **kwargs)  # type: ignore[misc]
+
+    def update_students(self, state: RunState) -> dict[str, float]:
+        """Set who acts from now on and send the students' weights to whoever collects.
+
+        TorchRL's trainers send the teacher's. Called by :class:`~torchrl_rtpd.trainers.RealTimeDistillTrainer` once a
+        batch. Where no student may act or be recorded it does nothing.
+
+        Args:
+            state: the run now, for an ``acting`` that depends on it.
+
+        Returns:
+            The probability of each student that may act, by name.
+        """
+        policy = self.dual_policy
+        probabilities = policy.update_acting(state) if policy.mixed else {}
+        if policy.mixed or policy.record:
+            self.update_policy_weights_(policy.weights("students"))
+        return probabilities
+
+
+class _SyncCollector(_PolicyWeights, MultiSyncCollector):
+    pass
+
+
+class _AsyncCollector(_PolicyWeights, MultiAsyncCollector):
+    pass
+
+
+class _RayCollector(_PolicyWeights, RayCollector):
+    """Ray's weight transport knows whole policies only: what is not given is sent as it was sent last."""
+
+    def __init__(self, *args: Any, policy: TeacherStudentPolicy, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.dual_policy = policy
+        self._sent = policy.weights().data.clone()
+        RayCollector.update_policy_weights_(self, self._sent)
+
+    def update_policy_weights_(self, policy_or_weights: Any = None, **kwargs: Any) -> None:
+        super().update_policy_weights_(policy_or_weights, **kwargs)
+
+    def _weight_update_impl(self, policy_or_weights: Any = None, **kwargs: Any) -> None:
+        if isinstance(policy_or_weights, TensorDictBase):
+            self._sent.update_(policy_or_weights.data)
+        super()._weight_update_impl(self._sent, **kwargs)
+
+
+class _EngineDispatch(type(Collector)):  # type: ignore[misc]
+    """Lets the constructor choose TorchRL's engine, as that of :class:`~torchrl.collectors.Collector` does."""
+
+    def __call__(
+        cls,
+        *args: Any,
+        backend: str | None = None,
+        backend_options: Mapping[str, Any] | None = None,
+        num_collectors: int | None = None,
+        sync: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseCollector:
+        if backend in (None, "direct") and num_collectors is None and sync is None:
+            return super().__call__(*args, **kwargs)
+        engine = {"backend": backend or "process", "options": dict(backend_options or {}), "sync": bool(sync)}
+        return _on_engine(*args, engine=engine, num_collectors=num_collectors, **kwargs)
+
+
+class DualNetworkCollector(_PolicyWeights, Collector, metaclass=_EngineDispatch):
+    """A TorchRL collector whose policy is a teacher and its students.
+
+    What a step stores is what the environment and ``action`` hold; ``acted_by`` is stored where a student may act, and
+    network outputs only when recording is asked for.
+
+    With any of ``backend``, ``num_collectors`` and ``sync``, whose meaning is that of
+    :class:`~torchrl.collectors.Collector`, TorchRL's collector of that engine is returned, which takes weights in parts
+    like this one: worker processes (``backend="process"``, the default with several collectors) or Ray actors
+    (``backend="ray"``), in step with each other (``sync=True``) or not. Every worker draws who acts by a seed of its
+    own, ``acting_seed`` plus its number.
+
+    Args:
+        create_env_fn: an environment or a function that makes one, as for :class:`~torchrl.collectors.Collector`; for
+            several workers a function, or a list of one for each.
+        teacher: a module that writes ``action``.
+        student: a module that writes ``action``, or such modules by name; may be None while only the teacher acts.
+
+    Keyword Args:
+        acting, exploration, record, keep: see :class:`TeacherStudentPolicy`.
+        acting_seed: seed of the generator that draws who acts.
+        backend: ``"direct"``, ``"process"`` or ``"ray"``.
+        backend_options: arguments of that engine's collector alone, such as ``ray_init_config``.
+        num_collectors: workers.
+        sync: whether a batch is made of a part from every worker.
+        collector_kwargs: everything else goes to :class:`~torchrl.collectors.Collector`: ``frames_per_batch``,
+            ``total_frames``, ``init_random_frames``, ``policy_device``, ``storing_device`` and so on.
+            ``auto_register_policy_transforms`` is False unless given: TorchRL would add an ``is_init`` entry to every
+            step, which only recurrent networks read.
+
+    Raises:
+        ValueError: a network whose number of actions is not the environment's, before the first step; recording
+            together with ``init_random_frames``, whose steps run no network; an unknown backend.
+
+    Examples:
+        >>> from torchrl_rtpd.envs import AtariVecEnv
+        >>> from torchrl_rtpd.networks import make_actor
+        >>> env = AtariVecEnv("pong", 2, seed=0)
+        >>> actors = [make_actor(name, env.action_spec, seed=0) for name in ("teacher", "net17")]
+        >>> collector = DualNetworkCollector(env, *actors, frames_per_batch=8, total_frames=8)
+        >>> [batch.shape for batch in collector]
+        [torch.Size([2, 4])]
+        >>> collector.shutdown()
+    """
+
+    def __init__(
+        self,
+        create_env_fn: EnvBase | Callable[[], EnvBase],
+        teacher: TensorDictModule,
+        student: TensorDictModule | Mapping[str, TensorDictModule] | None = None,
+        *,
+        acting: Acting = "teacher",
+        exploration: TensorDictModule | None = None,
+        record: bool = False,
+        keep: Sequence[NestedKey] = (),
+        acting_seed: int | None = None,
+        **collector_kwargs: Any,
+    ) -> None:
+        self.dual_policy = policy = TeacherStudentPolicy(
+            teacher, student, acting=acting, exploration=exploration, record=record, keep=keep, seed=acting_seed
+        )
+        _check_random_steps(policy, collector_kwargs)
+        if isinstance(create_env_fn, EnvBase):
+            env = create_env_fn
+        else:
+            env = create_env_fn(**(collector_kwargs.pop("create_env_kwargs", None) or {}))
+        _check_actions(policy, env)
+        collector_kwargs.setdefault("auto_register_policy_transforms", False)
+        super().__init__(env, policy, **collector_kwargs)
+
+
+def _on_engine(
+    create_env_fn: Any,
+    teacher: TensorDictModule,
+    student: TensorDictModule | Mapping[str, TensorDictModule] | None = None,
+    *,
+    engine: dict[str, Any],
+    num_collectors: int | None,
+    acting: Acting = "teacher",
+    exploration: TensorDictModule | None = None,
+    record: bool = False,
+    keep: Sequence[NestedKey] = (),
+    acting_seed: int | None = None,
+    **kwargs: Any,
+) -> BaseCollector:
+    """TorchRL's collector of an engine, with a policy for each worker."""
+    policy = TeacherStudentPolicy(
+        teacher, student, acting=acting, exploration=exploration, record=record, keep=keep, seed=acting_seed
+    )
+    _check_random_steps(policy, kwargs)
+    env_fns = list(create_env_fn) if isinstance(create_env_fn, Sequence) else [create_env_fn] * (num_collectors or 1)
+    env = env_fns[0](**(kwargs.get("create_env_kwargs") or {}))
+    _check_actions(policy, env)
+    if not env.is_closed:
+        env.close()
+    seed = policy._generator.initial_seed()
+    kwargs["policy_factory"] = [partial(_with_seed, policy, seed + worker) for worker in range(len(env_fns))]
+    options, sync = engine["options"], engine["sync"]
+    if engine["backend"] == "process":
+        kwargs.setdefault("auto_register_policy_transforms", False)
+        kwargs.setdefault("weight_sync_schemes", {"policy": SharedMemWeightSyncScheme()})
+        collector = (_SyncCollector if sync else _AsyncCollector)(env_fns, policy, **kwargs, **options)
+        collector.dual_policy = policy
+        return collector
+    if engine["backend"] == "ray":
+        # What its actors' collectors take beside the common arguments goes by an argument of its own: a mapping for
+        # each, since TorchRL writes each one's policy into it.
+        inner = {"auto_register_policy_transforms": kwargs.pop("auto_register_policy_transforms", False)}
+        given = options.get("collector_kwargs") or {}
+        given = given if isinstance(given, list) else [given] * len(env_fns)
+        options["collector_kwargs"] = [{**inner, **own} for own in given]
+        return _RayCollector(env_fns, policy=policy, sync=sync, **kwargs, **options)
+    raise ValueError(
+        f"backend must be 'direct', 'process' or 'ray': got {engine['backend']!r}; on other engines of TorchRL's give "
+        "its collector a TeacherStudentPolicy."
+    )
+
+
+def _with_seed(policy: TeacherStudentPolicy, seed: int) -> TeacherStudentPolicy:
+    """A copy that draws who acts by a seed of its own."""
+    policy = copy.deepcopy(policy)
+    policy._generator.manual_seed(seed)
+    return policy
+
+
+def _check_random_steps(policy: TeacherStudentPolicy, collector_kwargs: Mapping[str, Any]) -> None:
+    random_frames = collector_kwargs.get("init_random_frames") or 0
+    if policy.record and random_frames > 0:
+        raise ValueError(
+            "record=True needs the networks at every step, and random steps would be recorded as zeros: got "
+            f"init_random_frames={random_frames}; warm up with an exploration of probability 1 instead."
+        )
+
+
+def _check_actions(policy: TeacherStudentPolicy, env: EnvBase) -> None:
+    wanted = getattr(env.action_spec, "n", None) or env.action_spec.shape[-1]
+    for role, network in {"teacher": policy.teacher, **policy.students}.items():
+        spec = getattr(network, "spec", None)
+        action_spec = None if spec is None else spec.get("action", None)
+        if action_spec is not None and hasattr(action_spec, "n") and action_spec.n != wanted:
+            raise ValueError(
+                f"the {role} has {action_spec.n} actions, the environment {wanted}; build it from env.action_spec."
+            )
