@@ -188,8 +188,8 @@ class RunMonitor(TrainerHookBase):
         return row
 
     def _report_returns(self) -> None:
-        """Tell the students' schedules how everybody plays; those that follow returns need a random player's, too."""
-        if self.distiller is None or not any(self.distiller.schedules.values()):
+        """Tell the hook how everybody plays, a random player included, if it wants to know."""
+        if self.distiller is None or not self.distiller.follows_returns:
             return
         teacher, *students = self.networks
         if self._random_return is None:

@@ -12,5 +12,15 @@ twice, nothing is drawn from a random generator (unless by a student's own dropo
 from torchrl_rtpd.trainers.cures import KeepWarmupData, SampleToDevice
 from torchrl_rtpd.trainers.hook import RealTimeDistillTrainer
 from torchrl_rtpd.trainers.stepper import RealTimeDistillStepper
+from torchrl_rtpd.trainers.teachers import AverageTeacher, BestTeacher, LaggingTeacher, TeacherCopy
 
-__all__ = ["KeepWarmupData", "RealTimeDistillStepper", "RealTimeDistillTrainer", "SampleToDevice"]
+__all__ = [
+    "AverageTeacher",
+    "BestTeacher",
+    "KeepWarmupData",
+    "LaggingTeacher",
+    "RealTimeDistillStepper",
+    "RealTimeDistillTrainer",
+    "SampleToDevice",
+    "TeacherCopy",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,6 +14,7 @@ from torchrl.modules import NoisyLinear
 
 from torchrl_rtpd.objectives import DistillationLoss
 from torchrl_rtpd.objectives.base import PolicyDistillationLoss
+from torchrl_rtpd.trainers.teachers import TeacherCopy
 
 __all__ = ["TeacherValues"]
 
@@ -25,24 +27,39 @@ class TeacherValues:
 
     A DQN loss runs its network on the state and, with target parameters, on the next state (last). Both calls are
     recognised by the very tensors of the minibatch, so that values of another batch are never taken. A teacher with
-    dropout, batch normalisation or noisy layers is not listened to: targets come from its eval mode.
+    dropout, batch normalisation or noisy layers is not listened to: targets come from its eval mode. A copy of the
+    teacher, if there is one, is asked instead.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, teacher_copy: TeacherCopy | None = None) -> None:
+        self.copy = teacher_copy
         self._network: TensorDictModule | None = None
         self._heard: list[tuple[Tensor, Tensor]] = []  # input and values of each call since the last minibatch
 
     def attach(self, loss_module: nn.Module) -> None:
         names = ("value_network", "local_value_network", "actor_network")
-        network = next((getattr(loss_module, name) for name in names if hasattr(loss_module, name)), None)
-        if network is None or "action_value" not in network.out_keys:
+        name = next((name for name in names if hasattr(loss_module, name)), None)
+        network: Any = None if name is None else getattr(loss_module, name)
+        found = network is not None and "action_value" in network.out_keys
+        if self.copy is not None:
+            if not found:
+                raise RuntimeError(
+                    f"teacher={type(self.copy).__name__} needs a trainer whose loss has a network that writes "
+                    f"'action_value': {type(loss_module).__name__} has none; use teacher='latest', or give the "
+                    "students' losses a teacher_network of your own."
+                )
+            self.copy.attach(network, getattr(loss_module, f"{name}_params"))
+            return
+        if not found:
             return
         if not any(isinstance(layer, _TRAINING_LAYERS) for layer in network.modules()):
             self._network = network
             network.register_forward_hook(self._hear)
 
     def __deepcopy__(self, memo: dict) -> TeacherValues:
-        return TeacherValues()  # a copied network takes this hook along, but is not listened to
+        return TeacherValues(
+            copy.deepcopy(self.copy, memo)
+        )  # a copied network takes this hook along, but is not listened to
 
     def _hear(self, network: Any, inputs: tuple[Any, ...], output: TensorDictBase) -> None:
         observation_key = network.in_keys[0]
@@ -52,8 +69,10 @@ class TeacherValues:
 
     def added_to(self, sub_batch: TensorDictBase, losses: Iterable[PolicyDistillationLoss]) -> TensorDictBase:
         """A shallow copy of the minibatch with the teacher's values, under the keys the losses read."""
-        (heard, self._heard), network = (self._heard, []), self._network
-        if not heard or network is None:
+        losses = list(losses)
+        heard, self._heard = self._heard, []
+        network: Any = self._network
+        if self.copy is None and not heard:
             return sub_batch
         batch = sub_batch.copy()
         if "next" in batch.keys():
@@ -65,8 +84,13 @@ class TeacherValues:
                 target = unravel_key((*prefix, key))
                 if key != current and batch.get(target, None) is not None:
                     continue  # stored values under a key of their own were asked for
-                observation = batch.get(unravel_key((*prefix, network.in_keys[0])), None)
-                values = next((values for tensor, values in reversed(heard) if tensor is observation), None)
+                if self.copy is None:
+                    observation = batch.get(unravel_key((*prefix, network.in_keys[0])), None)
+                    values = next((values for tensor, values in reversed(heard) if tensor is observation), None)
+                elif not prefix or any(getattr(loss, "imitation", False) for loss in losses):
+                    values = self.copy.values(batch.get(prefix) if prefix else batch)
+                else:
+                    values = None
                 if values is not None:
                     batch.set(target, values)
         return batch

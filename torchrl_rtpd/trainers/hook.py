@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tensordict import TensorDictBase
@@ -24,6 +24,8 @@ from torchrl_rtpd.objectives.base import PolicyDistillationLoss
 from torchrl_rtpd.recycling import UnitRecycler, check_recyclable
 from torchrl_rtpd.schedules import RunState, Schedule, apply_schedules, check_schedules
 from torchrl_rtpd.trainers._teacher_values import TeacherValues
+from torchrl_rtpd.trainers.drift import measured_drift
+from torchrl_rtpd.trainers.teachers import TeacherCopy
 
 __all__ = ["RealTimeDistillTrainer"]
 
@@ -57,6 +59,14 @@ class RealTimeDistillTrainer(TrainerHookBase):
             end_updates=10_000)}``, for all students, each with a copy of its own; or such mappings by student name.
             Applied once a batch. Those that follow returns are told them by :meth:`report_returns`.
         recycler: gives dormant units of the students a new start now and then; None never does.
+        teacher: ``"latest"`` (the paper), or a :class:`~torchrl_rtpd.trainers.teachers.TeacherCopy` to learn from
+            instead: :class:`~torchrl_rtpd.trainers.teachers.AverageTeacher`,
+            :class:`~torchrl_rtpd.trainers.teachers.LaggingTeacher` or
+            :class:`~torchrl_rtpd.trainers.teachers.BestTeacher`. Teachers that write ``action_value`` only.
+        drift_every_updates: minibatches between two measurements of drift, one forward pass of each student; None
+            never measures. See :func:`~torchrl_rtpd.trainers.drift.teacher_drift` and
+            :func:`~torchrl_rtpd.trainers.drift.agreement_by_visitor`, which need a collector that records and one in
+            which students act.
 
     Logged once a batch, as averages over its updates: ``distill/<student>/loss`` and whatever the student's loss
     returns, such as ``kl_to_teacher``, ``agreement`` (for continuous actions ``action_distance``), ``teacher_entropy``,
@@ -95,6 +105,8 @@ class RealTimeDistillTrainer(TrainerHookBase):
         dormant_warning: float = 0.9,
         schedules: Mapping[str, Schedule] | Mapping[str, Mapping[str, Schedule]] | None = None,
         recycler: UnitRecycler | None = None,
+        teacher: Literal["latest"] | TeacherCopy = "latest",
+        drift_every_updates: int | None = None,
     ) -> None:
         if isinstance(students, PolicyDistillationLoss):
             students = {"student": students}
@@ -122,10 +134,14 @@ class RealTimeDistillTrainer(TrainerHookBase):
         self.optimizers = {name: factories[name](list(loss.parameters())) for name, loss in self.students.items()}
         self._target_updater = target_updater
         self.target_updaters: dict[str, TargetNetUpdater] = {}
-        self._teacher = TeacherValues()
+        if teacher != "latest" and not isinstance(teacher, TeacherCopy):
+            raise ValueError(f"teacher must be 'latest' or a TeacherCopy, such as AverageTeacher(): got {teacher!r}.")
+        self.drift_every_updates = drift_every_updates
+        self._teacher = TeacherValues(None if teacher == "latest" else teacher)
         self._sums: dict[str, dict[str, Tensor]] = {name: {} for name in self.students}
         self._num_summed = 0
         self._dormant: dict[str, float] | None = None  # not measured yet
+        self._drift: dict[str, float] = {}  # as last measured
         self._recycled: dict[str, int] = {}  # units since the last averages
         self._returns: dict[str, Any] = {"teacher": None, "random": None, "students": {}}  # of the last evaluation
         self._collector: Any = None  # the trainer's
@@ -173,11 +189,15 @@ class RealTimeDistillTrainer(TrainerHookBase):
             for _ in range(self.updates_per_step):
                 self._update(name, loss, batch)
         self.updates += 1
+        if self._teacher.copy is not None:
+            self._teacher.copy.after_update(self.updates)
         self._num_summed += self.updates_per_step
         every = self.dormant_every_updates
         # Measured at once too: a stepper must return the same metrics at every update.
         if every and (self._dormant is None or self.updates % every == 0):
             self._measure_dormant(batch)
+        if self.drift_every_updates and self.updates % self.drift_every_updates == 0:
+            self._drift = measured_drift(self.students, sub_batch, batch)
         if self.recycler is not None and self.recycler.due(self.updates):
             self._recycle(batch, self.recycler)
 
@@ -207,6 +227,7 @@ class RealTimeDistillTrainer(TrainerHookBase):
         self._num_summed = 0
         metrics = dict(zip(names, values.tolist(), strict=True))
         metrics.update((f"distill/{name}/dormant", share) for name, share in (self._dormant or {}).items())
+        metrics.update((f"distill/{name}", value) for name, value in self._drift.items())
         if self.recycler is not None:
             metrics.update((f"distill/{name}/recycled", self._recycled.pop(name, 0)) for name in self.students)
         metrics.update(self._apply_schedules(metrics))
@@ -214,8 +235,13 @@ class RealTimeDistillTrainer(TrainerHookBase):
         self.metrics = metrics
         return metrics
 
+    @property
+    def follows_returns(self) -> bool:
+        """Whether :meth:`report_returns` makes a difference: there are schedules, or a teacher chosen by its return."""
+        return any(self.schedules.values()) or self._teacher.copy is not None
+
     def report_returns(self, returns: Mapping[str, float], teacher_return: float, random_return: float) -> None:
-        """Tell schedules how well everybody plays, after an evaluation.
+        """Tell schedules, and a teacher that is to be the best so far, how well everybody plays, after an evaluation.
 
         Args:
             returns: raw returns of students by name; those not named keep their last.
@@ -224,6 +250,8 @@ class RealTimeDistillTrainer(TrainerHookBase):
         """
         self._returns["students"].update(returns)
         self._returns.update(teacher=teacher_return, random=random_return)
+        if self._teacher.copy is not None:
+            self._teacher.copy.after_evaluation(teacher_return)
 
     def _apply_schedules(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """Set what is scheduled, and return the values by metric name."""
@@ -295,6 +323,7 @@ class RealTimeDistillTrainer(TrainerHookBase):
                 for name, schedules in self.schedules.items()
             },
             "returns": copy.deepcopy(self._returns),
+            "teacher": {} if self._teacher.copy is None else self._teacher.copy.state_dict(),
             "updates": self.updates,
         }
 
@@ -317,6 +346,8 @@ class RealTimeDistillTrainer(TrainerHookBase):
             for buffer, schedule in schedules.items():
                 schedule.load_state_dict(state_dict["schedules"][name][buffer])
         self._returns = copy.deepcopy(state_dict["returns"])
+        if self._teacher.copy is not None:
+            self._teacher.copy.load_state_dict(state_dict["teacher"])
         self.updates = int(state_dict["updates"])
 
 
