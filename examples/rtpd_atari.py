@@ -4,8 +4,8 @@
     python examples/rtpd_atari.py game=pong students=[net1,net5] seed=3
     python examples/rtpd_atari.py preset=paper game=breakout device=cuda
 
-Everything a run leaves lies in ``output_dir``: results.json, table.md, metrics.csv, curves.png, config.yaml, weights/
-and TensorBoard events. The keys are explained in config/rtpd_atari.yaml. Method: Sun & Fazli 2019,
+Everything a run leaves lies in ``output_dir``: results.json, table.md, metrics.csv, curves.png, front.png, config.yaml,
+weights/ and TensorBoard events. The keys are explained in config/rtpd_atari.yaml. Method: Sun & Fazli 2019,
 https://arxiv.org/abs/1912.12630.
 """
 
@@ -46,7 +46,15 @@ from torchrl_rtpd.evaluation import agreement_with_teacher, latency_ms, normalis
 from torchrl_rtpd.monitor import RunMonitor
 from torchrl_rtpd.networks import num_parameters
 from torchrl_rtpd.recycling import UnitRecycler
-from torchrl_rtpd.report import plot_curves, read_metrics, results_table, run_environment, write_json
+from torchrl_rtpd.report import (
+    pareto_front,
+    plot_curves,
+    plot_front,
+    read_metrics,
+    results_table,
+    run_environment,
+    write_json,
+)
 
 METHODS = ("rtpd", "teacher_only")
 
@@ -389,6 +397,8 @@ def report(config: Config, results: dict[str, Any], output_dir: Path) -> None:
         title=f"{config.game}, seed {config.seed}: one run of {results['seconds']:.0f} s, {results['updates']} updates",
         random_score=results.get("random_score"),
     )
+    if pareto_front(results["networks"]):
+        plot_front(results, output_dir / "front.png")
     print(f"\n{table}\n\nEverything lies in {output_dir}")
 
 

@@ -11,10 +11,12 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from test_collectors import Tape, actor, always, trainer_of
 from torchrl.collectors import BaseCollector
-from torchrl.data import Categorical, LazyTensorStorage, TensorDictReplayBuffer
+from torchrl.data import Categorical, LazyMemmapStorage, ReplayBuffer
+from torchrl.envs import EnvBase, RewardSum, TransformedEnv
 from torchrl.modules import EGreedyModule
 
-from torchrl_rtpd.collectors import DualNetworkCollector
+from torchrl_rtpd.collectors import DualNetworkCollector, TeacherStudentPolicy
+from torchrl_rtpd.collectors.collector import _with_seed
 from torchrl_rtpd.schedules import RunState
 
 PROCESS = {"backend": "process", "num_collectors": 2}
@@ -45,7 +47,11 @@ def quick_ray(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 
 def collector_on(engine: dict[str, Any], *networks: Any, **kwargs: Any) -> BaseCollector:
-    return DualNetworkCollector(Tape, *networks, **{"frames_per_batch": 16, **engine, **kwargs})
+    return DualNetworkCollector(make_tape, *networks, **{"frames_per_batch": 16, **engine, **kwargs})
+
+
+def make_tape() -> EnvBase:
+    return TransformedEnv(Tape(), RewardSum(in_keys=["reward"], out_keys=["reward_sum"]))
 
 
 def rows(batch: TensorDictBase) -> TensorDictBase:
@@ -53,82 +59,74 @@ def rows(batch: TensorDictBase) -> TensorDictBase:
     return batch.reshape(-1, batch.shape[-1]).clone()
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_every_slot_of_every_worker_plays_its_own_games_in_order(engine: dict[str, Any]) -> None:
+def check_tape(batch: TensorDictBase) -> None:
     """Observations tell slot, game and step; games end after 3 steps in one slot and 5 in the other."""
-    collector = collector_on(engine, always(0), always(1), acting=0.5, acting_seed=0, total_frames=64)
-    batches = [rows(batch) for batch in collector]
-    collector.shutdown()
-    acted = torch.cat([batch["acted_by"].flatten() for batch in batches])
-    assert sum(batch.numel() for batch in batches) == 64
-    for batch in batches:
-        assert torch.equal(batch["action"], batch["acted_by"].long() - 1)
-        observation, following = batch["observation"].squeeze(-1), batch["next", "observation"].squeeze(-1)
-        slot, step = observation.div(100, rounding_mode="floor"), observation % 10
-        assert torch.equal(following, observation + 1)
-        assert torch.equal(batch["next", "done"].squeeze(-1), step + 1 == torch.where(slot == 0, 3, 5))
-        assert torch.equal(slot, slot[:, :1].expand_as(slot))
-    assert {1, 2} == set(acted.tolist())
-    halves = acted.reshape(2, -1)
-    assert not torch.equal(halves[0], halves[1])
+    observation, following = batch["observation"].squeeze(-1), batch["next", "observation"].squeeze(-1)
+    slot, step = torch.tensor([0, 1]).repeat(len(batch) // 2)[:, None], observation % 10
+    assert torch.equal(following, observation + 1)
+    assert torch.equal(batch["next", "done"].squeeze(-1), step + 1 == torch.where(slot == 0, 3, 5))
+    assert (observation[:, :1].div(10).floor() >= 10 * slot).all()
+    goes_on = ~batch["next", "done"].squeeze(-1)[:, :-1]
+    assert torch.equal(observation[:, 1:][goes_on], following[:, :-1][goes_on])
+    assert (observation[:, 1:][~goes_on] % 10).eq(0).all()
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_workers_draw_who_acts_by_seeds_of_their_own(engine: dict[str, Any]) -> None:
-    """And a second collector of the same seed draws the same."""
-    draws = []
-    for _ in range(2):
-        collector = collector_on(
-            engine, always(0), always(1), acting=0.5, acting_seed=3, frames_per_batch=96, total_frames=192
-        )
-        batches = torch.cat([rows(batch)["acted_by"] for batch in collector])
-        collector.shutdown()
-        draws.append({tuple(row.tolist()) for row in batches})
-    assert len(draws[0]) == len(batches)  # no two rows alike
-    if engine["sync"]:
-        assert draws[0] == draws[1]
+def test_the_life_of_a_collector(engine: dict[str, Any]) -> None:
+    """Every phase ends when what was sent must have reached both workers: five batches later.
 
-
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("part", ["teacher", "students", "all"])
-def test_weights_of_a_part_reach_the_workers_and_the_rest_stays(engine: dict[str, Any], part: str) -> None:
-    """Teacher and student take action 0 until their new weights, which take action 1, arrive."""
-    networks = (always(0), always(0))
-    collector = collector_on(engine, *networks, acting=0.5, acting_seed=0, total_frames=160)
-    for number, batch in enumerate(collector):
-        if number == 0:
-            with torch.no_grad():
-                for network in networks:
-                    network.load_state_dict(always(1).state_dict())
-            collector.update_policy_weights_(collector.dual_policy.weights(part))
-        last = batch.clone()
-    collector.shutdown()
-    changed = {"teacher": [1], "students": [2], "all": [1, 2]}[part]
-    assert torch.equal(last["action"].bool(), torch.isin(last["acted_by"], torch.tensor(changed, dtype=torch.uint8)))
-    assert {1, 2} == set(last["acted_by"].flatten().tolist())
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-def test_who_acts_changes_with_the_state_of_the_run(engine: dict[str, Any]) -> None:
-    students = {"a": always(0), "b": always(1)}
+    Teacher and students take action 0 until they get weights that take action 1.
+    """
+    networks = {name: always(0) for name in ("teacher", "a", "b")}
+    teacher, *students = networks.values()
     collector = collector_on(
-        engine, always(0), students, acting=lambda state: "b" if state.updates else 0.0, total_frames=160
+        engine,
+        teacher,
+        dict(zip("ab", students, strict=True)),
+        acting=lambda state: "b" if state.updates else {"a": 0.3, "b": 0.3},
+        acting_seed=0,
+        total_frames=4 * 5 * 16,
     )
-    batches = []
-    for batch in collector:
-        batches.append(batch["acted_by"].clone())
-        assert collector.update_students(RunState(1)) == {"a": 0.0, "b": 1.0}
+    phases = []
+    for number, batch in enumerate(collector):
+        batch = rows(batch)
+        check_tape(batch)
+        if number % 5 == 4:
+            phases.append(batch)
+            if len(phases) == 1:
+                for network in networks.values():
+                    network.load_state_dict(always(1).state_dict())
+                collector.update_policy_weights_(collector.dual_policy.weights("teacher"))
+            elif len(phases) == 2:
+                collector.update_policy_weights_(collector.dual_policy.weights("students"))
+            elif len(phases) == 3:
+                assert collector.update_students(RunState(1)) == {"a": 0.0, "b": 1.0}
     collector.shutdown()
-    assert batches[0].eq(1).all()
-    assert batches[-1].eq(3).all()
+    start, teacher_sent, students_sent, only_b = phases
+    assert {1, 2, 3} == set(start["acted_by"].flatten().tolist())
+    assert len({tuple(row.tolist()) for row in start["acted_by"]}) > 1  # slots, and workers, draw for themselves
+    assert start["action"].eq(0).all()
+    assert torch.equal(teacher_sent["action"] == 1, teacher_sent["acted_by"] == 1)
+    assert students_sent["action"].eq(1).all()
+    assert {1, 2, 3} == set(students_sent["acted_by"].flatten().tolist())
+    assert only_b["acted_by"].eq(3).all()
+
+
+def test_workers_draw_who_acts_by_seeds_of_their_own() -> None:
+    """The seed plus the worker's number, so that a run can be repeated."""
+    policy = TeacherStudentPolicy(always(0), always(1), acting=0.5, seed=3)
+    states = TensorDict({"observation": torch.zeros(64, 1)}, [64])
+    draws = [_with_seed(policy, 3 + worker)(states.clone())["acted_by"] for worker in range(2)]
+    assert torch.equal(draws[0], policy(states.clone())["acted_by"])
+    assert not torch.equal(*draws)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("explores", [False, True])
-def test_a_stock_trainers_weight_update_reaches_the_workers(engine: dict[str, Any], explores: bool) -> None:
+def test_a_stock_trainers_weight_update_reaches_the_workers(engine: dict[str, Any]) -> None:
     """Recorded values are those of the weights that acted: in step, the teacher's when the batch arrives."""
     teacher, student = actor(1, seed=0), actor(1, seed=1, hidden=3)
-    exploration = EGreedyModule(Categorical(2), eps_init=0.0, eps_end=0.0) if explores else None
+    # With exploration in step and without out of step; TorchRL's trainer sends different weights then.
+    exploration = EGreedyModule(Categorical(2), eps_init=0.0, eps_end=0.0) if engine["sync"] else None
     collector = collector_on(engine, teacher, student, exploration=exploration, record=True, total_frames=160)
     trainer = trainer_of(collector, teacher, exploration, frames=160)
     seen: list[tuple[TensorDictBase, TensorDictBase]] = []
@@ -154,9 +152,7 @@ def test_a_stock_trainers_weight_update_reaches_the_workers(engine: dict[str, An
 
 def test_worker_processes_write_a_replay_buffer_directly() -> None:
     """TorchRL's shared storage, filled by both workers."""
-    replay_buffer = TensorDictReplayBuffer(
-        storage=LazyTensorStorage(64, ndim=2), batch_size=8, shared=True, compilable=False
-    )
+    replay_buffer = ReplayBuffer(storage=LazyMemmapStorage(64, ndim=3), batch_size=8, shared=True)
     collector = collector_on(
         {**PROCESS, "sync": True},
         always(0),

@@ -78,6 +78,49 @@ def test_table_has_a_row_for_each_network_and_the_random_player():
     assert len({len(line) for line in lines}) == 1
 
 
+def entry(name, parameters, latency, score):
+    """A network of results.json with a standard error of 1."""
+    return {
+        "name": name,
+        "parameters": parameters,
+        "latency_ms": latency,
+        "score_mean": score,
+        "score_standard_error": 1.0,
+    }
+
+
+FLEET = {
+    "game": "pong",
+    "random_score": -20.0,
+    "networks": [
+        entry("teacher", 100, 2.0, 9.0),
+        entry("large", 50, 1.0, 5.0),
+        entry("dominated", 60, 1.0, 5.0),
+        entry("small", 10, 1.0, 7.0),
+        entry("quick", 20, 0.5, 6.0),
+    ],
+}
+
+
+def test_the_front_holds_what_nothing_else_beats():
+    """``large`` is larger than ``small`` and scores less, ``quick`` is the fastest."""
+    assert report.pareto_front(FLEET["networks"]) == {"teacher", "small", "quick"}
+    assert report.pareto_front([*FLEET["networks"], {"name": "unplayed", "parameters": 1}]) == set()
+
+
+def test_a_fleet_is_ranked_by_score_with_its_front_marked():
+    lines = report.results_table(FLEET).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert [row[0] for row in cells[2:]] == ["teacher", "small", "quick", "large", "dominated", "random player"]
+    assert cells[0][-1] == "front"
+    assert [row[-1] for row in cells[2:]] == ["*", "*", "*", "", "", ""]
+
+
+def test_a_fleet_is_drawn(tmp_path):
+    path = report.plot_front(FLEET, tmp_path / "front.png")
+    assert path.read_bytes()[:4] == b"\x89PNG"
+
+
 def test_table_without_scores_leaves_the_random_player_out():
     """A run that played no games still has a table of its networks, without columns for what nobody has."""
     table = report.results_table({"networks": [{"name": "teacher", "parameters": 5, "parameter_ratio": 1.0}]})

@@ -20,7 +20,16 @@ from typing import Any
 
 import torch
 
-__all__ = ["MetricsFile", "plot_curves", "read_metrics", "results_table", "run_environment", "write_json"]
+__all__ = [
+    "MetricsFile",
+    "pareto_front",
+    "plot_curves",
+    "plot_front",
+    "read_metrics",
+    "results_table",
+    "run_environment",
+    "write_json",
+]
 
 
 class MetricsFile:
@@ -123,16 +132,26 @@ _COLUMNS = (
     ("normalised", "normalised", "{:.3f}"),
     ("agreement", "agreement", "{:.3f}"),
     ("CPU ms", "latency_ms", "{:.2f}"),
+    ("front", "front", "{}"),
 )
 
 
 def results_table(results: Mapping[str, Any]) -> str:
-    """A run's ``results.json`` as a Markdown table, one row a network, the random player last.
+    """A run's ``results.json`` as a Markdown table, one row a network: teacher, students by score, random player.
+
+    With several students those on the :func:`pareto_front` are marked.
 
     Args:
         results: the content of ``results.json``. What no network has gets no column.
     """
-    networks = results["networks"]
+    teacher, *students = results["networks"]
+    if all(student.get("score_mean") is not None for student in students):
+        students = sorted(students, key=lambda student: -student["score_mean"])
+    front = pareto_front(results["networks"]) if len(students) > 1 else set()
+    networks = [
+        {**network, "front": "*" if network["name"] in front else ("" if front else None)}
+        for network in (teacher, *students)
+    ]
     columns = [column for column in _COLUMNS if any(network.get(column[1]) is not None for network in networks)]
     rows = [[title for title, _, _ in columns]]
     for network in networks:
@@ -146,6 +165,69 @@ def results_table(results: Mapping[str, Any]) -> str:
     ]
     lines.insert(1, "| " + " | ".join("-" * width for width in widths) + " |")
     return "\n".join(lines)
+
+
+def pareto_front(networks: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Names of the networks that no other beats: smaller or equal, faster or equal and scoring as high, one strictly.
+
+    Args:
+        networks: entries of ``results.json``, with ``parameters``, ``latency_ms`` and ``score_mean``; none are on the
+            front where one of them lacks a score.
+
+    Examples:
+        >>> sizes = {"teacher": (100, 9.0), "small": (10, 5.0), "useless": (20, 4.0)}
+        >>> sorted(pareto_front([
+        ...     {"name": name, "parameters": size, "latency_ms": 1.0, "score_mean": score}
+        ...     for name, (size, score) in sizes.items()
+        ... ]))
+        ['small', 'teacher']
+    """
+    if any(network.get("score_mean") is None or network.get("latency_ms") is None for network in networks):
+        return set()
+    costs = {
+        network["name"]: (network["parameters"], network["latency_ms"], -network["score_mean"]) for network in networks
+    }
+    return {
+        name
+        for name, own in costs.items()
+        if not any(
+            other != own and all(theirs <= mine for theirs, mine in zip(other, own, strict=True))
+            for other in costs.values()
+        )
+    }
+
+
+def plot_front(results: Mapping[str, Any], path: str | os.PathLike) -> Path:
+    """Score against size of all networks, with standard errors; those on the :func:`pareto_front` are joined.
+
+    Args:
+        results: the content of ``results.json``, with scores.
+        path: file to write, PNG or SVG by its ending.
+
+    Returns:
+        The path.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    figure = _figure((7, 4.5))
+    axes = figure.subplots()
+    networks = sorted(results["networks"], key=lambda network: network["parameters"])
+    front = pareto_front(networks)
+    for network in networks:
+        where = (network["parameters"], network["score_mean"])
+        colour = "tab:blue" if network["name"] in front else "tab:grey"
+        axes.errorbar(*where, yerr=network["score_standard_error"], fmt="o", color=colour, capsize=3)
+        label = f"{network['name']}, {network['latency_ms']:.2f} ms"
+        axes.annotate(label, where, xytext=(5, 5), textcoords="offset points", fontsize=8)
+    joined = [network for network in networks if network["name"] in front]
+    axes.plot([network["parameters"] for network in joined], [network["score_mean"] for network in joined], alpha=0.4)
+    axes.axhline(results["random_score"], linestyle=":", color="grey", label="random player")
+    axes.set(xscale="log", xlabel="parameters", ylabel="raw score, whole games", title=results["game"])
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=100)
+    return Path(path)
 
 
 def plot_curves(
@@ -171,11 +253,7 @@ def plot_curves(
     Raises:
         ImportError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("the figure needs matplotlib: pip install 'torchrl_rtpd[plots]'.") from error
-    figure = Figure(figsize=(11, 7), layout="constrained")
+    figure = _figure((11, 7))
     figure.suptitle(title)
     panels = (
         ("score", "raw score, whole games"),
@@ -205,3 +283,11 @@ def _draw(axes: Any, metrics: Mapping[str, Sequence[float]], column: str, *, col
     ]
     if points:
         axes.plot(*zip(*points, strict=True), color=color, linewidth=width, marker=".", label=column.split("/")[0])
+
+
+def _figure(size: tuple[float, float]) -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("the figure needs matplotlib: pip install 'torchrl_rtpd[plots]'.") from error
+    return Figure(figsize=size, layout="constrained")
