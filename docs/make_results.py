@@ -117,8 +117,7 @@ def page(study: Path) -> str:
             f"Game {first['game']}, {first['steps']:,} agent steps and {first['updates']:,} updates a run, seeds "
             f"{', '.join(str(run['seed']) for run in runs)}. Each network is the best by evaluation "
             f"during the run, played anew on {first['networks'][0]['episodes']} games; the random "
-            f"player scored {randoms}. Runs took {min(seconds):.0f} to {max(seconds):.0f} s, several at a time on one "
-            "machine where they took longer.",
+            f"player scored {randoms}. Runs took {min(seconds):.0f} to {max(seconds):.0f} s.",
             "",
             markdown(summary_rows(runs)),
             "",

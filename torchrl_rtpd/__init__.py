@@ -20,7 +20,10 @@ from torchrl_rtpd.schedules import (
     PiecewiseSchedule,
 )
 from torchrl_rtpd.trainers import (
+    AverageTeacher,
+    BestTeacher,
     KeepWarmupData,
+    LaggingTeacher,
     RealTimeDistillStepper,
     RealTimeDistillTrainer,
     SampleToDevice,
@@ -31,6 +34,8 @@ __version__ = "0.1.0"
 __all__ = [
     "TOWERS",
     "AtariVecEnv",
+    "AverageTeacher",
+    "BestTeacher",
     "ContinuousDistillationLoss",
     "DistillationLoss",
     "DualNetworkCollector",
@@ -40,6 +45,7 @@ __all__ = [
     "GapSchedule",
     "KLGate",
     "KeepWarmupData",
+    "LaggingTeacher",
     "LinearSchedule",
     "NatureTower",
     "PiecewiseSchedule",
