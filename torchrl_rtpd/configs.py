@@ -141,6 +141,8 @@ class RealTimeDistillTrainerConfig(HookConfig):
     dormant_warning: float = 0.9
     schedules: Any = None
     recycler: Any = None
+    teacher: Any = "latest"
+    drift_every_updates: int | None = None
     _convert_: str = "all"  # plain mappings
     _target_: str = "torchrl_rtpd.trainers.RealTimeDistillTrainer"
 
