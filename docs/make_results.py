@@ -31,6 +31,12 @@ def markdown(rows: Iterable[Iterable[str]]) -> str:
     return "\n".join(lines)
 
 
+def made_by(environment: dict[str, Any], label: str = "Command") -> str:
+    """The line on where a page's numbers come from."""
+    commit, command = environment["commit"][:10], environment["command"]
+    return f"Hardware: {environment['cpu']}. Commit {commit}. {label}: `{command}`."
+
+
 def errors_above_random(run: dict[str, Any], network: dict[str, Any]) -> float:
     """How far a network's mean score is above the random player's, in standard errors of the difference."""
     error = (network["score_standard_error"] ** 2 + run["random_standard_error"] ** 2) ** 0.5
@@ -146,8 +152,7 @@ def speed_page(result: dict[str, Any]) -> str:
             "",
             markdown(rows),
             "",
-            f"Hardware: {environment['cpu']}. Commit {environment['commit'][:10]}. Command: "
-            f"`{environment['command']}`.",
+            made_by(environment),
             "",
         ]
     )
@@ -174,8 +179,7 @@ def drop_in_page(runs: dict[str, dict[str, Any]]) -> str:
             "",
             markdown(rows),
             "",
-            f"Hardware: {environment['cpu']}. Commit {environment['commit'][:10]}. Command of the first: "
-            f"`{environment['command']}`.",
+            made_by(environment, "Command of the first"),
             "",
         ]
     )
@@ -197,8 +201,7 @@ def objectives_page(result: dict[str, Any]) -> str:
             "",
             markdown(rows),
             "",
-            f"Hardware: {environment['cpu']}. Commit {environment['commit'][:10]}. Command: "
-            f"`{environment['command']}`.",
+            made_by(environment),
             "",
         ]
     )

@@ -82,9 +82,6 @@ class _RayCollector(_PolicyWeights, RayCollector):
         self._sent = policy.weights().data.clone()
         RayCollector.update_policy_weights_(self, self._sent)
 
-    def update_policy_weights_(self, policy_or_weights: Any = None, **kwargs: Any) -> None:
-        super().update_policy_weights_(policy_or_weights, **kwargs)
-
     def _weight_update_impl(self, policy_or_weights: Any = None, **kwargs: Any) -> None:
         if isinstance(policy_or_weights, TensorDictBase):
             self._sent.update_(policy_or_weights.data)
@@ -105,8 +102,14 @@ class _EngineDispatch(type(Collector)):  # type: ignore[misc]
     ) -> BaseCollector:
         if backend in (None, "direct") and num_collectors is None and sync is None:
             return super().__call__(*args, **kwargs)
-        engine = {"backend": backend or "process", "options": dict(backend_options or {}), "sync": bool(sync)}
-        return _on_engine(*args, engine=engine, num_collectors=num_collectors, **kwargs)
+        return _on_engine(
+            *args,
+            backend=backend or "process",
+            options=dict(backend_options or {}),
+            num_collectors=num_collectors,
+            sync=bool(sync),
+            **kwargs,
+        )
 
 
 class DualNetworkCollector(_PolicyWeights, Collector, metaclass=_EngineDispatch):
@@ -185,19 +188,16 @@ def _on_engine(
     teacher: TensorDictModule,
     student: TensorDictModule | Mapping[str, TensorDictModule] | None = None,
     *,
-    engine: dict[str, Any],
+    backend: str,
+    options: dict[str, Any],
     num_collectors: int | None,
-    acting: Acting = "teacher",
-    exploration: TensorDictModule | None = None,
-    record: bool = False,
-    keep: Sequence[NestedKey] = (),
+    sync: bool,
     acting_seed: int | None = None,
     **kwargs: Any,
 ) -> BaseCollector:
     """TorchRL's collector of an engine, with a policy for each worker."""
-    policy = TeacherStudentPolicy(
-        teacher, student, acting=acting, exploration=exploration, record=record, keep=keep, seed=acting_seed
-    )
+    own = {name: kwargs.pop(name) for name in ("acting", "exploration", "record", "keep") if name in kwargs}
+    policy = TeacherStudentPolicy(teacher, student, seed=acting_seed, **own)
     _check_random_steps(policy, kwargs)
     env_fns = list(create_env_fn) if isinstance(create_env_fn, Sequence) else [create_env_fn] * (num_collectors or 1)
     env = env_fns[0](**(kwargs.get("create_env_kwargs") or {}))
@@ -206,14 +206,13 @@ def _on_engine(
         env.close()
     seed = policy._generator.initial_seed()
     kwargs["policy_factory"] = [partial(_with_seed, policy, seed + worker) for worker in range(len(env_fns))]
-    options, sync = engine["options"], engine["sync"]
-    if engine["backend"] == "process":
+    if backend == "process":
         kwargs.setdefault("auto_register_policy_transforms", False)
         kwargs.setdefault("weight_sync_schemes", {"policy": SharedMemWeightSyncScheme()})
         collector = (_SyncCollector if sync else _AsyncCollector)(env_fns, policy, **kwargs, **options)
         collector.dual_policy = policy
         return collector
-    if engine["backend"] == "ray":
+    if backend == "ray":
         # What its actors' collectors take beside the common arguments goes by an argument of its own: a mapping for
         # each, since TorchRL writes each one's policy into it.
         inner = {"auto_register_policy_transforms": kwargs.pop("auto_register_policy_transforms", False)}
@@ -222,7 +221,7 @@ def _on_engine(
         options["collector_kwargs"] = [{**inner, **own} for own in given]
         return _RayCollector(env_fns, policy=policy, sync=sync, **kwargs, **options)
     raise ValueError(
-        f"backend must be 'direct', 'process' or 'ray': got {engine['backend']!r}; on other engines of TorchRL's give "
+        f"backend must be 'direct', 'process' or 'ray': got {backend!r}; on other engines of TorchRL's give "
         "its collector a TeacherStudentPolicy."
     )
 

@@ -57,9 +57,8 @@ class TeacherValues:
             network.register_forward_hook(self._hear)
 
     def __deepcopy__(self, memo: dict) -> TeacherValues:
-        return TeacherValues(
-            copy.deepcopy(self.copy, memo)
-        )  # a copied network takes this hook along, but is not listened to
+        # A copied network takes this hook along, but is not listened to.
+        return TeacherValues(copy.deepcopy(self.copy, memo))
 
     def _hear(self, network: Any, inputs: tuple[Any, ...], output: TensorDictBase) -> None:
         observation_key = network.in_keys[0]

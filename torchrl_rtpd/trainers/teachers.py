@@ -27,7 +27,12 @@ class TeacherCopy(ABC):
     """A copy of the teacher, and when it changes; an option of :class:`~torchrl_rtpd.trainers.RealTimeDistillTrainer`.
 
     One instance serves one hook. The copy is in eval mode and belongs to no optimiser.
+
+    Attributes:
+        weights: the copy's parameters and buffers themselves.
     """
+
+    weights: TensorDict
 
     def __init__(self) -> None:
         self._network: TensorDictModule | None = None
@@ -46,14 +51,10 @@ class TeacherCopy(ABC):
         self._live = params.data
         self._live.clone().to_module(self._network)
         self._network.requires_grad_(False)
+        self.weights = TensorDict.from_module(self._network)
         self._part = NetworkPart(self._network)
         if self._saved is not None:
             self.load_state_dict(self._saved)
-
-    @property
-    def weights(self) -> TensorDict:
-        """The copy's parameters and buffers themselves."""
-        return TensorDict.from_module(self._network).data
 
     @torch.no_grad()
     def values(self, tensordict: TensorDictBase) -> Tensor:
