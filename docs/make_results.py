@@ -2,7 +2,8 @@
 
 - ``<study>/<run>/``: ``results.json``, ``metrics.csv`` and ``config.yaml`` of one run of the main example each;
 - ``drop_in/<script>-seed<S>/results.json``: what ``examples/<script>.py --seed S --out ...`` left;
-- ``speed.json`` and ``objectives.json``: what the benchmarks in ``tests/benchmarks/`` saved.
+- ``speed.json``, ``objectives.json``, ``collector.json`` and ``fleet.json``: what the benchmarks in
+  ``tests/benchmarks/`` saved.
 
 Each gets a page beside it. Nothing in a page is typed by hand.
 """
@@ -207,6 +208,59 @@ def objectives_page(result: dict[str, Any]) -> str:
     )
 
 
+def collector_page(result: dict[str, Any]) -> str:
+    """The Markdown page of what ``tests/benchmarks/bench_collector.py`` saved."""
+    options, medians = result["options"], result["medians_ms"]
+    names = {
+        "plain": "ALE's vector environment and the network, by hand",
+        "teacher": "collector, the teacher acting",
+        "idle_students": f"the same with {result['idle_students']} students that neither act nor record",
+        "recording": "the same with net1, recording both networks' values",
+        "forward": "net1's forward passes alone",
+    }
+    rows = [["alternative", "ms a rollout"], *([text, f"{medians[name]:.0f}"] for name, text in names.items())]
+    return "\n".join(
+        [
+            "<!-- written by docs/make_results.py from docs/results/collector.json -->",
+            "",
+            f"Rollouts of {options['rollout_steps']} steps of {options['envs']} games of {options['game']} with the "
+            f"paper's teacher, {options['threads']} threads; medians of {options['repetitions']}, taking turns. "
+            f"The collector reaches {result['speed_of_plain']:.2f} of the speed of the loop by hand; idle students "
+            f"change it by {100 * result['cost_of_idle_students']:+.1f} %; recording costs "
+            f"{result['recording_over_extra_forward']:.2f} times the extra forward pass.",
+            "",
+            markdown(rows),
+            "",
+            made_by(result["environment"]),
+            "",
+        ]
+    )
+
+
+def fleet_page(result: dict[str, Any]) -> str:
+    """The Markdown page of what ``tests/benchmarks/bench_fleet.py`` saved."""
+    options = result["options"]
+    rows = [["student", "update by the hook, ms", "by hand, ms", "ratio", "ms a step of a run with it alone"]]
+    for name, times in result["updates_ms"].items():
+        alone = 1e3 * result["alone_seconds_a_step"][name]
+        rows.append([name, f"{times['hook']:.1f}", f"{times['hand']:.1f}", f"{times['ratio']:.2f}", f"{alone:.1f}"])
+    return "\n".join(
+        [
+            "<!-- written by docs/make_results.py from docs/results/fleet.json -->",
+            "",
+            f"One update with the paper's loss, batch {options['batch']}, {options['threads']} threads; medians of "
+            f"{options['repetitions']}, taking turns. A run with all {len(rows) - 1} students takes "
+            f"{1e3 * result['fleet_seconds_a_step']:.1f} ms a step; separate runs take "
+            f"{result['separate_over_fleet']:.1f} times as long together.",
+            "",
+            markdown(rows),
+            "",
+            made_by(result["environment"]),
+            "",
+        ]
+    )
+
+
 def pages() -> dict[str, str]:
     """Every page by its file name."""
     found = {}
@@ -215,7 +269,13 @@ def pages() -> dict[str, str]:
     drop_ins = sorted((RESULTS / "drop_in").glob("*/results.json"))
     if drop_ins:
         found["drop_in.md"] = drop_in_page({path.parent.name: json.loads(path.read_text()) for path in drop_ins})
-    for name, make in (("speed", speed_page), ("objectives", objectives_page)):
+    benchmarks = {
+        "speed": speed_page,
+        "objectives": objectives_page,
+        "collector": collector_page,
+        "fleet": fleet_page,
+    }
+    for name, make in benchmarks.items():
         if (RESULTS / f"{name}.json").exists():
             found[f"{name}.md"] = make(json.loads((RESULTS / f"{name}.json").read_text()))
     return found

@@ -360,9 +360,17 @@ def test_worker_processes_run_the_policy() -> None:
 
 
 def trainer_of(
-    collector: Collector, teacher: QValueActor, exploration: EGreedyModule | None, frames: int = 40
+    collector: Collector,
+    teacher: QValueActor,
+    exploration: EGreedyModule | None,
+    frames: int = 40,
+    *,
+    replay_buffer: TensorDictReplayBuffer | None = None,
+    async_collection: bool = False,
 ) -> DQNTrainer:
     """A stock trainer."""
+    if replay_buffer is None:
+        replay_buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(frames), batch_size=10)
     loss = DQNLoss(teacher, action_space="categorical", delay_value=True)
     return DQNTrainer(
         collector=collector,
@@ -372,9 +380,11 @@ def trainer_of(
         loss_module=loss,
         optimizer=torch.optim.SGD(loss.parameters(), lr=0.1),
         target_net_updater=HardUpdate(loss, value_network_update_interval=10),
-        replay_buffer=TensorDictReplayBuffer(storage=LazyTensorStorage(frames), batch_size=10),
+        replay_buffer=replay_buffer,
         greedy_module=exploration,
         progress_bar=False,
+        async_collection=async_collection,
+        enable_logging=not async_collection,
     )
 
 

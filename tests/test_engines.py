@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import os
+import signal
+import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,10 +15,18 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from test_collectors import Tape, actor, always, trainer_of
 from torchrl.collectors import BaseCollector
-from torchrl.data import Categorical
+from torchrl.data import Categorical, LazyMemmapStorage, LazyTensorStorage, RayReplayBuffer, TensorDictReplayBuffer
 from torchrl.envs import EnvBase, RewardSum, TransformedEnv
 from torchrl.modules import EGreedyModule
 
+from torchrl_rtpd import (
+    AtariVecEnv,
+    DistillationLoss,
+    FrameStackStorage,
+    RealTimeDistillTrainer,
+    make_actor,
+    make_replay_buffer,
+)
 from torchrl_rtpd.collectors import DualNetworkCollector, TeacherStudentPolicy
 from torchrl_rtpd.collectors.collector import _with_seed
 from torchrl_rtpd.schedules import RunState
@@ -151,6 +162,164 @@ def test_a_stock_trainers_weight_update_reaches_the_workers(engine: dict[str, An
             torch.testing.assert_close(recorded["teacher", "action_value"], now["teacher"])
     first, last = (recorded["teacher", "action_value"].reshape(-1, 2) for recorded in (seen[0][0], seen[-1][0]))
     assert (first.mean(0) - last.mean(0)).abs().max() > 1e-3
+
+
+# Written by the workers themselves
+
+
+@pytest.mark.parametrize("storage", [LazyTensorStorage, LazyMemmapStorage])
+@pytest.mark.parametrize("engine", [pytest.param({}, id="direct"), *ENGINES[:2]])
+def test_workers_write_transitions_into_the_replay_buffer(engine: dict[str, Any], storage: type) -> None:
+    """Every step of every slot is there, whole and once, in the order of its own slot."""
+    shared = bool(engine)
+    buffer = TensorDictReplayBuffer(storage=storage(256, shared_init=shared), batch_size=32, shared=shared)
+    collector = collector_on(
+        engine, always(0), always(1), acting=0.5, acting_seed=0, replay_buffer=buffer, total_frames=48
+    )
+    assert list(collector) == [None] * 3
+    collector.shutdown()
+    assert len(buffer) >= 48  # out of step, workers may have written more by now
+    stored = buffer[:]
+    assert stored.batch_size == (len(buffer),)
+    check_steps(stored)
+    sample = buffer.sample()
+    assert torch.equal(sample["action"], sample["acted_by"].long() - 1)
+    assert {1, 2} == set(stored["acted_by"].tolist())
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("sync", [True, False])
+def test_ray_actors_write_transitions_into_the_replay_buffer(sync: bool) -> None:
+    buffer = RayReplayBuffer(
+        replay_buffer_cls=TensorDictReplayBuffer,
+        storage=partial(LazyTensorStorage, 256),
+        batch_size=32,
+        ray_init_config=RAY_OPTIONS["ray_init_config"],
+        remote_config={"num_cpus": 0},
+    )
+    collector = collector_on(
+        {**RAY, "sync": sync}, always(0), always(1), acting=0.5, acting_seed=0, replay_buffer=buffer, total_frames=48
+    )
+    for batch in collector:
+        assert batch is None
+    assert len(buffer) >= 48
+    stored = buffer[:]
+    assert stored.batch_size == (len(buffer),)
+    check_steps(stored)
+    assert {1, 2} == set(stored["acted_by"].tolist())
+    collector.shutdown()
+
+
+def check_steps(stored: TensorDictBase) -> None:
+    """Transitions of the tape, each with its own next state; the first twelve of each slot are there."""
+    observation = stored["observation"].squeeze(-1)
+    assert torch.equal(stored["next", "observation"].squeeze(-1), observation + 1)
+    assert torch.equal(stored["next", "done"].squeeze(-1), observation % 10 + 1 == torch.where(observation < 100, 3, 5))
+    for slot, length in enumerate((3, 5)):
+        first = {100 * slot + 10 * (step // length) + step % length for step in range(12)}
+        assert first <= set(observation.int().tolist())
+
+
+def test_the_frame_storage_is_written_by_the_collector() -> None:
+    """As by a trainer: stacks come back whole."""
+    env = AtariVecEnv("pong", 2, seed=0)
+    networks = [make_actor(name, env.action_spec, seed=0) for name in ("teacher", "net17")]
+    buffer = make_replay_buffer(FrameStackStorage(64, num_envs=2, steps_per_write=4), batch_size=8)
+    collector = DualNetworkCollector(env, *networks, replay_buffer=buffer, frames_per_batch=8, total_frames=32)
+    assert list(collector) == [None] * 4
+    collector.shutdown()
+    first = buffer[:8].reshape(2, 4)  # one write, slot by slot
+    assert torch.equal(first["pixels"][:, 1:], first["next", "pixels"][:, :-1])
+    assert len(buffer) == 32
+
+
+@pytest.mark.parametrize("engine", [pytest.param({}, id="direct"), pytest.param(PROCESS, id="process-async")])
+def test_an_asynchronous_trainer_learns_from_what_the_workers_write(engine: dict[str, Any]) -> None:
+    """TorchRL's DQNTrainer with ``async_collection``: the collector runs on, students act and are sent."""
+    shared = bool(engine)
+    buffer = TensorDictReplayBuffer(
+        storage=LazyTensorStorage(100_000, shared_init=shared), batch_size=10, shared=shared
+    )
+    teacher, student = actor(1, seed=0), actor(1, seed=1, hidden=3)
+    before = copy.deepcopy(student.state_dict())
+    collector = collector_on(engine, teacher, student, acting=0.5, acting_seed=0, replay_buffer=buffer, total_frames=-1)
+    trainer = trainer_of(collector, teacher, None, frames=400, replay_buffer=buffer, async_collection=True)
+    hook = RealTimeDistillTrainer(DistillationLoss(student), optimizer=partial(torch.optim.Adam, lr=1e-2))
+    hook.register(trainer)
+    trainer.train()
+    assert len(buffer) >= 400
+    assert hook.updates > 0
+    assert hook.metrics["distill/student/acting"] == 0.5
+    assert not all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+    assert {1, 2} == set(buffer[:]["acted_by"].tolist())
+
+
+def test_a_storage_that_workers_cannot_share_is_refused() -> None:
+    buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(64), batch_size=8)
+    with pytest.raises(ValueError, match=r"known to all .* got LazyTensorStorage without shared_init; build it"):
+        collector_on(PROCESS, always(0), replay_buffer=buffer)
+    buffer = make_replay_buffer(FrameStackStorage(64, num_envs=2, steps_per_write=4), batch_size=8)
+    with pytest.raises(ValueError, match=r"a FrameStackStorage is written in order, by one writer: got workers"):
+        collector_on(PROCESS, always(0), replay_buffer=buffer)
+
+
+# Errors
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_worker_that_dies_is_reported_within_ten_seconds(engine: dict[str, Any]) -> None:
+    collector = collector_on(engine, always(0), total_frames=1_000_000)
+    iterator = iter(collector)
+    next(iterator)
+    if engine["backend"] == "process":
+        os.kill(collector.procs[1].pid, signal.SIGKILL)
+        message = r"must live as long as its run: worker 1 died \(exit code -9\)"
+    else:
+        import ray
+
+        ray.kill(collector.remote_collectors[1])
+        message = r"(?i)worker 1 of the 2"
+    start = time.monotonic()
+    with pytest.raises(RuntimeError, match=message):
+        for _ in iterator:
+            assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 10
+    collector.shutdown()
+
+
+def test_a_writing_worker_that_dies_is_reported_when_weights_are_sent_and_what_it_stored_is_kept() -> None:
+    buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(100_000, shared_init=True), batch_size=8, shared=True)
+    collector = collector_on(PROCESS, always(0), replay_buffer=buffer, total_frames=-1)
+    collector.start()
+    while len(buffer) < 64:
+        time.sleep(0.05)
+    os.kill(collector.procs[0].pid, signal.SIGKILL)
+    collector.procs[0].join()
+    with pytest.raises(RuntimeError, match=r"worker 0 died \(exit code -9\); .* is kept"):
+        collector.update_policy_weights_(collector.dual_policy.weights("teacher"))
+    check_steps(buffer[:64])
+    collector.shutdown()
+
+
+class FailingTape(Tape):
+    """Its third step raises."""
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        if (self.step_count >= 2).any():
+            raise RuntimeError("the console caught fire")
+        return super()._step(tensordict)
+
+
+@pytest.mark.parametrize("engine", [pytest.param({}, id="direct"), *ENGINES])
+def test_an_environment_that_raises_ends_collection(engine: dict[str, Any], capfd: pytest.CaptureFixture) -> None:
+    """Here the error itself; from a worker its number, with its error printed (process) or attached (Ray)."""
+    collector = DualNetworkCollector(FailingTape, always(0), frames_per_batch=16, total_frames=64, **engine)
+    start = time.monotonic()
+    with pytest.raises(Exception, match=r"caught fire|worker \d") as raised:
+        list(collector)
+    assert time.monotonic() - start < 10
+    assert "caught fire" in str(raised.value) + capfd.readouterr().err
+    collector.shutdown()
 
 
 def test_an_unknown_engine_is_refused() -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from tensordict import TensorDict
 from torch import Tensor
 from torchrl.data import Categorical
 from torchrl.modules import QValueActor
+from turns import median_ratio, take_turns
 
 from torchrl_rtpd import DistillationLoss, NatureTower
 from torchrl_rtpd.report import run_environment, write_json
@@ -49,15 +49,6 @@ def ours(network: NatureTower, pixels: Tensor, teacher_values: Tensor) -> Callab
     return lambda: loss(batch)["loss_distill"].backward()
 
 
-def seconds(call: Callable[[], None], network: NatureTower) -> float:
-    """One call, gradients cleared beforehand."""
-    for parameter in network.parameters():
-        parameter.grad = None
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
 def compared(batch_size: int, repetitions: int, warmup: int = 10) -> dict[str, Any]:
     """Median milliseconds of both, taking turns, and by how much ours is slower."""
     torch.manual_seed(0)
@@ -65,21 +56,15 @@ def compared(batch_size: int, repetitions: int, warmup: int = 10) -> dict[str, A
     pixels = torch.randint(256, (batch_size, 4, 84, 84), dtype=torch.uint8)
     teacher_values = torch.randn(batch_size, NUM_ACTIONS)
     calls = {"plain": plain(network, pixels, teacher_values), "ours": ours(network, pixels, teacher_values)}
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(repetitions + warmup):
-        for name in sorted(calls, reverse=bool(turn % 2)):  # neither always goes first
-            elapsed = seconds(calls[name], network)
-            if turn >= warmup:
-                times[name].append(elapsed)
-    medians = {name: 1e3 * statistics.median(values) for name, values in times.items()}
-    pairs = [ours / plain for ours, plain in zip(times["ours"], times["plain"], strict=True)]
+    times = take_turns(calls, repetitions, warmup=warmup, before=lambda: network.zero_grad(set_to_none=True))
+    medians = {name: statistics.median(values) for name, values in times.items()}
     return {
         "batch_size": batch_size,
         "repetitions": repetitions,
         "plain_ms": medians["plain"],
         "ours_ms": medians["ours"],
         "overhead_percent": 100 * (medians["ours"] / medians["plain"] - 1),
-        "overhead_percent_of_pairs": 100 * (statistics.median(pairs) - 1),
+        "overhead_percent_of_pairs": 100 * (median_ratio(times["ours"], times["plain"]) - 1),
     }
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+import signal
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,10 +14,12 @@ from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from tensordict.utils import NestedKey
 from torchrl.collectors import BaseCollector, Collector, MultiAsyncCollector, MultiSyncCollector
 from torchrl.collectors.distributed import RayCollector
+from torchrl.data import TensorStorage
 from torchrl.envs import EnvBase
 from torchrl.weight_update import SharedMemWeightSyncScheme
 
 from torchrl_rtpd.collectors.policy import Acting, TeacherStudentPolicy
+from torchrl_rtpd.replay import FrameStackStorage
 from torchrl_rtpd.schedules import RunState
 
 __all__ = ["DualNetworkCollector"]
@@ -65,11 +69,43 @@ class _PolicyWeights:
         return probabilities
 
 
-class _SyncCollector(_PolicyWeights, MultiSyncCollector):
+class _WatchedWorkers(_PolicyWeights):
+    """Worker processes. If one dies, that is said while batches are awaited or weights sent."""
+
+    procs: list[Any]
+
+    def iterator(self) -> Iterator[TensorDictBase]:
+        """TorchRL's batches."""
+        try:
+            yield from super().iterator()  # type: ignore[misc]
+        except Exception as error:
+            self._check_workers(error)
+            raise
+
+    def update_policy_weights_(self, policy_or_weights: Any = None, **kwargs: Any) -> None:
+        """As above; workers that write into a replay buffer on their own are looked after here."""
+        self._check_workers()
+        super().update_policy_weights_(policy_or_weights, **kwargs)
+
+    def _check_workers(self, error: Exception | None = None) -> None:
+        dead = [
+            (process.exitcode == -signal.SIGTERM, number, process.exitcode)  # TorchRL ends the others by this signal
+            for number, process in enumerate(getattr(self, "procs", ()))
+            if not process._closed and not process.is_alive()
+        ]
+        if dead:
+            _, number, exit_code = min(dead)
+            raise RuntimeError(
+                f"a collector's workers must live as long as its run: worker {number} died (exit code {exit_code}); "
+                "its own error, if any, is printed above, and what was stored is kept."
+            ) from error
+
+
+class _SyncCollector(_WatchedWorkers, MultiSyncCollector):
     pass
 
 
-class _AsyncCollector(_PolicyWeights, MultiAsyncCollector):
+class _AsyncCollector(_WatchedWorkers, MultiAsyncCollector):
     pass
 
 
@@ -77,10 +113,24 @@ class _RayCollector(_PolicyWeights, RayCollector):
     """Ray's weight transport knows whole policies only: what is not given is sent as it was sent last."""
 
     def __init__(self, *args: Any, policy: TeacherStudentPolicy, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+        with warnings.catch_warnings():
+            # Untrue here: without a policy of its own it takes the weights that are sent below.
+            warnings.filterwarnings("ignore", message="The policy is not an nn.Module", category=UserWarning)
+            super().__init__(*args, **kwargs)
         self.dual_policy = policy
         self._sent = policy.weights().data.clone()
         RayCollector.update_policy_weights_(self, self._sent)
+
+    def iterator(self) -> Iterator[TensorDictBase]:
+        """TorchRL's batches; an actor that dies is named."""
+        from ray.exceptions import RayActorError
+
+        ids = [collector._actor_id for collector in self.remote_collectors]
+        try:
+            yield from super().iterator()
+        except RayActorError as error:
+            number = next((str(number) for number, own in enumerate(ids) if own.hex() == error.actor_id), "?")
+            raise RuntimeError(f"worker {number} of the {len(ids)} Ray actors that collect died: {error}") from error
 
     def _weight_update_impl(self, policy_or_weights: Any = None, **kwargs: Any) -> None:
         if isinstance(policy_or_weights, TensorDictBase):
@@ -133,6 +183,9 @@ class DualNetworkCollector(_PolicyWeights, Collector, metaclass=_EngineDispatch)
     Keyword Args:
         acting, exploration, record, keep: see :class:`TeacherStudentPolicy`.
         acting_seed: seed of the generator that draws who acts.
+        replay_buffer: where the collector, or each of its workers, writes what it collects instead of yielding it; as
+            single transitions, slot by slot, like TorchRL's trainers, unless ``postproc`` or a storage of more
+            dimensions says otherwise.
         backend: ``"direct"``, ``"process"`` or ``"ray"``.
         backend_options: arguments of that engine's collector alone, such as ``ray_init_config``.
         num_collectors: workers.
@@ -180,7 +233,7 @@ class DualNetworkCollector(_PolicyWeights, Collector, metaclass=_EngineDispatch)
             env = create_env_fn(**(collector_kwargs.pop("create_env_kwargs", None) or {}))
         _check_actions(policy, env)
         collector_kwargs.setdefault("auto_register_policy_transforms", False)
-        super().__init__(env, policy, **collector_kwargs)
+        super().__init__(env, policy, **{**collector_kwargs, **_transition_writer(collector_kwargs)})
 
 
 def _on_engine(
@@ -204,6 +257,8 @@ def _on_engine(
     _check_actions(policy, env)
     if not env.is_closed:
         env.close()
+    _check_shared_storage(kwargs.get("replay_buffer"))
+    kwargs |= _transition_writer(kwargs)
     seed = policy._generator.initial_seed()
     kwargs["policy_factory"] = [partial(_with_seed, policy, seed + worker) for worker in range(len(env_fns))]
     if backend == "process":
@@ -231,6 +286,36 @@ def _with_seed(policy: TeacherStudentPolicy, seed: int) -> TeacherStudentPolicy:
     policy = copy.deepcopy(policy)
     policy._generator.manual_seed(seed)
     return policy
+
+
+def _transition_writer(collector_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The argument that makes a collector write transitions, where TorchRL's default are rows of a batch's steps."""
+    replay_buffer = collector_kwargs.get("replay_buffer")
+    one_dimension = getattr(getattr(replay_buffer, "storage", None), "ndim", 1) == 1
+    whole_games = collector_kwargs.get("trajs_per_batch") is not None
+    if replay_buffer is None or whole_games or not one_dimension or collector_kwargs.get("postproc") is not None:
+        return {}
+    return {"postproc": _transitions}
+
+
+def _transitions(batch: TensorDictBase) -> TensorDictBase:
+    """``[N, T]`` to ``[N * T]``, slot by slot."""
+    return batch.reshape(-1)
+
+
+def _check_shared_storage(replay_buffer: Any) -> None:
+    """That worker processes can write into this buffer."""
+    storage = getattr(replay_buffer, "storage", None)
+    if isinstance(storage, FrameStackStorage):
+        raise ValueError(
+            "a FrameStackStorage is written in order, by one writer: got workers that write on their own; let the "
+            "trainer write what the collector yields, or collect with backend='direct'."
+        )
+    if isinstance(storage, TensorStorage) and not storage.initialized and not getattr(storage, "shared_init", False):
+        raise ValueError(
+            "a storage that workers write must be known to all of them before its first entry: got "
+            f"{type(storage).__name__} without shared_init; build it with shared_init=True."
+        )
 
 
 def _check_random_steps(policy: TeacherStudentPolicy, collector_kwargs: Mapping[str, Any]) -> None:

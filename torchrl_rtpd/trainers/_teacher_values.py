@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import threading
+from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
@@ -34,7 +36,8 @@ class TeacherValues:
     def __init__(self, teacher_copy: TeacherCopy | None = None) -> None:
         self.copy = teacher_copy
         self._network: TensorDictModule | None = None
-        self._heard: list[tuple[Tensor, Tensor]] = []  # input and values of each call since the last minibatch
+        # Input and values of the last calls since the last minibatch, by thread: a collector may run in one of its own.
+        self._heard: dict[int, deque[tuple[Tensor, Tensor]]] = {}
 
     def attach(self, loss_module: nn.Module) -> None:
         names = ("value_network", "local_value_network", "actor_network")
@@ -63,13 +66,14 @@ class TeacherValues:
     def _hear(self, network: Any, inputs: tuple[Any, ...], output: TensorDictBase) -> None:
         observation_key = network.in_keys[0]
         if network is self._network and isinstance(output, TensorDictBase):
-            self._heard.append((output.get(observation_key), output.get("action_value").detach()))
-            del self._heard[:-4]  # collection with the same network overhears itself: keep the last few only
+            # Collection with the same network overhears itself: keep the last few only.
+            heard = self._heard.setdefault(threading.get_ident(), deque(maxlen=4))
+            heard.append((output.get(observation_key), output.get("action_value").detach()))
 
     def added_to(self, sub_batch: TensorDictBase, losses: Iterable[PolicyDistillationLoss]) -> TensorDictBase:
         """A shallow copy of the minibatch with the teacher's values, under the keys the losses read."""
         losses = list(losses)
-        heard, self._heard = self._heard, []
+        heard = self._heard.pop(threading.get_ident(), ())
         network: Any = self._network
         if self.copy is None and not heard:
             return sub_batch

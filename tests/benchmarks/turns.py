@@ -1,0 +1,50 @@
+"""Timing of alternatives that take turns, so that a machine that slows down slows all of them."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+
+__all__ = ["median_ratio", "take_turns"]
+
+
+def take_turns(
+    calls: Mapping[str, Callable[[], object]],
+    repetitions: int,
+    *,
+    warmup: int = 3,
+    before: Callable[[], object] = lambda: None,
+) -> dict[str, list[float]]:
+    """Milliseconds of each call, turn by turn.
+
+    Args:
+        calls: what to time, by name; the order changes from turn to turn, so that none always goes first.
+        repetitions: turns kept.
+        warmup: turns before them that are not.
+        before: called before every call, not timed.
+
+    Returns:
+        ``repetitions`` times by name.
+    """
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(repetitions + warmup):
+        names = list(calls)[turn % len(calls) :] + list(calls)[: turn % len(calls)]
+        for name in names:
+            before()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            start = time.perf_counter()
+            calls[name]()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if turn >= warmup:
+                times[name].append(1e3 * (time.perf_counter() - start))
+    return times
+
+
+def median_ratio(first: list[float], second: list[float]) -> float:
+    """Median over turns of the first time over the second."""
+    return statistics.median(one / other for one, other in zip(first, second, strict=True))
