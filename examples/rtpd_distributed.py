@@ -3,7 +3,8 @@
     python examples/rtpd_distributed.py                                  two worker processes, out of step
     python examples/rtpd_distributed.py --backend ray --workers 2 --sync
     python examples/rtpd_distributed.py --acting 0.3                     the student acts in 30 % of the steps
-    python examples/rtpd_distributed.py --backend ray --learners 1       the updates are remote, too
+    python examples/rtpd_distributed.py --backend ray --learners 1       the updates are remote, too: with
+                                                                 two workers on a machine of three cores or more
 
 TorchRL distributes: the collector is its own, made by one constructor for every engine. The trainer sends the teacher's
 weights to the workers after each batch, the hook the student's, where it acts. With remote learners the hook goes there
@@ -157,7 +158,7 @@ def train_remotely(
             replay_buffer=replay_buffer,
             target_net_updater=SoftUpdate(loss, tau=0.02),
             learner_backend="ray",
-            learner_backend_options={"world_size": learners, "resources_per_rank": {"num_cpus": 0}},
+            learner_backend_options={"world_size": learners},
             checkpoint=Checkpoint(),
             save_trainer_file=Path(folder) / "checkpoint",
             save_trainer_interval=steps,
@@ -169,8 +170,9 @@ def train_remotely(
             Checkpoint(learner_execution=learned).load(Path(folder) / "checkpoint")
         finally:
             replay_buffer.shutdown()
-    loss.load_state_dict(learned.state["backend"]["loss_module"])
-    hook.load_state_dict(learned.state["backend"]["optimization_stepper"]["hook"])
+    first_learner = learned.state["backend"]["ranks"][0]
+    loss.load_state_dict(first_learner["loss_module"])
+    hook.load_state_dict(first_learner["optimization_stepper"]["hook"])
     return {"teacher": teacher, "student": student}
 
 

@@ -1,6 +1,7 @@
 """Students that see less than their teacher, and collection in other processes."""
 
 import json
+from pathlib import Path
 
 import different_eyes
 import pytest
@@ -45,15 +46,30 @@ def test_training_with_worker_processes(tmp_path):
     assert (tmp_path / "results.json").exists()
 
 
-@pytest.mark.ray
-def test_training_with_ray_actors(monkeypatch):
+@pytest.fixture
+def ray_options(monkeypatch):
+    """Three cores as Ray counts them; its workers are as important as the test and find the examples."""
     ray = pytest.importorskip("ray")
     monkeypatch.setenv("RAY_worker_niceness", "0")
-    options = {
-        "ray_init_config": {"num_cpus": 2, "include_dashboard": False, "object_store_memory": 100_000_000},
+    monkeypatch.setenv("PYTHONPATH", str(Path(rtpd_distributed.__file__).parent))
+    yield {
+        "ray_init_config": {"num_cpus": 3, "include_dashboard": False, "object_store_memory": 100_000_000},
         "remote_configs": {"num_cpus": 1, "memory": 0},
     }
-    try:
-        _check(rtpd_distributed.run(steps=512, backend="ray", sync=True, episodes=2, backend_options=options))
-    finally:
-        ray.shutdown()
+    ray.shutdown()
+
+
+@pytest.mark.ray
+def test_training_with_ray_actors(ray_options):
+    _check(rtpd_distributed.run(steps=512, backend="ray", sync=True, episodes=2, backend_options=ray_options))
+
+
+@pytest.mark.ray
+def test_remote_learners_train_teacher_and_student(ray_options):
+    """Both come back, and neither is what it was; the same seed builds the same networks."""
+    torch.manual_seed(0)
+    before = {"teacher": rtpd_distributed.make_actor(128), "student": rtpd_distributed.make_actor(16)}
+    after = rtpd_distributed.train_remotely(1_024, seed=0, workers=2, learners=1, backend_options=ray_options)
+    for name, network in after.items():
+        for parameter, value in network.state_dict().items():
+            assert not torch.equal(value, before[name].state_dict()[parameter]), (name, parameter)

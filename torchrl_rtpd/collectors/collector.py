@@ -117,6 +117,7 @@ class _RayCollector(_PolicyWeights, RayCollector):
             # Untrue here: without a policy of its own it takes the weights that are sent below.
             warnings.filterwarnings("ignore", message="The policy is not an nn.Module", category=UserWarning)
             super().__init__(*args, **kwargs)
+        self.requested_frames_per_batch = self.frames_per_batch  # what len() asks for
         self.dual_policy = policy
         self._sent = policy.weights().data.clone()
         RayCollector.update_policy_weights_(self, self._sent)
@@ -258,19 +259,19 @@ def _on_engine(
     if not env.is_closed:
         env.close()
     _check_shared_storage(kwargs.get("replay_buffer"))
-    kwargs |= _transition_writer(kwargs)
+    writer = _transition_writer(kwargs)
     seed = policy._generator.initial_seed()
     kwargs["policy_factory"] = [partial(_with_seed, policy, seed + worker) for worker in range(len(env_fns))]
     if backend == "process":
         kwargs.setdefault("auto_register_policy_transforms", False)
         kwargs.setdefault("weight_sync_schemes", {"policy": SharedMemWeightSyncScheme()})
-        collector = (_SyncCollector if sync else _AsyncCollector)(env_fns, policy, **kwargs, **options)
+        collector = (_SyncCollector if sync else _AsyncCollector)(env_fns, policy, **{**kwargs, **writer}, **options)
         collector.dual_policy = policy
         return collector
     if backend == "ray":
         # What its actors' collectors take beside the common arguments goes by an argument of its own: a mapping for
         # each, since TorchRL writes each one's policy into it.
-        inner = {"auto_register_policy_transforms": kwargs.pop("auto_register_policy_transforms", False)}
+        inner = {"auto_register_policy_transforms": kwargs.pop("auto_register_policy_transforms", False), **writer}
         given = options.get("collector_kwargs") or {}
         given = given if isinstance(given, list) else [given] * len(env_fns)
         options["collector_kwargs"] = [{**inner, **own} for own in given]
