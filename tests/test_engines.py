@@ -14,6 +14,7 @@ import pytest
 import torch
 from tensordict import TensorDict, TensorDictBase
 from test_collectors import Tape, actor, always, trainer_of
+from tensordict.nn import TensorDictModule
 from torchrl.collectors import BaseCollector
 from torchrl.data import Categorical, LazyMemmapStorage, LazyTensorStorage, RayReplayBuffer, TensorDictReplayBuffer
 from torchrl.envs import EnvBase, RewardSum, TransformedEnv
@@ -320,6 +321,30 @@ def test_an_environment_that_raises_ends_collection(engine: dict[str, Any], capf
     assert time.monotonic() - start < 10
     assert "caught fire" in str(raised.value) + capfd.readouterr().err
     collector.shutdown()
+
+
+# Versions
+
+
+@pytest.mark.parametrize("engine", [pytest.param({}, id="direct"), ENGINES[0]])
+def test_every_step_names_the_version_of_the_weights_that_acted(engine: dict[str, Any]) -> None:
+    """One version an update; the values recorded with a step are those of its version's weights."""
+    teacher, student = actor(1, seed=0), actor(1, seed=1, hidden=3)
+    collector = collector_on(engine, teacher, student, record=True, total_frames=64, track_policy_version=True)
+    versions: dict[int, TensorDictModule] = {}
+    seen: list[int] = []
+    for number, batch in enumerate(collector):
+        (version,) = set(batch["next", "policy_version"].flatten().tolist())
+        seen.append(int(version))
+        if number:
+            expected = versions[number](batch.select("observation"))["action_value"]
+            torch.testing.assert_close(batch["teacher", "action_value"], expected.detach())
+        versions[number + 1] = new = actor(1, seed=10 + number)
+        weights = copy.deepcopy(collector.dual_policy)
+        weights.teacher.load_state_dict(new.state_dict())
+        collector.update_policy_weights_(weights.weights("teacher"))
+    collector.shutdown()
+    assert [version - seen[0] for version in seen] == [0, 1, 2, 3]
 
 
 def test_an_unknown_engine_is_refused() -> None:
