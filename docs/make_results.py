@@ -149,8 +149,8 @@ def speed_page(result: dict[str, Any]) -> str:
             "",
             f"Agent steps a second, {options['game']}, teacher and one student, batch {options['batch']}, an update "
             f"every {options['every']} steps, {options['threads']} threads; the runs of the two programs alternate. "
-            f"Median ratio of the pairs: {result['ratio']:.2f}. Ours also clips the teacher's gradient and takes its norm, "
-            "as TorchRL's trainer does.",
+            f"Median ratio of the pairs: {result['ratio']:.2f}. Ours also takes the norm of the "
+            "teacher's gradient and clips it, as TorchRL's trainer does.",
             "",
             markdown(rows),
             "",

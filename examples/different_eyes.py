@@ -74,14 +74,22 @@ def train(steps: int, *, seed: int) -> dict[str, TensorDictModule]:
         episode_reward_key="episode_reward",
         progress_bar=False,
     )
-    # The teacher's learning rate falls to nothing, so that the policy its student ends up following is a settled one.
-    batches = steps / STEPS_PER_BATCH
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda batch: max(0.0, 1 - batch / batches))
-    LRSchedulerHook(schedule).register(trainer)
+    # The teacher's learning rate has fallen to nothing when two thirds of the run are over, the student's at its end, so
+    # that the policy the student follows is a settled one.
     student_loss = DistillationLoss(student, teacher_temperature="auto", student_temperature=1.0)
-    RealTimeDistillTrainer(student_loss, optimizer=partial(torch.optim.Adam, lr=3e-3)).register(trainer)
+    hook = RealTimeDistillTrainer(student_loss, optimizer=partial(torch.optim.Adam, lr=3e-3), updates_per_step=2)
+    hook.register(trainer)
+    batches = steps / STEPS_PER_BATCH
+    for name, settling, share in (("teacher", optimizer, 2 / 3), ("student", hook.optimizers["student"], 1.0)):
+        fall = torch.optim.lr_scheduler.LambdaLR(settling, partial(_falling, batches=share * batches))
+        LRSchedulerHook(fall).register(trainer, name=f"lr_scheduler.{name}")
     trainer.train()
     return {"teacher": teacher, "student": student}
+
+
+def _falling(batch: int, batches: float) -> float:
+    """From 1 to 0."""
+    return max(0.0, 1 - batch / batches)
 
 
 def run(*, steps: int = 12_288, seed: int = 0, episodes: int = 50, out: Path | None = None) -> dict[str, Any]:

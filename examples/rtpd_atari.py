@@ -181,6 +181,7 @@ def build_trainer(
         gamma=config.gamma,
         device=config.device,
     )
+    print(f"Replay: {storage.max_size:,} transitions, {storage.estimated_bytes / 1e9:.2f} GB when full.")
     replay_buffer = make_replay_buffer(storage, batch_size=config.batch_size)
     loss = DQNLoss(teacher, loss_function=config.loss_function, action_space="categorical", delay_value=True)
     loss.set_keys(terminated="end_of_life")

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 from tensordict import TensorDict, TensorDictBase
-from test_collectors import Tape, actor, always, trainer_of
 from tensordict.nn import TensorDictModule
+from test_collectors import Tape, actor, always, trainer_of
 from torchrl.collectors import BaseCollector
 from torchrl.data import Categorical, LazyMemmapStorage, LazyTensorStorage, RayReplayBuffer, TensorDictReplayBuffer
 from torchrl.envs import EnvBase, RewardSum, TransformedEnv

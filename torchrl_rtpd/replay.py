@@ -26,9 +26,13 @@ from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor
 from torchrl.data import PrioritizedSampler, RandomSampler, TensorDictReplayBuffer, TensorStorage
 
+from torchrl_rtpd.memory import check_fits
+
 __all__ = ["FrameStackStorage", "make_replay_buffer"]
 
 _FILE = "frames.pt"
+_BOOKKEEPING = 6  # bytes a transition: place of its final frame, stop, depth
+_ENTRIES = 60  # about: action, rewards, scores, flags
 
 
 class FrameStackStorage(TensorStorage):
@@ -54,6 +58,7 @@ class FrameStackStorage(TensorStorage):
 
     Raises:
         ValueError: sizes that do not fit each other; at a write, data of another layout or size.
+        MemoryError: more transitions than the device has memory for.
         RuntimeError: an index that was not written yet (on a CUDA device only when nothing was).
 
     Examples:
@@ -103,6 +108,12 @@ class FrameStackStorage(TensorStorage):
         # Also the older frames of the oldest stack and the one that follows the newest.
         self._num_frames = max_size + frame_stack * num_envs
         self._total_shape_value = torch.Size([max_size])  # where TensorStorage looks for it
+        check_fits(
+            self.estimated_bytes,
+            f"a replay of {max_size:,} transitions",
+            "lower max_size, or keep it on a device with more memory",
+            self.device,
+        )
         # How far behind the newest frame of a stack its frames lie, in steps, oldest first.
         self._behind = torch.arange(frame_stack - 1, -1, -1, device=self.device)
         self._empty()
@@ -137,6 +148,11 @@ class FrameStackStorage(TensorStorage):
         held = [self._frames, self._finals, self._final_index, self._stop, self._depth]
         total = sum(tensor.numel() * tensor.element_size() for tensor in held) + self._extra.bytes()
         return total / self.max_size
+
+    @property
+    def estimated_bytes(self) -> int:
+        """Memory it will hold when full, with frames of 84 x 84 pixels and entries like those of Atari environments."""
+        return self._num_frames * 84 * 84 + self.max_size * (_BOOKKEEPING + _ENTRIES)
 
     # Writing
 

@@ -1,0 +1,55 @@
+"""Whether what a run is about to hold fits."""
+
+import pytest
+import torch
+
+from torchrl_rtpd.memory import available_bytes, check_fits
+from torchrl_rtpd.replay import FrameStackStorage, make_replay_buffer
+
+
+def test_available_memory_is_that_of_the_system():
+    """What /proc/meminfo says, within what other programs may take meanwhile."""
+    with open("/proc/meminfo") as meminfo:
+        kilobytes = next(int(line.split()[1]) for line in meminfo if line.startswith("MemAvailable"))
+    assert available_bytes() == pytest.approx(1024 * kilobytes, rel=0.1)
+
+
+def test_unknown_devices_are_not_judged():
+    assert available_bytes("meta") is None
+    check_fits(1e18, "a replay", "store less", "meta")
+
+
+def test_what_does_not_fit_is_refused_with_both_numbers():
+    check_fits(1.0, "a replay", "store less")
+    with pytest.raises(MemoryError, match=r"a replay needs 1,000,000\.0 GB on cpu, where [\d.]+ GB are .*; store less\."):
+        check_fits(1e15, "a replay", "store less")
+
+
+def test_a_replay_that_cannot_fit_is_refused_before_anything_is_stored():
+    with pytest.raises(MemoryError, match=r"a replay of 1,000,000,000 transitions needs 7,1\d\d\.\d GB .* lower max_size"):
+        FrameStackStorage(1_000_000_000, num_envs=8)
+
+
+def test_the_estimate_is_what_is_held(atari_write):
+    """Of a storage of this size, within one per cent; below 7.2 kB a transition at a million."""
+    buffer = make_replay_buffer(FrameStackStorage(4_000, num_envs=2, steps_per_write=10), batch_size=4)
+    buffer.extend(atari_write(2, 10))
+    storage = buffer.storage
+    assert storage.estimated_bytes == pytest.approx(storage.bytes_per_transition * storage.max_size, rel=0.01)
+    large = FrameStackStorage(1_000_000, num_envs=8)
+    assert large.estimated_bytes / large.max_size < 7_200
+    assert torch.equal(torch.tensor(large._frames.shape), torch.zeros(3, dtype=torch.long))  # nothing is held yet
+
+
+@pytest.fixture
+def atari_write():
+    """One write of real frames."""
+    from torchrl_rtpd.envs import AtariVecEnv
+
+    def write(slots, steps):
+        env = AtariVecEnv("pong", slots, seed=0)
+        rollout = env.rollout(steps, policy=None, break_when_any_done=False)
+        env.close()
+        return rollout.reshape(-1)
+
+    return write
