@@ -43,6 +43,7 @@ from torchrl_rtpd import (
     make_replay_buffer,
 )
 from torchrl_rtpd.evaluation import agreement_with_teacher, latency_ms, normalised_score
+from torchrl_rtpd.memory import keep_freed_memory
 from torchrl_rtpd.monitor import RunMonitor
 from torchrl_rtpd.networks import num_parameters
 from torchrl_rtpd.recycling import UnitRecycler
@@ -348,6 +349,7 @@ def run(config: Config) -> dict[str, Any]:
     """Train, distil, evaluate, report; returns the content of results.json."""
     check(config)
     start = time.perf_counter()
+    keep_freed_memory()
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     output_dir = Path(config.output_dir)

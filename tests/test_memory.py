@@ -1,5 +1,9 @@
 """Whether what a run is about to hold fits."""
 
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -21,12 +25,14 @@ def test_unknown_devices_are_not_judged():
 
 def test_what_does_not_fit_is_refused_with_both_numbers():
     check_fits(1.0, "a replay", "store less")
-    with pytest.raises(MemoryError, match=r"a replay needs 1,000,000\.0 GB on cpu, where [\d.]+ GB are .*; store less\."):
+    with pytest.raises(
+        MemoryError, match=r"a replay needs 1,000,000\.0 GB on cpu, where [\d.]+ GB are .*; store less\."
+    ):
         check_fits(1e15, "a replay", "store less")
 
 
 def test_a_replay_that_cannot_fit_is_refused_before_anything_is_stored():
-    with pytest.raises(MemoryError, match=r"a replay of 1,000,000,000 transitions needs 7,1\d\d\.\d GB .* lower max_size"):
+    with pytest.raises(MemoryError, match=r"a replay of 1,000,000,000 .* needs 7,1\d\d\.\d GB .* lower max_size"):
         FrameStackStorage(1_000_000_000, num_envs=8)
 
 
@@ -39,6 +45,32 @@ def test_the_estimate_is_what_is_held(atari_write):
     large = FrameStackStorage(1_000_000, num_envs=8)
     assert large.estimated_bytes / large.max_size < 7_200
     assert torch.equal(torch.tensor(large._frames.shape), torch.zeros(3, dtype=torch.long))  # nothing is held yet
+
+
+COUNT_FAULTS = """
+import resource, sys, torch
+from torchrl_rtpd.memory import keep_freed_memory
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+def update():
+    blocks = [torch.ones(1_000_000) for _ in range(20)]  # 4 MB each
+    return sum(block[0] for block in blocks)
+update()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    update()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+def test_kept_memory_is_used_again_without_page_faults():
+    """Twenty updates that take and free 80 MB each: 20,000 pages an update by default."""
+    faults = {}
+    for setting in ("keep", "default"):
+        command = [sys.executable, "-c", COUNT_FAULTS, setting]
+        faults[setting] = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert faults["keep"] < 0.1 * faults["default"]
 
 
 @pytest.fixture
