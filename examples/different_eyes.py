@@ -74,8 +74,8 @@ def train(steps: int, *, seed: int) -> dict[str, TensorDictModule]:
         episode_reward_key="episode_reward",
         progress_bar=False,
     )
-    # The teacher's learning rate has fallen to nothing after two thirds of the run, the student's at its end, so that the
-    # policy the student follows is a settled one.
+    # The teacher's learning rate has fallen to nothing after two thirds of the run, the student's at its end: what the
+    # student follows at last is a settled policy.
     student_loss = DistillationLoss(student, teacher_temperature="auto", student_temperature=1.0)
     hook = RealTimeDistillTrainer(student_loss, optimizer=partial(torch.optim.Adam, lr=3e-3), updates_per_step=2)
     hook.register(trainer)
