@@ -2,7 +2,7 @@
 
     python examples/different_eyes.py
 
-CartPole, half a minute. The teacher reads the four numbers of the state. The student, a twentieth of its size, reads
+CartPole, a minute. The teacher reads the four numbers of the state. The student, a twentieth of its size, reads
 what a camera would give: position and angle of the last three steps, without velocities. Each network's ``in_keys`` say
 what it reads; environment, replay and hook carry both. Another resolution or frame stack for the student works alike.
 """
