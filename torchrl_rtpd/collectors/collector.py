@@ -91,7 +91,7 @@ class _WatchedWorkers(_PolicyWeights):
         dead = [
             (process.exitcode == -signal.SIGTERM, number, process.exitcode)  # TorchRL ends the others by this signal
             for number, process in enumerate(getattr(self, "procs", ()))
-            if not process._closed and not process.is_alive()
+            if not process._closed and process.exitcode
         ]
         if dead:
             _, number, exit_code = min(dead)
@@ -198,7 +198,9 @@ class DualNetworkCollector(_PolicyWeights, Collector, metaclass=_EngineDispatch)
 
     Raises:
         ValueError: a network whose number of actions is not the environment's, before the first step; recording
-            together with ``init_random_frames``, whose steps run no network; an unknown backend.
+            together with ``init_random_frames``, whose steps run no network; an unknown backend; a ``replay_buffer``
+            that several workers cannot write.
+        RuntimeError: while collecting or when weights are sent, a worker that died.
 
     Examples:
         >>> from torchrl_rtpd.envs import AtariVecEnv
