@@ -38,6 +38,12 @@ def made_by(environment: dict[str, Any], label: str = "Command") -> str:
     return f"Hardware: {environment['cpu']}. Commit {commit}. {label}: `{command}`."
 
 
+def table_page(source: str, text: str, rows: Iterable[Iterable[str]], origin: str) -> str:
+    """A page of a sentence or two, one table and where its numbers come from."""
+    head = f"<!-- written by docs/make_results.py from docs/results/{source} -->"
+    return "\n".join([head, "", text, "", markdown(rows), "", origin, ""])
+
+
 def errors_above_random(run: dict[str, Any], network: dict[str, Any]) -> float:
     """How far a network's mean score is above the random player's, in standard errors of the difference."""
     error = (network["score_standard_error"] ** 2 + run["random_standard_error"] ** 2) ** 0.5
@@ -143,21 +149,13 @@ def speed_page(result: dict[str, Any]) -> str:
     rows = [["program", "median", "runs"]]
     for name, speeds in result["speeds"].items():
         rows.append([name, f"{result['medians'][name]:.0f}", ", ".join(f"{speed:.0f}" for speed in speeds)])
-    return "\n".join(
-        [
-            "<!-- written by docs/make_results.py from docs/results/speed.json -->",
-            "",
-            f"Agent steps a second, {options['game']}, teacher and one student, batch {options['batch']}, an update "
-            f"every {options['every']} steps, {options['threads']} threads; the runs of the two programs alternate. "
-            f"Median ratio of the pairs: {result['ratio']:.2f}. Ours also takes the norm of the "
-            "teacher's gradient and clips it, as TorchRL's trainer does.",
-            "",
-            markdown(rows),
-            "",
-            made_by(environment),
-            "",
-        ]
+    text = (
+        f"Agent steps a second, {options['game']}, teacher and one student, batch {options['batch']}, an update "
+        f"every {options['every']} steps, {options['threads']} threads; the runs of the two programs alternate. "
+        f"Median ratio of the pairs: {result['ratio']:.2f}. Ours also takes the norm of the "
+        "teacher's gradient and clips it, as TorchRL's trainer does."
     )
+    return table_page("speed.json", text, rows, made_by(environment))
 
 
 def drop_in_page(runs: dict[str, dict[str, Any]]) -> str:
@@ -172,19 +170,11 @@ def drop_in_page(runs: dict[str, dict[str, Any]]) -> str:
         rows.append([name.split("-")[0], seed, run["game"], *scores, random, share, size, f"{run['seconds']:.0f}"])
     first = next(iter(runs.values()))
     environment, games = first["environment"], first["networks"][0]["episodes"]
-    return "\n".join(
-        [
-            "<!-- written by docs/make_results.py from docs/results/drop_in/*/results.json -->",
-            "",
-            f"The last networks of each run, on {games} games without exploration: mean and standard deviation. "
-            "Seconds are those of training; some runs shared the machine.",
-            "",
-            markdown(rows),
-            "",
-            made_by(environment, "Command of the first"),
-            "",
-        ]
+    text = (
+        f"The last networks of each run, on {games} games without exploration: mean and standard deviation. "
+        "Seconds are those of training; some runs shared the machine."
     )
+    return table_page("drop_in/*/results.json", text, rows, made_by(environment, "Command of the first"))
 
 
 def objectives_page(result: dict[str, Any]) -> str:
@@ -194,19 +184,11 @@ def objectives_page(result: dict[str, Any]) -> str:
     for row in result["rows"]:
         times = [f"{row[key]:.2f}" for key in ("plain_ms", "ours_ms")]
         rows.append([str(row["batch_size"]), *times, f"{row['overhead_percent']:.0f} %"])
-    return "\n".join(
-        [
-            "<!-- written by docs/make_results.py from docs/results/objectives.json -->",
-            "",
-            "Forward and backward of the loss of the smallest student, against the same maths by hand with the same "
-            f"network; medians of {result['rows'][0]['repetitions']} calls, taking turns, {result['threads']} thread.",
-            "",
-            markdown(rows),
-            "",
-            made_by(environment),
-            "",
-        ]
+    text = (
+        "Forward and backward of the loss of the smallest student, against the same maths by hand with the same "
+        f"network; medians of {result['rows'][0]['repetitions']} calls, taking turns, {result['threads']} thread."
     )
+    return table_page("objectives.json", text, rows, made_by(environment))
 
 
 def collector_page(result: dict[str, Any]) -> str:
@@ -220,22 +202,14 @@ def collector_page(result: dict[str, Any]) -> str:
         "forward": "net1's forward passes alone",
     }
     rows = [["alternative", "ms a rollout"], *([text, f"{medians[name]:.0f}"] for name, text in names.items())]
-    return "\n".join(
-        [
-            "<!-- written by docs/make_results.py from docs/results/collector.json -->",
-            "",
-            f"Rollouts of {options['rollout_steps']} steps of {options['envs']} games of {options['game']} with the "
-            f"paper's teacher, {options['threads']} threads; medians of {options['repetitions']}, taking turns. "
-            f"The collector reaches {result['speed_of_plain']:.2f} of the speed of the loop by hand; idle students "
-            f"change it by {100 * result['cost_of_idle_students']:+.1f} %; recording costs "
-            f"{result['recording_over_extra_forward']:.2f} times the extra forward pass.",
-            "",
-            markdown(rows),
-            "",
-            made_by(result["environment"]),
-            "",
-        ]
+    text = (
+        f"Rollouts of {options['rollout_steps']} steps of {options['envs']} games of {options['game']} with the "
+        f"paper's teacher, {options['threads']} threads; medians of {options['repetitions']}, taking turns. "
+        f"The collector reaches {result['speed_of_plain']:.2f} of the speed of the loop by hand; idle students "
+        f"change it by {100 * result['cost_of_idle_students']:+.1f} %; recording costs "
+        f"{result['recording_over_extra_forward']:.2f} times the extra forward pass."
     )
+    return table_page("collector.json", text, rows, made_by(result["environment"]))
 
 
 def fleet_page(result: dict[str, Any]) -> str:
@@ -245,21 +219,13 @@ def fleet_page(result: dict[str, Any]) -> str:
     for name, times in result["updates_ms"].items():
         alone = 1e3 * result["alone_seconds_a_step"][name]
         rows.append([name, f"{times['hook']:.1f}", f"{times['hand']:.1f}", f"{times['ratio']:.2f}", f"{alone:.1f}"])
-    return "\n".join(
-        [
-            "<!-- written by docs/make_results.py from docs/results/fleet.json -->",
-            "",
-            f"One update with the paper's loss, batch {options['batch']}, {options['threads']} threads; medians of "
-            f"{options['repetitions']}, taking turns. A run with all {len(rows) - 1} students takes "
-            f"{1e3 * result['fleet_seconds_a_step']:.1f} ms a step; separate runs take "
-            f"{result['separate_over_fleet']:.1f} times as long together.",
-            "",
-            markdown(rows),
-            "",
-            made_by(result["environment"]),
-            "",
-        ]
+    text = (
+        f"One update with the paper's loss, batch {options['batch']}, {options['threads']} threads; medians of "
+        f"{options['repetitions']}, taking turns. A run with all {len(rows) - 1} students takes "
+        f"{1e3 * result['fleet_seconds_a_step']:.1f} ms a step; separate runs take "
+        f"{result['separate_over_fleet']:.1f} times as long together."
     )
+    return table_page("fleet.json", text, rows, made_by(result["environment"]))
 
 
 def pages() -> dict[str, str]:

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+from torchrl_rtpd.envs import AtariVecEnv
 from torchrl_rtpd.memory import available_bytes, check_fits
 from torchrl_rtpd.replay import FrameStackStorage, make_replay_buffer
 
@@ -36,10 +37,12 @@ def test_a_replay_that_cannot_fit_is_refused_before_anything_is_stored():
         FrameStackStorage(1_000_000_000, num_envs=8)
 
 
-def test_the_estimate_is_what_is_held(atari_write):
+def test_the_estimate_is_what_is_held():
     """Of a storage of this size, within one per cent; below 7.2 kB a transition at a million."""
     buffer = make_replay_buffer(FrameStackStorage(4_000, num_envs=2, steps_per_write=10), batch_size=4)
-    buffer.extend(atari_write(2, 10))
+    env = AtariVecEnv("pong", 2, seed=0)
+    buffer.extend(env.rollout(10, policy=None, break_when_any_done=False).reshape(-1))
+    env.close()
     storage = buffer.storage
     assert storage.estimated_bytes == pytest.approx(storage.bytes_per_transition * storage.max_size, rel=0.01)
     large = FrameStackStorage(1_000_000, num_envs=8)
@@ -49,6 +52,7 @@ def test_the_estimate_is_what_is_held(atari_write):
 
 COUNT_FAULTS = """
 import resource, sys, torch
+from torchrl_rtpd.envs import AtariVecEnv
 from torchrl_rtpd.memory import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
@@ -71,17 +75,3 @@ def test_kept_memory_is_used_again_without_page_faults():
         command = [sys.executable, "-c", COUNT_FAULTS, setting]
         faults[setting] = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     assert faults["keep"] < 0.1 * faults["default"]
-
-
-@pytest.fixture
-def atari_write():
-    """One write of real frames."""
-    from torchrl_rtpd.envs import AtariVecEnv
-
-    def write(slots, steps):
-        env = AtariVecEnv("pong", slots, seed=0)
-        rollout = env.rollout(steps, policy=None, break_when_any_done=False)
-        env.close()
-        return rollout.reshape(-1)
-
-    return write

@@ -13,9 +13,6 @@ import argparse
 import copy
 import json
 import statistics
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,6 +20,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from main_example import steps_per_second
 from tensordict import TensorDict
 from torch import nn
 from torchrl.data import Categorical
@@ -33,7 +31,6 @@ from torchrl_rtpd import RealTimeDistillTrainer, StudentDQNLoss, make_actor
 from torchrl_rtpd.networks import TOWERS
 from torchrl_rtpd.report import run_environment, write_json
 
-ROOT = Path(__file__).resolve().parents[2]
 NUMBERS = {"repetitions": 60, "batch": 32, "threads": 2, "steps": 2_400, "num_actions": 18}
 STUDENTS = [name for name in TOWERS if name != "teacher"]
 TEMPERATURE, GAMMA, LEARNING_RATE = 0.1, 0.99, 5e-4
@@ -99,24 +96,14 @@ class _Trainer:
 
 
 def seconds_a_step(students: list[str], options: argparse.Namespace) -> float:
-    """Of the main example in training, evaluation left out."""
-    with tempfile.TemporaryDirectory() as folder:
-        overrides = {
-            "output_dir": folder,
-            "students": f"[{','.join(students)}]",
-            "total_steps": options.steps,
-            "batch_size": options.batch,
-            "steps_per_update": 4,
-            "threads": options.threads,
-            "recycle_every_updates": "null",
-            "evaluate_every_steps": "null",
-            "tensorboard": "false",
-            "progress_bar": "false",
-        }
-        command = [sys.executable, str(ROOT / "examples" / "rtpd_atari.py")]
-        command += [f"{key}={value}" for key, value in overrides.items()]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
-        return 1 / json.loads((Path(folder) / "results.json").read_text())["steps_per_second"]
+    """Of the main example in training."""
+    return 1 / steps_per_second(
+        students=f"[{','.join(students)}]",
+        total_steps=options.steps,
+        batch_size=options.batch,
+        steps_per_update=4,
+        threads=options.threads,
+    )
 
 
 def main() -> None:

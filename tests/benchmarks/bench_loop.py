@@ -15,12 +15,12 @@ import json
 import statistics
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
+
+from main_example import ROOT, steps_per_second
 
 from torchrl_rtpd.report import run_environment, write_json
 
-ROOT = Path(__file__).resolve().parents[2]
 NUMBERS = {
     "repeats": 5,
     "steps": 4_000,
@@ -35,31 +35,21 @@ NUMBERS = {
 
 def ours(options: argparse.Namespace, seed: int) -> float:
     """Steps per second of the example."""
-    with tempfile.TemporaryDirectory() as folder:
-        overrides = {
-            "output_dir": folder,
-            "game": options.game,
-            "students": "[net17]",
-            "td_coeff": 0,
-            "recycle_every_updates": "null",
-            "total_steps": options.steps,
-            "warmup_steps": options.start,
-            "num_envs": options.envs,
-            "rollout_steps": options.rollout_steps,
-            "batch_size": options.batch,
-            "steps_per_update": options.every,
-            "threads": options.threads,
-            "n_step": 1,
-            "replay_capacity": options.steps,
-            "evaluate_every_steps": "null",
-            "tensorboard": "false",
-            "progress_bar": "false",
-            "seed": seed,
-        }
-        command = [sys.executable, str(ROOT / "examples" / "rtpd_atari.py")]
-        command += [f"{key}={value}" for key, value in overrides.items()]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
-        return json.loads((Path(folder) / "results.json").read_text())["steps_per_second"]
+    return steps_per_second(
+        game=options.game,
+        students="[net17]",
+        td_coeff=0,
+        total_steps=options.steps,
+        warmup_steps=options.start,
+        num_envs=options.envs,
+        rollout_steps=options.rollout_steps,
+        batch_size=options.batch,
+        steps_per_update=options.every,
+        threads=options.threads,
+        n_step=1,
+        replay_capacity=options.steps,
+        seed=seed,
+    )
 
 
 def baseline(options: argparse.Namespace, seed: int) -> float:

@@ -70,7 +70,11 @@ class _PolicyWeights:
 
 
 class _WatchedWorkers(_PolicyWeights):
-    """Worker processes. If one dies, that is said while batches are awaited or weights sent."""
+    """Worker processes. If one dies, that is said while batches are awaited or weights sent.
+
+    TorchRL looks after those it waits for, but not while they write into a replay buffer on their own, and its report
+    can fail itself where it closes a process that has not ended yet.
+    """
 
     procs: list[Any]
 
@@ -83,7 +87,7 @@ class _WatchedWorkers(_PolicyWeights):
             raise
 
     def update_policy_weights_(self, policy_or_weights: Any = None, **kwargs: Any) -> None:
-        """As above; workers that write into a replay buffer on their own are looked after here."""
+        """Update what is given, and leave the rest."""
         self._check_workers()
         super().update_policy_weights_(policy_or_weights, **kwargs)
 

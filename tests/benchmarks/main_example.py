@@ -1,0 +1,33 @@
+"""Speed of the main example in training, for benchmarks that compare runs of it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+__all__ = ["ROOT", "steps_per_second"]
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def steps_per_second(**overrides: object) -> float:
+    """Agent steps a second from the first update on, of a run that only trains: no evaluation, recycling or display.
+
+    Args:
+        overrides: keys of ``examples/config/rtpd_atari.yaml``.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        training_alone = {
+            "output_dir": folder,
+            "recycle_every_updates": "null",
+            "evaluate_every_steps": "null",
+            "tensorboard": "false",
+            "progress_bar": "false",
+        }
+        command = [sys.executable, str(ROOT / "examples" / "rtpd_atari.py")]
+        command += [f"{key}={value}" for key, value in {**training_alone, **overrides}.items()]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
+        return json.loads((Path(folder) / "results.json").read_text())["steps_per_second"]
