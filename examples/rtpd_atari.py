@@ -71,6 +71,7 @@ class Config:
     device: str = "cpu"
     threads: int = 2
     amp: bool = False
+    overlap: bool = False
     output_dir: str = MISSING
     tensorboard: bool = True
     progress_bar: bool = True
@@ -170,6 +171,7 @@ def build_trainer(
         frames_per_batch=config.num_envs * config.rollout_steps,
         total_frames=config.total_steps,
         init_random_frames=config.warmup_steps,
+        overlap=config.overlap,
         policy_device=config.device,
         env_device="cpu",
         storing_device=config.device,
@@ -183,7 +185,9 @@ def build_trainer(
         device=config.device,
     )
     print(f"Replay: {storage.max_size:,} transitions, {storage.estimated_bytes / 1e9:.2f} GB when full.")
-    replay_buffer = make_replay_buffer(storage, batch_size=config.batch_size)
+    # With overlap the thread that collects draws from the global generator meanwhile.
+    sampler_seed = config.seed if config.overlap else None
+    replay_buffer = make_replay_buffer(storage, batch_size=config.batch_size, seed=sampler_seed)
     loss = DQNLoss(teacher, loss_function=config.loss_function, action_space="categorical", delay_value=True)
     loss.set_keys(terminated="end_of_life")
     loss.make_value_estimator(gamma=config.gamma)

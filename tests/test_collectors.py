@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import re
+import time
 import warnings
 from collections.abc import Iterator
 
@@ -513,3 +514,87 @@ def test_transforms_for_recurrent_networks_can_still_be_asked_for() -> None:
         )
     (batch,) = collected(collector)
     assert "is_init" in batch.keys()
+
+
+# Overlap
+
+
+class _Counted(nn.Module):
+    """Values whose best action is the weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def forward(self, observation: Tensor) -> Tensor:
+        return (torch.arange(8) == self.weight).float().expand(*observation.shape[:-1], 8)
+
+
+class _Ticking(Tape):
+    """A tape with eight actions that waits a little, so that what runs beside it has time to go wrong."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.action_spec = Categorical(8, shape=(2,))
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        time.sleep(0.005)
+        return super()._step(tensordict)
+
+
+@pytest.mark.parametrize(("overlap", "weights"), [(False, [0, 1, 2, 3, 4]), (True, [0, 0, 1, 2, 3])])
+@pytest.mark.parametrize("given", [False, True])
+def test_a_batch_is_collected_with_the_weights_sent_before_it_was_begun(
+    overlap: bool, weights: list[int], given: bool
+) -> None:
+    """With overlap one batch later, whether weights are passed or taken from the networks."""
+    teacher = QValueActor(_Counted(), in_keys=["observation"], spec=Categorical(8))
+    collector = DualNetworkCollector(_Ticking(), teacher, frames_per_batch=8, total_frames=40, overlap=overlap)
+    seen, stream = [], []
+    for number, batch in enumerate(collector):
+        seen.append(batch["action"].unique().tolist())
+        stream.append(batch.clone())
+        nn.init.constant_(teacher.module[0].module.weight, number + 1)
+        collector.update_policy_weights_(TensorDict.from_module(teacher) if given else None)
+    collector.shutdown()
+    assert seen == [[weight] for weight in weights]
+    whole = torch.cat(stream, 1)
+    going_on = ~whole["next", "done"][:, :-1, 0]
+    assert torch.equal(whole["next", "observation"][:, :-1][going_on], whole["observation"][:, 1:][going_on])
+
+
+def test_the_next_batch_is_on_its_way_while_the_caller_has_one() -> None:
+    collector = DualNetworkCollector(
+        _Ticking(), always(0, num_actions=8), frames_per_batch=8, total_frames=24, overlap=True
+    )
+    batches = iter(collector)
+    next(batches)
+    collector._wait()
+    assert collector._frames == 16
+    next(batches)
+    collector.shutdown()
+
+
+def test_with_overlap_an_environment_that_raises_is_heard_and_the_batch_before_is_not_lost() -> None:
+    class Failing(_Ticking):
+        def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+            if self.game.max() > 0:
+                raise OSError("the emulator is gone")
+            return super()._step(tensordict)
+
+    collector = DualNetworkCollector(
+        Failing(), always(0, num_actions=8), frames_per_batch=4, total_frames=24, overlap=True
+    )
+    batches = iter(collector)
+    assert next(batches).shape == (2, 2)
+    with pytest.raises(OSError, match="the emulator is gone"):
+        list(batches)
+    collector.shutdown()
+
+
+def test_overlap_is_refused_where_something_else_does_it() -> None:
+    buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(8))
+    with pytest.raises(ValueError, match=r"overlap=True is for batches that are yielded.*: got a replay_buffer;"):
+        DualNetworkCollector(Tape(), always(0), frames_per_batch=8, total_frames=8, overlap=True, replay_buffer=buffer)
+    with pytest.raises(ValueError, match=r"overlap=True is for backend='direct': got backend='process', whose workers"):
+        DualNetworkCollector(Tape, always(0), frames_per_batch=8, total_frames=8, overlap=True, num_collectors=2)

@@ -106,6 +106,15 @@ def test_same_seed_gives_the_same_weights(finished, tmp_path):
     assert all(torch.equal(tensor, last(alone, "teacher")[key]) for key, tensor in last(folder, "teacher").items())
 
 
+def test_runs_that_overlap_playing_and_learning_are_equal_too(tmp_path):
+    """The thread that plays and the one that learns draw from generators of their own."""
+    runs = [tmp_path / name for name in ("once", "again")]
+    for folder in runs:
+        EXAMPLE.run(_config(folder, "overlap=true", "evaluate_every_steps=null"))
+    once, again = [load_file(folder / "weights/last/net17.safetensors") for folder in runs]
+    assert once.keys() == again.keys() and all(torch.equal(once[key], again[key]) for key in once)
+
+
 def test_divergence_alone_needs_no_td_term(tmp_path):
     """td_coeff=0 distils by the divergence only, and evaluate_every_steps=null plays no games."""
     results = EXAMPLE.run(

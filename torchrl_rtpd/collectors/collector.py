@@ -6,6 +6,7 @@ import copy
 import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from typing import Any
 
@@ -188,6 +189,11 @@ class DualNetworkCollector(_PolicyWeights, Collector, metaclass=_EngineDispatch)
     Keyword Args:
         acting, exploration, record, keep: see :class:`TeacherStudentPolicy`.
         acting_seed: seed of the generator that draws who acts.
+        overlap: whether the next batch is collected, in a thread of its own, while the caller learns from this one. The
+            policy is then a copy that takes part in no learning: batch ``k`` is collected with the weights sent after
+            batch ``k - 2``, the first two with the initial ones. Sending weights waits for the batch that is on its
+            way. Two runs are equal only if nothing but the policy draws from torch's global generator meanwhile: give
+            the replay buffer's sampler a generator of its own. ``backend="direct"`` only. Default: False.
         replay_buffer: where the collector, or each of its workers, writes what it collects instead of yielding it; as
             single transitions, slot by slot, like TorchRL's trainers, unless ``postproc`` or a storage of more
             dimensions says otherwise.
@@ -203,7 +209,7 @@ class DualNetworkCollector(_PolicyWeights, Collector, metaclass=_EngineDispatch)
     Raises:
         ValueError: a network whose number of actions is not the environment's, before the first step; recording
             together with ``init_random_frames``, whose steps run no network; an unknown backend; a ``replay_buffer``
-            that several workers cannot write.
+            that several workers cannot write, or together with ``overlap``.
         RuntimeError: while collecting or when weights are sent, a worker that died.
 
     Examples:
@@ -228,11 +234,19 @@ class DualNetworkCollector(_PolicyWeights, Collector, metaclass=_EngineDispatch)
         record: bool = False,
         keep: Sequence[NestedKey] = (),
         acting_seed: int | None = None,
+        overlap: bool = False,
         **collector_kwargs: Any,
     ) -> None:
         self.dual_policy = policy = TeacherStudentPolicy(
             teacher, student, acting=acting, exploration=exploration, record=record, keep=keep, seed=acting_seed
         )
+        self.overlap = overlap
+        self._running: Future | None = None  # the batch on its way
+        if overlap and collector_kwargs.get("replay_buffer") is not None:
+            raise ValueError(
+                "overlap=True is for batches that are yielded, since a buffer written meanwhile is sampled in no fixed "
+                "order: got a replay_buffer; let the trainer write it, or use DQNTrainer(async_collection=True)."
+            )
         _check_random_steps(policy, collector_kwargs)
         if isinstance(create_env_fn, EnvBase):
             env = create_env_fn
@@ -240,7 +254,42 @@ class DualNetworkCollector(_PolicyWeights, Collector, metaclass=_EngineDispatch)
             env = create_env_fn(**(collector_kwargs.pop("create_env_kwargs", None) or {}))
         _check_actions(policy, env)
         collector_kwargs.setdefault("auto_register_policy_transforms", False)
-        super().__init__(env, policy, **{**collector_kwargs, **_transition_writer(collector_kwargs)})
+        acting_policy = copy.deepcopy(policy) if overlap else policy
+        super().__init__(env, acting_policy, **{**collector_kwargs, **_transition_writer(collector_kwargs)})
+
+    def iterator(self) -> Iterator[TensorDictBase]:
+        """TorchRL's batches; with ``overlap`` the next one is on its way when one is yielded."""
+        batches = super().iterator()
+        if not self.overlap:
+            yield from batches
+            return
+        with ThreadPoolExecutor(1, thread_name_prefix="collector") as thread:
+            self._running = thread.submit(next, batches, None)
+            while (batch := self._running.result()) is not None:
+                self._running = thread.submit(next, batches, None)
+                yield batch
+
+    def update_policy_weights_(self, policy_or_weights: Any = None, **kwargs: Any) -> None:
+        """Update what is given, and leave the rest; with ``overlap``, from the next batch that is begun on."""
+        if self.overlap:
+            self._wait()
+            if policy_or_weights is None:
+                policy_or_weights = self.dual_policy.weights()
+        super().update_policy_weights_(policy_or_weights, **kwargs)
+
+    def state_dict(self) -> Any:
+        """TorchRL's; with ``overlap`` the batch on its way is not in it."""
+        self._wait()
+        return super().state_dict()
+
+    def shutdown(self, *args: Any, **kwargs: Any) -> None:
+        """Close the environment, once the batch on its way is there."""
+        self._wait()
+        super().shutdown(*args, **kwargs)
+
+    def _wait(self) -> None:
+        if self.__dict__.get("_running") is not None:  # shutdown may be called by a constructor that failed
+            wait([self._running])
 
 
 def _on_engine(
@@ -256,6 +305,11 @@ def _on_engine(
     **kwargs: Any,
 ) -> BaseCollector:
     """TorchRL's collector of an engine, with a policy for each worker."""
+    if kwargs.pop("overlap", False):
+        raise ValueError(
+            f"overlap=True is for backend='direct': got backend={backend!r}, whose workers collect while the caller "
+            "learns anyway; leave it out."
+        )
     own = {name: kwargs.pop(name) for name in ("acting", "exploration", "record", "keep") if name in kwargs}
     policy = TeacherStudentPolicy(teacher, student, seed=acting_seed, **own)
     _check_random_steps(policy, kwargs)

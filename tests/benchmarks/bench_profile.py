@@ -1,0 +1,179 @@
+"""Where each millisecond of a training step goes in the main example.
+
+    python tests/benchmarks/bench_profile.py --out docs/results/profile.json
+
+Runs the example's own networks, trainer and hook with a stopwatch around their parts. A part that calls another stops
+while that one runs, so that the times add up to the whole.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from main_example import ROOT
+from torch import Tensor
+
+from torchrl_rtpd import AtariVecEnv
+from torchrl_rtpd.memory import keep_freed_memory
+from torchrl_rtpd.report import run_environment, write_json
+
+sys.path.insert(0, str(ROOT / "examples"))
+import rtpd_atari  # examples are scripts, not a package
+
+# Parts that plain code has, too; the rest is what the library costs.
+WORK = ("environment", "networks", "backward", "optimiser")
+
+
+class Stopwatch:
+    """Seconds by part, each without those of the parts it calls.
+
+    A part is ``(owner, work)``, such as ``("net17", "backward")``; an owner of None is the caller's.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.seconds: Counter[tuple[str, str]] = Counter()
+        self._open: list[tuple[str, str]] = [("trainer", "rest")]
+        self._since = time.perf_counter()
+        self._on_gpu = device.startswith("cuda")
+
+    def lap(self) -> None:
+        """Book the time since the last lap on the innermost part."""
+        if self._on_gpu:
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        self.seconds[self._open[-1]] += now - self._since
+        self._since = now
+
+    @contextmanager
+    def part(self, owner: str | None, work: str) -> Iterator[None]:
+        """Time what is done inside."""
+        self.lap()
+        self._open.append((owner or self._open[-1][0], work))
+        try:
+            yield
+        finally:
+            self.lap()
+            self._open.pop()
+
+    def around(self, thing: Any, method: str, owner: str | None, work: str) -> None:
+        """Time every call of a method of an object or class."""
+        call = getattr(thing, method)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            with self.part(owner, work):
+                return call(*args, **kwargs)
+
+        setattr(thing, method, timed)
+
+
+def profiled(config: Any) -> tuple[Counter[tuple[str, str]], int]:
+    """Seconds by part from the first update on, and the number of updates."""
+    torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    env = AtariVecEnv(config.game, config.num_envs, num_threads=config.threads, seed=config.seed)
+    networks = rtpd_atari.build_networks(config, env)
+    trainer, hook = rtpd_atari.build_trainer(config, env, networks, None)
+    watch = Stopwatch(config.device)
+    watch.around(env, "_step", "collector", "environment")
+    watch.around(env, "_reset", "collector", "environment")
+    trainer.collector.iterator = partial(_timed_iterator, trainer.collector.iterator, watch)
+    watch.around(trainer.replay_buffer, "extend", "replay", "writing")
+    watch.around(trainer.replay_buffer, "sample", "replay", "sampling")
+    for network in networks.values():
+        watch.around(network.module[0].module, "forward", None, "networks")
+    watch.around(trainer.loss_module, "forward", "teacher", "loss")
+    watch.around(trainer.optimizer, "step", "teacher", "optimiser")
+    backward = Tensor.backward
+    watch.around(Tensor, "backward", None, "backward")
+    for index, (op, kwargs) in enumerate(trainer._optimizer_ops):
+        trainer._optimizer_ops[index] = (_timed(watch, op, "teacher", "gradient norm"), kwargs)
+    if hook is not None:
+        update: Callable[..., None] = hook._update
+
+        def timed_update(name: str, *args: Any) -> None:
+            with watch.part(name, "loss and metrics"):
+                update(name, *args)
+
+        hook._update = timed_update
+        for name, optimizer in hook.optimizers.items():
+            watch.around(optimizer, "step", name, "optimiser")
+    trainer.register_op("pre_optim_steps", partial(_begin, watch, trainer))
+    try:
+        trainer.train()
+    finally:
+        Tensor.backward = backward
+    watch.lap()
+    return watch.seconds, trainer._optim_count
+
+
+def _timed(watch: Stopwatch, call: Callable[..., Any], owner: str, work: str) -> Callable[..., Any]:
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        with watch.part(owner, work):
+            return call(*args, **kwargs)
+
+    return timed
+
+
+def _timed_iterator(iterator: Callable[[], Iterator[Any]], watch: Stopwatch) -> Iterator[Any]:
+    batches = iterator()
+    while True:
+        with watch.part("collector", "rest"):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
+
+
+def _begin(watch: Stopwatch, trainer: Any) -> None:
+    if not trainer._optim_count:  # random play before the first update is not part of a training step
+        watch.lap()
+        watch.seconds.clear()
+
+
+def main() -> None:
+    """Measure, print, save."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="a JSON file to write")
+    parser.add_argument("overrides", nargs="*", help="keys of the example's configuration")
+    options = parser.parse_args()
+    keep_freed_memory()
+    settings = ["total_steps=6000", "warmup_steps=1000", "batch_size=32", "steps_per_update=4", "rollout_steps=8"]
+    settings += [
+        "td_coeff=0",
+        "n_step=1",
+        "recycle_every_updates=null",
+        "evaluate_every_steps=null",
+        "students=[net17]",
+    ]
+    with initialize_config_dir(str(ROOT / "examples" / "config"), version_base="1.3"):
+        config = compose("rtpd_atari", [*settings, *options.overrides, "output_dir=unused"])
+    seconds, updates = profiled(config)
+    parts = [
+        {"owner": owner, "work": work, "ms": 1e3 * spent / updates} for (owner, work), spent in seconds.most_common()
+    ]
+    total = sum(part["ms"] for part in parts)
+    share = 1 - sum(part["ms"] for part in parts if part["work"] in WORK) / total
+    for part in parts:
+        print(f"{part['owner']:10} {part['work']:18} {part['ms']:8.3f} ms {part['ms'] / total:6.1%}")
+    result = {"parts": parts, "ms_an_update": total, "updates": updates, "share_of_library": share}
+    print(json.dumps({key: value for key, value in result.items() if key != "parts"}))
+    if options.out is not None:
+        chosen = {
+            key: config[key] for key in ("game", "students", "batch_size", "steps_per_update", "threads", "device")
+        }
+        write_json(options.out, {**result, "options": chosen, "environment": run_environment(config.device)})
+
+
+if __name__ == "__main__":
+    main()
