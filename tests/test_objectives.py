@@ -1429,8 +1429,10 @@ class TestErrors:
         """Terminated too, in whose place TorchRL would take done and make every cut an end."""
         batch = transitions()
         del batch[key]
-        named = repr(key).replace("(", r"\(").replace(")", r"\)")
-        with pytest.raises(KeyError, match=rf"temporal-difference error reads \[{named}\], which the batch lacks"):
+        reader, named, place = "temporal-difference error", repr(key), "batch"
+        if key == ("next", "observation"):  # found out by the network that reads it
+            reader, named, place = "student", "'observation'", "batch's next"
+        with pytest.raises(KeyError, match=re.escape(f"the {reader} reads [{named}], which the {place} lacks")):
             make(StudentDQNLoss, actor(), actor())(batch)
 
     def test_other_value_estimators_are_refused(self) -> None:

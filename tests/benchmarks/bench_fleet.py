@@ -28,10 +28,11 @@ from torchrl.objectives import HardUpdate
 from turns import median_ratio, take_turns
 
 from torchrl_rtpd import RealTimeDistillTrainer, StudentDQNLoss, make_actor
+from torchrl_rtpd.memory import keep_freed_memory
 from torchrl_rtpd.networks import TOWERS
 from torchrl_rtpd.report import run_environment, write_json
 
-NUMBERS = {"repetitions": 60, "batch": 32, "threads": 2, "steps": 2_400, "num_actions": 18}
+NUMBERS = {"repetitions": 100, "batch": 32, "threads": 2, "steps": 2_400, "num_actions": 18}
 STUDENTS = [name for name in TOWERS if name != "teacher"]
 TEMPERATURE, GAMMA, LEARNING_RATE = 0.1, 0.99, 5e-4
 
@@ -50,14 +51,15 @@ def minibatch(options: argparse.Namespace) -> TensorDict:
     return TensorDict({**side(), "action": action, "next": following}, [size])
 
 
-def by_hand(name: str, batch: TensorDict) -> Callable[[], None]:
-    """One update of one student, as one would write it."""
+def by_hand(name: str, batch: TensorDict, *, metrics: bool = False) -> Callable[[], None]:
+    """One update of one student, as one would write it, on demand with the metrics that the hook logs."""
     network = make_actor(name, Categorical(batch["teacher", "action_value"].shape[-1]), seed=0).module[0].module
     target = copy.deepcopy(network).requires_grad_(False)
     optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE, eps=1e-5, fused=True)
     pixels, next_pixels = batch["pixels"], batch["next", "pixels"]
     reward, alive = batch["next", "reward"].squeeze(-1), 1 - batch["next", "terminated"].squeeze(-1).float()
     wanted_values, next_values = batch["teacher", "action_value"], batch["next", "teacher", "action_value"]
+    sums = torch.zeros(5)
 
     def call() -> None:
         values = network(pixels)
@@ -67,10 +69,16 @@ def by_hand(name: str, batch: TensorDict) -> Callable[[], None]:
         chosen = values.gather(-1, batch["action"][:, None]).squeeze(-1)
         teacher = F.log_softmax(wanted_values / TEMPERATURE, -1)
         student = F.log_softmax(values / TEMPERATURE, -1)
-        loss = F.kl_div(student, teacher, log_target=True, reduction="batchmean") + F.smooth_l1_loss(chosen, wanted)
-        loss.backward()
+        divergence = F.kl_div(student, teacher, log_target=True, reduction="batchmean")
+        td_error = F.smooth_l1_loss(chosen, wanted)
+        (divergence + td_error).backward()
         optimizer.step()
         optimizer.zero_grad()
+        if metrics:
+            with torch.no_grad():
+                agreement = (values.argmax(-1) == wanted_values.argmax(-1)).float().mean()
+                entropies = [-(log_probs.exp() * log_probs).sum(-1).mean() for log_probs in (teacher, student)]
+                sums.add_(torch.stack([divergence, td_error, agreement, *entropies]))
 
     return call
 
@@ -115,12 +123,19 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
+    keep_freed_memory()  # for all alternatives alike
     batch = minibatch(options)
     updates = {}
     for name in STUDENTS:
-        times = take_turns({"hook": by_hook(name, batch), "hand": by_hand(name, batch)}, options.repetitions)
+        calls = {
+            "hook": by_hook(name, batch),
+            "hand": by_hand(name, batch),
+            "hand_with_metrics": by_hand(name, batch, metrics=True),
+        }
+        times = take_turns(calls, options.repetitions)
         updates[name] = {key: statistics.median(values) for key, values in times.items()}
         updates[name]["ratio"] = median_ratio(times["hook"], times["hand"])
+        updates[name]["ratio_with_metrics"] = median_ratio(times["hook"], times["hand_with_metrics"])
         print(name, updates[name], flush=True)
     fleet = seconds_a_step(STUDENTS, options)
     alone = {name: seconds_a_step([name], options) for name in STUDENTS}

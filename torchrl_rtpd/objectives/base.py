@@ -163,9 +163,13 @@ class PolicyDistillationLoss(LossModule):
         weights = self._weights(tensordict, next(iter(losses.values())).shape)
         masked = any(tensordict.get(key, None) is not None for key in self._loss_mask_keys())
         out = {name: self._reduced(value, tensordict, weights, masked) for name, value in losses.items()}
-        reduction = "none" if self.reduction == "none" else "mean"
-        for name, value in metrics.items():
-            out[name] = self._reduced(value, tensordict, None, masked, reduction)
+        if metrics and not masked and self.reduction != "none":  # all at once, since each is little work
+            means = torch.stack(list(metrics.values())).flatten(1).mean(-1)
+            out.update(zip(metrics, means.unbind(), strict=True))
+        else:
+            reduction = "none" if self.reduction == "none" else "mean"
+            for name, value in metrics.items():
+                out[name] = self._reduced(value, tensordict, None, masked, reduction)
         result = TensorDict(out, batch_size=tensordict.batch_size if self.reduction == "none" else [])
         self._clear_weakrefs(tensordict, result, "student_network_params", "target_student_network_params")
         return result

@@ -164,21 +164,23 @@ class StudentDQNLoss(DistillationLoss):
         )
 
     def _terms(self, tensordict: TensorDictBase) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        self._check_keys(tensordict)
+        action, following = tensordict.get(self.tensor_keys.action, None), tensordict.get("next", None)
+        if action is None or following is None:
+            self._refuse_keys(tensordict)
         student_q_values = self._student_q_values(tensordict)
         per_sample, metrics = self._distilled(tensordict, student_q_values)
-        chosen = _chosen(student_q_values, tensordict.get(self.tensor_keys.action), self.tensor_keys.action)
+        chosen = _chosen(student_q_values, action, self.tensor_keys.action)
         target = self._without_padding(tensordict, self._td_target(tensordict).unsqueeze(-1)).squeeze(-1)
         self._write_mixed_priority(tensordict, per_sample, chosen, target)
         td_error = distance_loss(chosen, target, self.loss_function)
         return {"loss_distill": per_sample * self.distill_coeff, "loss_td": td_error * self.td_coeff}, metrics
 
-    def _check_keys(self, tensordict: TensorDictBase) -> None:
+    def _refuse_keys(self, tensordict: TensorDictBase) -> None:
+        """Raise an error that names all that is missing, once something was."""
         names = self.tensor_keys
         needed = [names.action, *(("next", key) for key in (names.reward, names.terminated))]
         needed += [("next", key) for key in self.student_network.in_keys]
-        if any(tensordict.get(unravel_key(key), None) is None for key in needed):
-            selected(tensordict, [unravel_key(key) for key in needed], "temporal-difference error")
+        selected(tensordict, [unravel_key(key) for key in needed], "temporal-difference error")
 
     def _write_mixed_priority(
         self, tensordict: TensorDictBase, per_sample: Tensor, chosen: Tensor, target: Tensor
@@ -191,6 +193,10 @@ class StudentDQNLoss(DistillationLoss):
     @torch.no_grad()
     def _td_target(self, tensordict: TensorDictBase) -> Tensor:
         following = tensordict.get("next")
+        reward = following.get(self.tensor_keys.reward, None)
+        terminated = following.get(self.tensor_keys.terminated, None)
+        if reward is None or terminated is None:
+            self._refuse_keys(tensordict)
         place = "batch's next"
         next_student_q_values = self._student_q_values(following, self.target_student_network_params, place)
         chooser = next_student_q_values
@@ -203,11 +209,9 @@ class StudentDQNLoss(DistillationLoss):
         if getattr(estimator, "average_rewards", False) or torch.compiler.is_compiling():
             return estimator.value_estimate(tensordict.copy(), next_value=next_value).squeeze(-1)
         # What TorchRL's estimator comes to, without its copies.
-        reward = following.get(self.tensor_keys.reward)
         num_steps = tensordict.get(estimator.tensor_keys.steps_to_next_obs, None)
         if num_steps is not None:
             num_steps = num_steps.view_as(reward)
-        terminated = following.get(self.tensor_keys.terminated)
         gamma = estimator.gamma.to(reward.device)
         return RF.discounted_target(reward, next_value, terminated, gamma, num_steps).squeeze(-1)
 

@@ -138,7 +138,8 @@ class RealTimeDistillTrainer(TrainerHookBase):
             raise ValueError(f"teacher must be 'latest' or a TeacherCopy, such as AverageTeacher(): got {teacher!r}.")
         self.drift_every_updates = drift_every_updates
         self._teacher = TeacherValues(None if teacher == "latest" else teacher)
-        self._sums: dict[str, dict[str, Tensor]] = {name: {} for name in self.students}
+        self._metric_names: dict[str, list[str]] = {}  # by student, of what its sums are
+        self._sums: dict[str, Tensor] = {}
         self._num_summed = 0
         self._dormant: dict[str, float] | None = None  # not measured yet
         self._drift: dict[str, float] = {}  # as last measured
@@ -212,18 +213,19 @@ class RealTimeDistillTrainer(TrainerHookBase):
         optimizer.zero_grad()
         if name in self.target_updaters:
             self.target_updaters[name].step()
-        sums = self._sums[name]
-        for key, value in (*losses.items(), ("loss", total)):
-            value = value.detach()
-            sums[key] = sums[key] + value if key in sums else value
+        with torch.no_grad():
+            metrics = {**losses, "loss": total}
+            values = torch.stack([value.float() for value in metrics.values()])
+            self._metric_names[name] = list(metrics)
+            self._sums[name] = self._sums[name] + values if name in self._sums else values
 
     def averages(self, *_: Any) -> dict[str, float] | None:
         """Means since the last call, by metric name; one device synchronisation for all of them."""
         if not self._num_summed:
             return None
-        names = [f"distill/{name}/{key}" for name, sums in self._sums.items() for key in sums]
-        values = torch.stack([value for sums in self._sums.values() for value in sums.values()]) / self._num_summed
-        self._sums = {name: {} for name in self.students}
+        names = [f"distill/{name}/{key}" for name in self._sums for key in self._metric_names[name]]
+        values = torch.cat(list(self._sums.values())) / self._num_summed
+        self._sums = {}
         self._num_summed = 0
         metrics = dict(zip(names, values.tolist(), strict=True))
         metrics.update((f"distill/{name}/dormant", share) for name, share in (self._dormant or {}).items())
