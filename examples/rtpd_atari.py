@@ -71,6 +71,7 @@ class Config:
     device: str = "cpu"
     threads: int = 2
     amp: bool = False
+    compile: bool = False
     overlap: bool = False
     output_dir: str = MISSING
     tensorboard: bool = True
@@ -140,7 +141,7 @@ def check(config: Config) -> None:
 def build_networks(config: Config, env: AtariVecEnv) -> dict[str, TensorDictModule]:
     """The teacher and the students by name; each draws its weights from a generator of its own."""
     names = ["teacher", *(config.students if config.method == "rtpd" else [])]
-    return {
+    networks = {
         name: make_actor(
             "teacher" if name == "teacher" else name,
             env.action_spec,
@@ -150,6 +151,11 @@ def build_networks(config: Config, env: AtariVecEnv) -> dict[str, TensorDictModu
         )
         for index, name in enumerate(names)
     }
+    if config.compile:
+        torch._dynamo.config.recompile_limit = 100  # networks, batch sizes and modes share one cache
+        for network in networks.values():
+            network.module[0].module.compile()
+    return networks
 
 
 def build_trainer(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +13,15 @@ from torch import nn
 from torchrl.data import Bounded, Categorical, OneHot
 from torchrl.modules import QValueActor
 
-from torchrl_rtpd.networks import TOWERS, NatureTower, Tower, dormant_share, make_actor, num_parameters
+from torchrl_rtpd.networks import (
+    TOWERS,
+    NatureTower,
+    Tower,
+    dormant_share,
+    make_actor,
+    num_parameters,
+    pixels_scaled_once,
+)
 
 # Computed by hand from the sizes printed in Sun & Fazli 2019; the counts with 18 actions of the teacher and of net1 to
 # net3 are also those of Rusu et al. 2015, Table A1.
@@ -371,3 +381,40 @@ def test_a_network_without_relu_is_refused() -> None:
         ValueError, match=r"torch\.nn\.ReLU layers: TensorDictModule has none; build one with make_actor"
     ):
         dormant_share(network, TensorDict({"obs": torch.ones(4, 1)}, [4]))
+
+
+def test_networks_share_scaled_pixels_inside_the_context_and_nowhere_else() -> None:
+    """Inside, pixels that changed against the rule are not seen; outside, and in other threads, they are."""
+    towers = [NatureTower(6, filters=(8, 8, 8), units=64), NatureTower(6, filters=(8, 8, 8), units=64)]
+    pixels = torch.randint(256, (2, 4, 84, 84), dtype=torch.uint8)
+    others = torch.zeros_like(pixels)
+    with torch.no_grad():
+        alone = [tower(pixels) for tower in towers]
+        dark = [tower(others) for tower in towers]
+        with pixels_scaled_once():
+            together = [tower(pixels) for tower in towers]
+            pixels.zero_()
+            stale = towers[0](pixels)
+            with ThreadPoolExecutor(1) as thread:
+                elsewhere = thread.submit(torch.no_grad()(towers[0]), pixels).result()
+            other = towers[1](others)
+        after = towers[0](pixels)
+    assert all(torch.equal(one, two) for one, two in zip(alone, together, strict=True))
+    assert torch.equal(stale, alone[0])
+    assert torch.equal(elsewhere, dark[0]) and torch.equal(after, dark[0]) and torch.equal(other, dark[1])
+
+
+def test_a_compiled_network_gives_the_same_values_gradients_and_dormant_units() -> None:
+    """To 1e-4 of the largest; hooks that measure run the network eagerly, since compiled code would pass them by."""
+    actors = [make_actor("net17", Categorical(6), seed=0) for _ in range(2)]
+    towers = [actor.module[0].module for actor in actors]
+    towers[1].compile()
+    pixels = random_pixels(4)
+    values = [tower(pixels) for tower in towers]
+    for value in values:
+        value.square().sum().backward()
+    pairs = [values, *zip(*(tower.parameters() for tower in towers), strict=True)]
+    for eager, compiled in [*pairs, *((one.grad, two.grad) for one, two in pairs[1:])]:
+        torch.testing.assert_close(compiled, eager, rtol=0, atol=1e-4 * eager.abs().max().item())
+    batch = TensorDict({"pixels": pixels}, [4])
+    assert dormant_share(actors[1], batch) == dormant_share(actors[0], batch)

@@ -11,6 +11,7 @@ teacher's parameters rather than the printed 1.7 %; ``net17`` is the tower that 
 from __future__ import annotations
 
 import difflib
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -135,8 +136,7 @@ class NatureTower(nn.Module):
                 "remove the transform that converts or scales them (ToTensorImage, VecNorm)."
             )
         batch = pixels.shape[:-3]
-        flat = pixels.reshape(-1, *pixels.shape[-3:])
-        scaled = flat.to(torch.float32, memory_format=torch.channels_last).mul_(1 / 255)
+        scaled = _scaled(pixels)
         device = pixels.device.type
         with torch.autocast(device, self.autocast_dtype, enabled=self.autocast_dtype is not None):
             features = self.trunk(scaled)
@@ -270,6 +270,40 @@ def dormant_units(activation: Tensor, unit_dim: int, threshold: float) -> Tensor
     return scores <= threshold * scores.mean()
 
 
+class _Shared(threading.local):
+    """Scaled pixels of :func:`pixels_scaled_once` with what they were made of; a thread that collects has its own."""
+
+    by_id: dict[int, tuple[Tensor, Tensor]] | None = None
+
+
+_SHARED = _Shared()
+
+
+@contextmanager
+def pixels_scaled_once() -> Iterator[None]:
+    """Inside, the networks of this thread scale each tensor of pixels once for all of them.
+
+    The pixels must not change meanwhile, as those of a minibatch do not while students learn from it.
+    """
+    _SHARED.by_id = {}
+    try:
+        yield
+    finally:
+        _SHARED.by_id = None
+
+
+def _scaled(pixels: Tensor) -> Tensor:
+    """Stacks ``[*B, C, H, W]`` in [0, 1], ``[prod(B), C, H, W]`` float32 in channels-last memory."""
+    shared = None if torch.compiler.is_compiling() else _SHARED.by_id
+    if shared is not None and id(pixels) in shared:
+        return shared[id(pixels)][1]
+    flat = pixels.reshape(-1, *pixels.shape[-3:])
+    scaled = flat.to(torch.float32, memory_format=torch.channels_last).mul_(1 / 255)
+    if shared is not None:
+        shared[id(pixels)] = (pixels, scaled)  # kept, so that no other tensor can have its id
+    return scaled
+
+
 @contextmanager
 def eval_mode(*networks: nn.Module) -> Iterator[None]:
     """Networks in eval mode, and each of their modules as before afterwards."""
@@ -285,7 +319,7 @@ def eval_mode(*networks: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def recorded_activations(network: nn.Module) -> Iterator[list[Tensor]]:
-    """Outputs of a network's ReLU layers, in the order of their calls inside the context."""
+    """Outputs of a network's ReLU layers, in the order of their calls inside the context; nothing runs compiled."""
     activations: list[Tensor] = []
     handles = [
         module.register_forward_hook(lambda _module, _inputs, output: activations.append(output))
@@ -293,7 +327,8 @@ def recorded_activations(network: nn.Module) -> Iterator[list[Tensor]]:
         if isinstance(module, nn.ReLU)
     ]
     try:
-        yield activations
+        with torch.compiler.set_stance("force_eager"):  # compiled code does not see hooks that came later
+            yield activations
     finally:
         for handle in handles:
             handle.remove()

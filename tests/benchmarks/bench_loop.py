@@ -1,11 +1,12 @@
-"""Training speed of the main example against another program that does the same work, in one run.
+"""Training speed of the main example against programs that do the same work, in one run.
 
-    python tests/benchmarks/bench_loop.py --baseline PATH --out docs/results/speed.json
+    python tests/benchmarks/bench_loop.py --out docs/results/speed.json
+    python tests/benchmarks/bench_loop.py --peers .tox/peers/bin/python ...   stable-baselines3, too
 
-Both train a teacher and one student by its divergence alone: same game, slots, batch, updates a step, threads. The
-baseline is a script that takes ``--game --steps --start --envs --batch --every --threads --seed`` and prints
-``"steps_per_second"`` as JSON on its last line. Runs alternate, so that a machine that slows down slows both; speeds
-are agent steps a second from the first update on, and only their ratio means something elsewhere.
+All play the same game with as many slots, the same batch, updates a step and threads. Ours and the plain loop train a
+teacher and one student by its divergence alone; the peers train the teacher alone. Programs alternate, so that a
+machine that slows down slows all of them; speeds are agent steps a second from the first update on, and only their
+ratios mean something elsewhere.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ import sys
 from pathlib import Path
 
 from main_example import ROOT, steps_per_second
+from turns import median_ratio
 
 from torchrl_rtpd.report import run_environment, write_json
 
 NUMBERS = {
     "repeats": 5,
-    "steps": 4_000,
+    "steps": 2_600,
     "start": 1_000,  # steps before the first update
     "envs": 8,
     "batch": 32,
@@ -31,9 +33,16 @@ NUMBERS = {
     "threads": 2,
     "rollout_steps": 8,  # ours only
 }
+HERE = Path(__file__).parent
+VARIANTS = {"ours": {}, "ours_overlap": {"overlap": True}, "ours_bfloat16": {"amp": True}}
+OTHERS = {
+    "plain": [sys.executable, str(HERE / "plain_rtpd.py")],
+    "plain_kept": [sys.executable, str(HERE / "plain_rtpd.py"), "--keep"],
+    "torchrl_stock": [sys.executable, str(HERE / "peers" / "torchrl_stock.py")],
+}
 
 
-def ours(options: argparse.Namespace, seed: int) -> float:
+def ours(options: argparse.Namespace, seed: int, **overrides: object) -> float:
     """Steps per second of the example."""
     return steps_per_second(
         game=options.game,
@@ -49,12 +58,13 @@ def ours(options: argparse.Namespace, seed: int) -> float:
         n_step=1,
         replay_capacity=options.steps,
         seed=seed,
+        **overrides,
     )
 
 
-def baseline(options: argparse.Namespace, seed: int) -> float:
-    """Steps per second of the other program."""
-    command = [sys.executable, str(options.baseline), "--seed", str(seed)]
+def other(command: list[str], options: argparse.Namespace, seed: int) -> float:
+    """Steps per second of another program."""
+    command = [*command, "--seed", str(seed)]
     for name in ("game", "steps", "start", "envs", "batch", "every", "threads"):
         command += [f"--{name}", str(getattr(options, name))]
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
@@ -62,30 +72,33 @@ def baseline(options: argparse.Namespace, seed: int) -> float:
 
 
 def main() -> None:
-    """Alternate the two, print and save the speeds and the median ratio of the pairs."""
+    """Alternate the programs, print and save their speeds and ours over each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--baseline", type=Path, required=True)
+    parser.add_argument("--peers", help="the python of an environment with stable-baselines3")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--game", default="road_runner")
     for name, default in NUMBERS.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
-    speeds: dict[str, list[float]] = {"torchrl_rtpd": [], "baseline": []}
+    others = dict(OTHERS)
+    if options.peers:
+        others["stable_baselines3"] = [options.peers, str(HERE / "peers" / "sb3_dqn.py")]
+    speeds: dict[str, list[float]] = {name: [] for name in (*VARIANTS, *others)}
     for seed in range(options.repeats):
-        speeds["baseline"].append(baseline(options, seed))
-        speeds["torchrl_rtpd"].append(ours(options, seed))
+        for name, overrides in VARIANTS.items():
+            speeds[name].append(ours(options, seed, **overrides))
+        for name, command in others.items():
+            speeds[name].append(other(command, options, seed))
         print({name: f"{values[-1]:.1f}" for name, values in speeds.items()}, flush=True)
-    medians = {name: statistics.median(values) for name, values in speeds.items()}
-    pairs = zip(speeds["torchrl_rtpd"], speeds["baseline"], strict=True)
     result = {
         "unit": "agent steps a second",
         "speeds": speeds,
-        "medians": medians,
-        "ratio": statistics.median(ours / other for ours, other in pairs),
-        "options": {key: str(value) for key, value in vars(options).items()},
+        "medians": {name: statistics.median(values) for name, values in speeds.items()},
+        "ours_over": {name: median_ratio(speeds["ours"], values) for name, values in speeds.items()},
+        "options": {key: str(value) for key, value in vars(options).items() if key != "peers"},
         "environment": run_environment(),
     }
-    print(json.dumps({"medians": medians, "ratio": result["ratio"]}))
+    print(json.dumps({key: result[key] for key in ("medians", "ours_over")}))
     if options.out is not None:
         write_json(options.out, result)
 

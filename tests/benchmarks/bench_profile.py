@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,15 +20,12 @@ from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
-from main_example import ROOT
+from main_example import ROOT, rtpd_atari
 from torch import Tensor
 
 from torchrl_rtpd import AtariVecEnv
 from torchrl_rtpd.memory import keep_freed_memory
 from torchrl_rtpd.report import run_environment, write_json
-
-sys.path.insert(0, str(ROOT / "examples"))
-import rtpd_atari  # examples are scripts, not a package
 
 # Parts that plain code has, too; the rest is what the library costs.
 WORK = ("environment", "networks", "backward", "optimiser")

@@ -1,4 +1,4 @@
-"""Speed of the main example in training, for benchmarks that compare runs of it."""
+"""The main example for benchmarks: its parts, and its speed in training."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-__all__ = ["ROOT", "steps_per_second"]
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
+import rtpd_atari  # examples are scripts, not a package
+
+__all__ = ["ROOT", "rtpd_atari", "steps_per_second"]
 
 ROOT = Path(__file__).resolve().parents[2]
 

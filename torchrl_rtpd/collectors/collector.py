@@ -288,8 +288,9 @@ class DualNetworkCollector(_PolicyWeights, Collector, metaclass=_EngineDispatch)
         super().shutdown(*args, **kwargs)
 
     def _wait(self) -> None:
-        if self.__dict__.get("_running") is not None:  # shutdown may be called by a constructor that failed
-            wait([self._running])
+        running = self.__dict__.get("_running")  # missing where a constructor that failed shuts down
+        if running is not None:
+            wait([running])
 
 
 def _on_engine(

@@ -19,7 +19,7 @@ from torchrl.objectives import HardUpdate, SoftUpdate
 from torchrl.objectives.utils import TargetNetUpdater
 from torchrl.trainers import Trainer, TrainerHookBase
 
-from torchrl_rtpd.networks import dormant_share
+from torchrl_rtpd.networks import dormant_share, pixels_scaled_once
 from torchrl_rtpd.objectives.base import PolicyDistillationLoss
 from torchrl_rtpd.recycling import UnitRecycler, check_recyclable
 from torchrl_rtpd.schedules import RunState, Schedule, apply_schedules, check_schedules
@@ -186,9 +186,10 @@ class RealTimeDistillTrainer(TrainerHookBase):
         batch = self._teacher.added_to(sub_batch, self.students.values())
         if self.recycler is not None and not self.updates:
             self._check_recyclable(batch)
-        for name, loss in self.students.items():
-            for _ in range(self.updates_per_step):
-                self._update(name, loss, batch)
+        with pixels_scaled_once():
+            for name, loss in self.students.items():
+                for _ in range(self.updates_per_step):
+                    self._update(name, loss, batch)
         self.updates += 1
         if self._teacher.copy is not None:
             self._teacher.copy.after_update(self.updates)
