@@ -2,8 +2,7 @@
 
 - ``<study>/<run>/``: ``results.json``, ``metrics.csv`` and ``config.yaml`` of one run of the main example each;
 - ``drop_in/<script>-seed<S>/results.json``: what ``examples/<script>.py --seed S --out ...`` left;
-- ``speed.json``, ``objectives.json``, ``collector.json`` and ``fleet.json``: what the benchmarks in
-  ``tests/benchmarks/`` saved.
+- ``speed.json``, ``profile.json`` and so on: what the benchmarks in ``tests/benchmarks/`` saved.
 
 Each gets a page beside it. Nothing in a page is typed by hand.
 """
@@ -143,19 +142,114 @@ def page(study: Path) -> str:
     )
 
 
+PROGRAMS = {
+    "ours": "this package, teacher and one student",
+    "ours_overlap": "the same with `overlap=true`",
+    "ours_bfloat16": "the same with `amp=true`",
+    "plain": "plain PyTorch, teacher and one student",
+    "plain_kept": "the same, keeping freed memory as ours does",
+    "torchrl_stock": "TorchRL's stock way, teacher alone",
+    "stable_baselines3": "stable-baselines3's DQN, teacher alone",
+}
+
+
 def speed_page(result: dict[str, Any]) -> str:
     """The Markdown page of what ``tests/benchmarks/bench_loop.py`` saved."""
     options, environment = result["options"], result["environment"]
-    rows = [["program", "median", "runs"]]
+    rows = [["program", "median", "ours over it", "runs"]]
     for name, speeds in result["speeds"].items():
-        rows.append([name, f"{result['medians'][name]:.0f}", ", ".join(f"{speed:.0f}" for speed in speeds)])
+        runs = ", ".join(f"{speed:.0f}" for speed in speeds)
+        rows.append([PROGRAMS[name], f"{result['medians'][name]:.0f}", f"{result['ours_over'][name]:.2f}", runs])
     text = (
-        f"Agent steps a second, {options['game']}, teacher and one student, batch {options['batch']}, an update "
-        f"every {options['every']} steps, {options['threads']} threads; the runs of the two programs alternate. "
-        f"Median ratio of the pairs: {result['ratio']:.2f}. Ours also takes the norm of the "
-        "teacher's gradient and clips it, as TorchRL's trainer does."
+        f"Agent steps a second, {options['game']}, batch {options['batch']}, an update every {options['every']} steps, "
+        f"{options['threads']} threads; runs of the programs alternate, and ratios are medians over rounds."
     )
     return table_page("speed.json", text, rows, made_by(environment))
+
+
+def profile_page(result: dict[str, Any]) -> str:
+    """The Markdown page of what ``tests/benchmarks/bench_profile.py`` saved."""
+    options, total = result["options"], result["ms_an_update"]
+    rows = [["part", "ms an update", "share"]]
+    rows += [
+        [f"{part['owner']}: {part['work']}", f"{part['ms']:.2f}", f"{part['ms'] / total:.1%}"]
+        for part in result["parts"]
+        if part["ms"] >= 0.01
+    ]
+    students = ", ".join(options["students"])
+    text = (
+        f"Where the time between two updates goes: {options['game']}, teacher and {students}, batch "
+        f"{options['batch_size']}, an update every {options['steps_per_update']} steps, {options['threads']} threads on "
+        f"{options['device']}, mean of {result['updates']:,} updates. Everything but environment, networks, backward "
+        f"passes and optimisers is {result['share_of_library']:.0%} of {total:.1f} ms."
+    )
+    return table_page("profile.json", text, rows, made_by(result["environment"]))
+
+
+def env_page(result: dict[str, Any]) -> str:
+    """The Markdown page of what ``tests/benchmarks/bench_env.py`` saved."""
+    options = result["options"]
+    names = {
+        "ale": "ALE's vector environment itself",
+        "stepping": "`AtariVecEnv`, stepped",
+        "wrapper_stepping": "TorchRL's `GymWrapper`, stepped",
+        "collecting": "`AtariVecEnv` through TorchRL's collector",
+        "wrapper_collecting": "`GymWrapper` through TorchRL's collector",
+    }
+    rows = [["alternative", "steps a second", "of ALE's own speed"]]
+    for name, text in names.items():
+        rows.append([text, f"{result['steps_per_second'][name]:,.0f}", f"{result['speed_of_ale'][name]:.2f}"])
+    text = (
+        f"Random play in {options['envs']} games of {options['game']}, {options['threads']} threads; medians of "
+        f"{options['repetitions']} times {options['steps']} steps, taking turns."
+    )
+    return table_page("env.json", text, rows, made_by(result["environment"]))
+
+
+def replay_page(result: dict[str, Any]) -> str:
+    """The Markdown page of what ``tests/benchmarks/bench_replay.py`` saved."""
+    options = result["options"]
+    names = {
+        "frames": "`FrameStackStorage`",
+        "frames_prioritized": "the same, prioritised",
+        "frames_10_step": "the same, 10-step returns",
+        "stacks": "TorchRL's `LazyTensorStorage` of whole stacks",
+        "stacks_prioritized": "the same, prioritised",
+        "stacks_channels_last": "the same, brought into the networks' memory layout",
+    }
+    rows = [["buffer", "sample, ms", "over whole stacks", "write, ms", "bytes a transition"]]
+    for name, text in names.items():
+        written, held = result["write_ms"].get(name), result["bytes_per_transition"].get(name)
+        rows.append(
+            [
+                text,
+                f"{result['sample_ms'][name]:.2f}",
+                f"{result['sample_over_stacks'][name]:.2f}",
+                "" if written is None else f"{written:.2f}",
+                "" if held is None else f"{held:,.0f}",
+            ]
+        )
+    text = (
+        f"Samples of {options['batch']} from {options['capacity']:,} transitions, writes of "
+        f"{options['envs'] * options['steps']}; medians of {options['repetitions']}, taking turns, "
+        f"{options['threads']} threads."
+    )
+    return table_page("replay.json", text, rows, made_by(result["environment"]))
+
+
+def memory_page(result: dict[str, Any]) -> str:
+    """The Markdown page of what ``tests/benchmarks/bench_memory.py`` saved."""
+    rows = [["quantity", "value"]]
+    rows += [
+        ["transitions in the replay", f"{result['transitions']:,}"],
+        ["bytes a transition", f"{result['bytes_per_transition']:,.0f}"],
+        ["estimate printed before the run", f"{result['estimated_gb']:.2f} GB"],
+        ["resident memory before the replay filled", f"{result['resident_gb_before']:.2f} GB"],
+        ["most resident memory while training", f"{result['resident_gb_most']:.2f} GB"],
+        ["growth from the first to the last quarter of the run", f"{result['growth_percent']:+.2f} %"],
+    ]
+    text = f"The main example with a full replay, {result['updates']:,} updates."
+    return table_page("memory.json", text, rows, made_by(result["environment"]))
 
 
 def drop_in_page(runs: dict[str, dict[str, Any]]) -> str:
@@ -242,6 +336,10 @@ def pages() -> dict[str, str]:
         found["drop_in.md"] = drop_in_page({path.parent.name: json.loads(path.read_text()) for path in drop_ins})
     benchmarks = {
         "speed": speed_page,
+        "profile": profile_page,
+        "env": env_page,
+        "replay": replay_page,
+        "memory": memory_page,
         "objectives": objectives_page,
         "collector": collector_page,
         "fleet": fleet_page,

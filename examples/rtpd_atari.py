@@ -191,9 +191,7 @@ def build_trainer(
         device=config.device,
     )
     print(f"Replay: {storage.max_size:,} transitions, {storage.estimated_bytes / 1e9:.2f} GB when full.")
-    # With overlap the thread that collects draws from the global generator meanwhile.
-    sampler_seed = config.seed if config.overlap else None
-    replay_buffer = make_replay_buffer(storage, batch_size=config.batch_size, seed=sampler_seed)
+    replay_buffer = make_replay_buffer(storage, batch_size=config.batch_size)
     loss = DQNLoss(teacher, loss_function=config.loss_function, action_space="categorical", delay_value=True)
     loss.set_keys(terminated="end_of_life")
     loss.make_value_estimator(gamma=config.gamma)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import pickle
 import re
-import time
 import warnings
 from collections.abc import Iterator
 
@@ -522,79 +521,75 @@ def test_transforms_for_recurrent_networks_can_still_be_asked_for() -> None:
 class _Counted(nn.Module):
     """Values whose best action is the weight."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_actions: int = 6) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(()))
+        self.num_actions = num_actions
 
-    def forward(self, observation: Tensor) -> Tensor:
-        return (torch.arange(8) == self.weight).float().expand(*observation.shape[:-1], 8)
-
-
-class _Ticking(Tape):
-    """A tape with eight actions that waits a little, so that what runs beside it has time to go wrong."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.action_spec = Categorical(8, shape=(2,))
-
-    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        time.sleep(0.005)
-        return super()._step(tensordict)
+    def forward(self, pixels: Tensor) -> Tensor:
+        values = (torch.arange(self.num_actions) == self.weight).float()
+        return values.expand(*pixels.shape[:-3], self.num_actions)
 
 
-@pytest.mark.parametrize(("overlap", "weights"), [(False, [0, 1, 2, 3, 4]), (True, [0, 0, 1, 2, 3])])
-@pytest.mark.parametrize("given", [False, True])
-def test_a_batch_is_collected_with_the_weights_sent_before_it_was_begun(
-    overlap: bool, weights: list[int], given: bool
-) -> None:
-    """With overlap one batch later, whether weights are passed or taken from the networks."""
-    teacher = QValueActor(_Counted(), in_keys=["observation"], spec=Categorical(8))
-    collector = DualNetworkCollector(_Ticking(), teacher, frames_per_batch=8, total_frames=40, overlap=overlap)
-    seen, stream = [], []
+def _counting_run(overlap: bool, rollout_steps: int, **kwargs: object) -> list[TensorDictBase]:
+    """Batches of a teacher whose action is the number of batches the caller has learned from."""
+    env = AtariVecEnv("pong", 2, seed=0)
+    teacher = QValueActor(_Counted(), in_keys=["pixels"], spec=Categorical(6))
+    batches = []
+    frames = 2 * rollout_steps
+    collector = DualNetworkCollector(
+        env, teacher, frames_per_batch=frames, total_frames=4 * frames, overlap=overlap, **kwargs
+    )
     for number, batch in enumerate(collector):
-        seen.append(batch["action"].unique().tolist())
-        stream.append(batch.clone())
+        batches.append(batch.clone())
         nn.init.constant_(teacher.module[0].module.weight, number + 1)
-        collector.update_policy_weights_(TensorDict.from_module(teacher) if given else None)
+        collector.update_policy_weights_()
     collector.shutdown()
-    assert seen == [[weight] for weight in weights]
-    whole = torch.cat(stream, 1)
-    going_on = ~whole["next", "done"][:, :-1, 0]
-    assert torch.equal(whole["next", "observation"][:, :-1][going_on], whole["observation"][:, 1:][going_on])
+    return batches
 
 
-def test_the_next_batch_is_on_its_way_while_the_caller_has_one() -> None:
+@pytest.mark.parametrize("rollout_steps", [1, 3])
+def test_with_overlap_the_first_step_of_a_batch_is_chosen_one_batch_earlier(rollout_steps: int) -> None:
+    for overlap in (False, True):
+        batches = _counting_run(overlap, rollout_steps)
+        for number, batch in enumerate(batches):
+            first = max(number - overlap, 0)
+            assert batch["action"].tolist() == [[first] + [number] * (rollout_steps - 1)] * 2
+
+
+def test_a_step_that_was_played_meanwhile_is_the_step_of_its_actions() -> None:
+    """The same actions give the same frames as without overlap, and the stream has no seam."""
+    stream = torch.cat(_counting_run(True, 3), 1)
+    env = AtariVecEnv("pong", 2, seed=0)
+    state = env.reset()
+    for step in range(stream.shape[1]):
+        assert torch.equal(state["pixels"], stream["pixels"][:, step])
+        state.set("action", stream["action"][:, step])
+        played, state = env.step_and_maybe_reset(state)
+        assert torch.equal(played["next", "pixels"], stream["next", "pixels"][:, step])
+    env.close()
+
+
+def test_random_steps_are_not_begun_before_their_turn() -> None:
+    """They run no network, so that there is nothing to choose early."""
+    batches = _counting_run(True, 2, init_random_frames=8)
+    assert [batch["action"][0].tolist() for batch in batches[2:]] == [[1, 2], [2, 3]]
+
+
+def test_a_reset_drops_the_step_that_was_begun() -> None:
+    env = AtariVecEnv("pong", 2, seed=0)
     collector = DualNetworkCollector(
-        _Ticking(), always(0, num_actions=8), frames_per_batch=8, total_frames=24, overlap=True
+        env, make_actor("net17", env.action_spec, seed=0), frames_per_batch=4, total_frames=16, overlap=True
     )
     batches = iter(collector)
     next(batches)
-    collector._wait()
-    assert collector._frames == 16
-    next(batches)
+    collector.reset()
+    assert not next(batches)["pixels"][:, 0, :3].any()  # a game begins
     collector.shutdown()
 
 
-def test_with_overlap_an_environment_that_raises_is_heard_and_the_batch_before_is_not_lost() -> None:
-    class Failing(_Ticking):
-        def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-            if self.game.max() > 0:
-                raise OSError("the emulator is gone")
-            return super()._step(tensordict)
-
-    collector = DualNetworkCollector(
-        Failing(), always(0, num_actions=8), frames_per_batch=4, total_frames=24, overlap=True
-    )
-    batches = iter(collector)
-    assert next(batches).shape == (2, 2)
-    with pytest.raises(OSError, match="the emulator is gone"):
-        list(batches)
-    collector.shutdown()
-
-
-def test_overlap_is_refused_where_something_else_does_it() -> None:
-    buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(8))
-    with pytest.raises(ValueError, match=r"overlap=True is for batches that are yielded.*: got a replay_buffer;"):
-        DualNetworkCollector(Tape(), always(0), frames_per_batch=8, total_frames=8, overlap=True, replay_buffer=buffer)
+def test_overlap_is_refused_where_nothing_steps_by_itself() -> None:
+    with pytest.raises(ValueError, match=r"overlap=True needs an environment .* with a method send: got Tape; use"):
+        DualNetworkCollector(Tape(), always(0), frames_per_batch=8, total_frames=8, overlap=True)
     with pytest.raises(ValueError, match=r"overlap=True is for backend='direct': got backend='process', whose workers"):
         DualNetworkCollector(Tape, always(0), frames_per_batch=8, total_frames=8, overlap=True, num_collectors=2)

@@ -518,3 +518,27 @@ def test_tensors_are_placed_on_a_cuda_device() -> None:
         rollout = play(env, random_actions(2, 12, 4).cuda())
     assert {value.device.type for value in rollout.values(True, True)} == {"cuda"}
     assert same(rollout.cpu(), expected)
+
+
+def test_a_step_that_was_begun_is_finished_with_the_same_actions_only() -> None:
+    env = AtariVecEnv("pong", 2, seed=0)
+    actions = torch.tensor([2, 3])
+    with pytest.raises(RuntimeError, match=r"a step is begun once, after reset: send was called before reset; call"):
+        env.send(actions)
+    state = env.reset()
+    env.send(actions)
+    with pytest.raises(RuntimeError, match=r"send was called twice without a step; call env.step"):
+        env.send(actions)
+    with pytest.raises(
+        RuntimeError, match=r"has other actions, \[2, 3\]: got \[0, 0\]; step with those that were sent"
+    ):
+        env.step(state.clone().set("action", torch.tensor([0, 0])))
+    begun = env.step(state.clone().set("action", actions))
+    other = AtariVecEnv("pong", 2, seed=0)
+    plain = other.step(other.reset().set("action", actions))
+    assert torch.equal(begun["next", "pixels"], plain["next", "pixels"])
+    env.send(actions)
+    env.reset()  # drops it
+    env.send(actions)
+    env.close()
+    other.close()

@@ -116,6 +116,7 @@ class AtariVecEnv(EnvBase):
         self._lives = np.zeros(num_envs, dtype=np.int32)
         self._score = np.zeros((num_envs, 1), dtype=np.float32)
         self._ended = np.zeros(num_envs, dtype=bool)  # slots whose game ended in the last step
+        self._sent: np.ndarray | None = None  # actions of a step that was begun
         self._next_pixels: torch.Tensor | None = None  # what ALE shows after that step, new games included
         self._make_specs()
         self.set_seed(seed)
@@ -162,6 +163,9 @@ class AtariVecEnv(EnvBase):
         return self._observation(pixels, self._score, np.zeros_like(self._score, dtype=bool))
 
     def _reset_all(self) -> torch.Tensor:
+        if self._sent is not None:
+            self._ale.recv()
+            self._sent = None
         pixels, info = self._ale.reset(seed=self._seed)
         self._seed = None  # later resets go on with ALE's own generators
         self._lives = info["lives"]
@@ -174,7 +178,15 @@ class AtariVecEnv(EnvBase):
         self._check_open()
         if self._next_pixels is None:
             raise RuntimeError("step was called before reset: call env.reset() first.")
-        self._ale.send(self._checked_actions(tensordict.get("action", None)))
+        actions = self._checked_actions(tensordict.get("action", None))
+        if self._sent is None:
+            self._ale.send(actions)
+        elif not np.array_equal(self._sent, actions):
+            raise RuntimeError(
+                f"the step that was begun has other actions, {self._sent.tolist()}: got {actions.tolist()}; step with "
+                "those that were sent."
+            )
+        self._sent = None
         shown, reward, terminated, truncated, info = self._ale.recv()
         raw_reward = reward.astype(np.float32)[:, None]
         score = self._score + raw_reward
@@ -194,6 +206,22 @@ class AtariVecEnv(EnvBase):
         result.set("terminated", self._tensor(terminated[:, None]))
         result.set("truncated", self._tensor(truncated[:, None]))
         return result
+
+    def send(self, action: torch.Tensor) -> None:
+        """Begin a step; ALE's threads play it while other work is done, and the next ``step`` waits for it.
+
+        Args:
+            action: what the next ``step`` will be called with, int64 ``[N]``.
+
+        Raises:
+            RuntimeError: a step that was begun and not finished, or before the first reset.
+        """
+        self._check_open()
+        if self._next_pixels is None or self._sent is not None:
+            what = "before reset" if self._next_pixels is None else "twice without a step"
+            raise RuntimeError(f"a step is begun once, after reset: send was called {what}; call env.step(...) first.")
+        self._sent = self._checked_actions(action)
+        self._ale.send(self._sent)
 
     def _observation(
         self, pixels: torch.Tensor, score: np.ndarray, end_of_life: np.ndarray, raw_reward: np.ndarray | None = None

@@ -107,7 +107,7 @@ def test_same_seed_gives_the_same_weights(finished, tmp_path):
 
 
 def test_runs_that_overlap_playing_and_learning_are_equal_too(tmp_path):
-    """The thread that plays and the one that learns draw from generators of their own."""
+    """What is played while learning does not depend on how long either takes."""
     runs = [tmp_path / name for name in ("once", "again")]
     for folder in runs:
         EXAMPLE.run(_config(folder, "overlap=true", "evaluate_every_steps=null"))

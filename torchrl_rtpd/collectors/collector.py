@@ -6,10 +6,10 @@ import copy
 import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from typing import Any
 
+import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from tensordict.utils import NestedKey
@@ -17,6 +17,7 @@ from torchrl.collectors import BaseCollector, Collector, MultiAsyncCollector, Mu
 from torchrl.collectors.distributed import RayCollector
 from torchrl.data import TensorStorage
 from torchrl.envs import EnvBase
+from torchrl.envs.utils import set_exploration_type
 from torchrl.weight_update import SharedMemWeightSyncScheme
 
 from torchrl_rtpd.collectors.policy import Acting, TeacherStudentPolicy
@@ -189,11 +190,10 @@ class DualNetworkCollector(_PolicyWeights, Collector, metaclass=_EngineDispatch)
     Keyword Args:
         acting, exploration, record, keep: see :class:`TeacherStudentPolicy`.
         acting_seed: seed of the generator that draws who acts.
-        overlap: whether the next batch is collected, in a thread of its own, while the caller learns from this one. The
-            policy is then a copy that takes part in no learning: batch ``k`` is collected with the weights sent after
-            batch ``k - 2``, the first two with the initial ones. Sending weights waits for the batch that is on its
-            way. Two runs are equal only if nothing but the policy draws from torch's global generator meanwhile: give
-            the replay buffer's sampler a generator of its own. ``backend="direct"`` only. Default: False.
+        overlap: whether the first step of a batch is played while the caller learns from the batch before, by the
+            environment's own threads. Its actions are chosen before that learning, all others after: with one step a
+            batch every action is one batch older. Draws come in a fixed order, so runs stay repeatable. For
+            :class:`~torchrl_rtpd.envs.AtariVecEnv`, ``backend="direct"``. Default: False.
         replay_buffer: where the collector, or each of its workers, writes what it collects instead of yielding it; as
             single transitions, slot by slot, like TorchRL's trainers, unless ``postproc`` or a storage of more
             dimensions says otherwise.
@@ -209,7 +209,7 @@ class DualNetworkCollector(_PolicyWeights, Collector, metaclass=_EngineDispatch)
     Raises:
         ValueError: a network whose number of actions is not the environment's, before the first step; recording
             together with ``init_random_frames``, whose steps run no network; an unknown backend; a ``replay_buffer``
-            that several workers cannot write, or together with ``overlap``.
+            that several workers cannot write; ``overlap`` with an environment or backend that cannot.
         RuntimeError: while collecting or when weights are sent, a worker that died.
 
     Examples:
@@ -241,12 +241,6 @@ class DualNetworkCollector(_PolicyWeights, Collector, metaclass=_EngineDispatch)
             teacher, student, acting=acting, exploration=exploration, record=record, keep=keep, seed=acting_seed
         )
         self.overlap = overlap
-        self._running: Future | None = None  # the batch on its way
-        if overlap and collector_kwargs.get("replay_buffer") is not None:
-            raise ValueError(
-                "overlap=True is for batches that are yielded, since a buffer written meanwhile is sampled in no fixed "
-                "order: got a replay_buffer; let the trainer write it, or use DQNTrainer(async_collection=True)."
-            )
         _check_random_steps(policy, collector_kwargs)
         if isinstance(create_env_fn, EnvBase):
             env = create_env_fn
@@ -254,43 +248,30 @@ class DualNetworkCollector(_PolicyWeights, Collector, metaclass=_EngineDispatch)
             env = create_env_fn(**(collector_kwargs.pop("create_env_kwargs", None) or {}))
         _check_actions(policy, env)
         collector_kwargs.setdefault("auto_register_policy_transforms", False)
-        acting_policy = copy.deepcopy(policy) if overlap else policy
-        super().__init__(env, acting_policy, **{**collector_kwargs, **_transition_writer(collector_kwargs)})
+        if overlap and not hasattr(env, "send"):
+            raise ValueError(
+                "overlap=True needs an environment that steps by itself, with a method send: got "
+                f"{type(env).__name__}; use AtariVecEnv, or worker processes (num_collectors=1)."
+            )
+        super().__init__(env, policy, **{**collector_kwargs, **_transition_writer(collector_kwargs)})
 
     def iterator(self) -> Iterator[TensorDictBase]:
-        """TorchRL's batches; with ``overlap`` the next one is on its way when one is yielded."""
-        batches = super().iterator()
-        if not self.overlap:
-            yield from batches
-            return
-        with ThreadPoolExecutor(1, thread_name_prefix="collector") as thread:
-            self._running = thread.submit(next, batches, None)
-            while (batch := self._running.result()) is not None:
-                self._running = thread.submit(next, batches, None)
-                yield batch
+        """TorchRL's batches; with ``overlap`` the next step is being played when one is yielded."""
+        for batch in super().iterator():
+            if self.overlap and self._frames < self.total_frames and not self._should_use_random_frames():
+                self._begin_next_step()
+            yield batch
 
-    def update_policy_weights_(self, policy_or_weights: Any = None, **kwargs: Any) -> None:
-        """Update what is given, and leave the rest; with ``overlap``, from the next batch that is begun on."""
-        if self.overlap:
-            self._wait()
-            if policy_or_weights is None:
-                policy_or_weights = self.dual_policy.weights()
-        super().update_policy_weights_(policy_or_weights, **kwargs)
+    @torch.no_grad()
+    def _begin_next_step(self) -> None:
+        with set_exploration_type(self.exploration_type):
+            seen = self._carrier.to(self.policy_device) if self._cast_to_policy_device else self._carrier
+            self.env.send(self.policy.decide(seen))
 
-    def state_dict(self) -> Any:
-        """TorchRL's; with ``overlap`` the batch on its way is not in it."""
-        self._wait()
-        return super().state_dict()
-
-    def shutdown(self, *args: Any, **kwargs: Any) -> None:
-        """Close the environment, once the batch on its way is there."""
-        self._wait()
-        super().shutdown(*args, **kwargs)
-
-    def _wait(self) -> None:
-        running = self.__dict__.get("_running")  # missing where a constructor that failed shuts down
-        if running is not None:
-            wait([running])
+    def reset(self, *args: Any, **kwargs: Any) -> None:
+        """Reset the environments; a step that is being played is dropped."""
+        self.policy.forget_decision()
+        super().reset(*args, **kwargs)
 
 
 def _on_engine(

@@ -96,6 +96,7 @@ class TeacherStudentPolicy(TensorDictSequential):
         self.record = record
         self.keep = list(keep)
         self.register_buffer("acting_probabilities", probabilities)
+        self._decided: TensorDictBase | None = None  # outputs of the next call, if it was made before its turn
         self._generator = torch.Generator()
         if seed is not None:
             self._generator.manual_seed(seed)
@@ -129,6 +130,9 @@ class TeacherStudentPolicy(TensorDictSequential):
 
     def forward(self, tensordict: TensorDictBase, **kwargs: Any) -> TensorDictBase:
         """Choose actions for ``[N]`` slots, in place."""
+        if self._decided is not None:
+            decided, self._decided = self._decided, None
+            return tensordict.update(decided)
         acted_by = self._draw(tensordict.shape) if self.mixed else None
         networks = {"teacher": self.teacher, **self.students}
         outputs: dict[str, TensorDictBase] = {}
@@ -151,6 +155,24 @@ class TeacherStudentPolicy(TensorDictSequential):
             for name, output in outputs.items():
                 tensordict.set((name, "action_value"), output.get("action_value"))
         return tensordict
+
+    def decide(self, tensordict: TensorDictBase) -> Tensor:
+        """Choose the actions of the next call now: it will return them whatever it is given.
+
+        For a step that is begun before its turn comes (``DualNetworkCollector(overlap=True)``).
+
+        Args:
+            tensordict: what the next call would read, ``[N]``. Not changed.
+
+        Returns:
+            The actions ``[N]``, or one-hot ``[N, A]``.
+        """
+        self._decided = self(tensordict.copy()).select(*self.out_keys)
+        return self._decided.get("action")
+
+    def forget_decision(self) -> None:
+        """Choose anew at the next call."""
+        self._decided = None
 
     def _draw(self, shape: torch.Size) -> Tensor:
         """Who acts in each slot, uint8."""
