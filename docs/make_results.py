@@ -179,9 +179,9 @@ def profile_page(result: dict[str, Any]) -> str:
     students = ", ".join(options["students"])
     text = (
         f"Where the time between two updates goes: {options['game']}, teacher and {students}, batch "
-        f"{options['batch_size']}, an update every {options['steps_per_update']} steps, {options['threads']} threads on "
-        f"{options['device']}, mean of {result['updates']:,} updates. Everything but environment, networks, backward "
-        f"passes and optimisers is {result['share_of_library']:.0%} of {total:.1f} ms."
+        f"{options['batch_size']}, an update every {options['steps_per_update']} steps, {options['threads']} threads "
+        f"on {options['device']}, mean of {result['updates']:,} updates. Everything but environment, networks, "
+        f"backward passes and optimisers is {result['share_of_library']:.0%} of {total:.1f} ms."
     )
     return table_page("profile.json", text, rows, made_by(result["environment"]))
 

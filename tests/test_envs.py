@@ -21,6 +21,7 @@ import torch
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 from tensordict import TensorDict, TensorDictBase
 from torchrl.collectors import Collector
+from torchrl.envs import EnvBase
 from torchrl.envs.utils import check_env_specs
 
 from torchrl_rtpd.envs import AtariVecEnv
@@ -542,3 +543,22 @@ def test_a_step_that_was_begun_is_finished_with_the_same_actions_only() -> None:
     env.send(actions)
     env.close()
     other.close()
+
+
+def test_the_state_after_a_game_is_what_torchrls_own_reset_gives() -> None:
+    """Slot by slot, over ends of single slots; entries of others, too."""
+    envs = [AtariVecEnv("breakout", 3, seed=0) for _ in range(2)]
+    states = [env.reset().set(("of", "others"), torch.arange(3) + 5) for env in envs]
+    ends = []
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(400):
+        action = torch.randint(4, (3,), generator=generator)
+        following = [
+            env._step_mdp(env.step(state.set("action", action))) for env, state in zip(envs, states, strict=True)
+        ]
+        ends.append(int(following[0]["done"].sum()))
+        states = [envs[0].maybe_reset(following[0]), EnvBase.maybe_reset(envs[1], following[1])]
+        assert (states[0] == states[1]).all() and set(states[0].keys(True)) == set(states[1].keys(True))
+    assert sum(ends) >= 3 and 1 in ends
+    for env in envs:
+        env.close()

@@ -160,7 +160,8 @@ class AtariVecEnv(EnvBase):
                 "only slots whose game ended in the last step can be reset: got _reset="
                 f"{mask.view(-1).tolist()} and ended={self._ended.tolist()}; reset all slots with env.reset()."
             )
-        return self._observation(pixels, self._score, np.zeros_like(self._score, dtype=bool))
+        entries = self._entries(pixels, self._score, np.zeros_like(self._score, dtype=bool))
+        return TensorDict(entries, batch_size=self.batch_size, device=self.device)
 
     def _reset_all(self) -> torch.Tensor:
         if self._sent is not None:
@@ -200,12 +201,29 @@ class AtariVecEnv(EnvBase):
         if done.any():  # ALE shows the first observation of the next game, TorchRL stores the last one of this game
             pixels = pixels.clone()
             pixels[torch.from_numpy(done)] = torch.from_numpy(info["final_obs"][done])
-        result = self._observation(pixels, score, (life_lost | terminated)[:, None], raw_reward)
-        result.set("reward", self._tensor(np.sign(raw_reward) if self.clip_rewards else raw_reward))
-        result.set("done", self._tensor(done[:, None]))
-        result.set("terminated", self._tensor(terminated[:, None]))
-        result.set("truncated", self._tensor(truncated[:, None]))
-        return result
+        entries = self._entries(pixels, score, (life_lost | terminated)[:, None], raw_reward)
+        entries["reward"] = self._tensor(np.sign(raw_reward) if self.clip_rewards else raw_reward)
+        for name, flag in (("done", done), ("terminated", terminated), ("truncated", truncated)):
+            entries[name] = self._tensor(flag[:, None])
+        return TensorDict(entries, batch_size=self.batch_size, device=self.device)
+
+    def maybe_reset(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """What TorchRL's comes to, in a fraction of its time: ALE has restarted the slots whose game ended.
+
+        Args:
+            tensordict: the state after the last step, as ``step_mdp`` gives it ``[N]``. Not changed.
+
+        Returns:
+            The state the next step starts from; where a game ended all but the pixels is zero, as TorchRL has it.
+        """
+        pixels = self._next_pixels
+        if pixels is None or not self._ended.any() or not tensordict.get("done").any():
+            return tensordict
+        ended = torch.from_numpy(self._ended).to(tensordict.get("done").device)
+        state = tensordict.exclude("pixels").apply(
+            lambda value: value.masked_fill(ended.view(-1, *[1] * (value.ndim - 1)), 0)
+        )
+        return state.set("pixels", pixels if self.device is None else pixels.to(self.device))
 
     def send(self, action: torch.Tensor) -> None:
         """Begin a step; ALE's threads play it while other work is done, and the next ``step`` waits for it.
@@ -223,19 +241,16 @@ class AtariVecEnv(EnvBase):
         self._sent = self._checked_actions(action)
         self._ale.send(self._sent)
 
-    def _observation(
+    def _entries(
         self, pixels: torch.Tensor, score: np.ndarray, end_of_life: np.ndarray, raw_reward: np.ndarray | None = None
-    ) -> TensorDict:
-        return TensorDict(
-            {
-                "pixels": pixels if self.device is None else pixels.to(self.device),
-                "raw_reward": self._tensor(np.zeros_like(score) if raw_reward is None else raw_reward),
-                "episode_reward": self._tensor(score),
-                "end_of_life": self._tensor(end_of_life),
-            },
-            batch_size=self.batch_size,
-            device=self.device,
-        )
+    ) -> dict[str, torch.Tensor]:
+        """What a reset and a step have in common."""
+        return {
+            "pixels": pixels if self.device is None else pixels.to(self.device),
+            "raw_reward": self._tensor(np.zeros_like(score) if raw_reward is None else raw_reward),
+            "episode_reward": self._tensor(score),
+            "end_of_life": self._tensor(end_of_life),
+        }
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         tensor = torch.from_numpy(array)

@@ -22,6 +22,7 @@ from torchrl.envs import EnvBase, GymWrapper
 from turns import median_ratio, take_turns
 
 from torchrl_rtpd import AtariVecEnv
+from torchrl_rtpd.memory import keep_freed_memory
 from torchrl_rtpd.report import run_environment, write_json
 
 NUMBERS = {"repetitions": 40, "envs": 32, "steps": 16, "threads": 2}
@@ -53,12 +54,13 @@ def raw_stepping(options: argparse.Namespace) -> Callable[[], None]:
 
 def stepping(options: argparse.Namespace, env: EnvBase) -> Callable[[], None]:
     """Random actions through TorchRL's interface."""
+    env.set_seed(0)
     seen = {"now": env.reset()}
-    num_actions = env.action_spec_unbatched.n
+    generator, num_actions = np.random.default_rng(0), env.action_spec_unbatched.n  # the actions that ALE itself gets
 
     def call() -> None:
         for _ in range(options.steps):
-            seen["now"].set("action", torch.randint(num_actions, (options.envs,)))
+            seen["now"].set("action", torch.from_numpy(generator.integers(num_actions, size=options.envs)))
             seen["now"] = env.step_and_maybe_reset(seen["now"])[1]
 
     return call
@@ -80,6 +82,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    keep_freed_memory()  # for all alternatives alike
 
     def ours() -> AtariVecEnv:
         return AtariVecEnv(options.game, options.envs, num_threads=options.threads, seed=0)

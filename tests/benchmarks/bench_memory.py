@@ -2,8 +2,8 @@
 
     python tests/benchmarks/bench_memory.py --out docs/results/memory.json
 
-The first rollout fills the replay, again and again as new games; then the example's own trainer goes on playing and
-learning, and the resident memory of the process is noted after every round.
+The rollouts of the warm-up fill the replay, again and again as new games; then the example's own trainer goes on
+playing and learning, and the resident memory of the process is noted after every round.
 """
 
 from __future__ import annotations
@@ -51,10 +51,18 @@ def main() -> None:
     before = resident_bytes()
     rounds: list[dict[str, Any]] = []
 
+    played: list[TensorDictBase] = []
+
     def fill(batch: TensorDictBase) -> None:
+        if trainer.collected_frames >= warmup:
+            return
+        played.append(batch.reshape(-1).clone())
+        if len(played) * batch.numel() < warmup:
+            return
         while len(storage) < storage.max_size:
             storage.cut()
-            buffer.extend(batch.reshape(-1))
+            for rollout in played:
+                buffer.extend(rollout)
 
     def note() -> None:
         rounds.append({"updates": trainer._optim_count, "resident_gb": resident_bytes() / 1e9})

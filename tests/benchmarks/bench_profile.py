@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 from main_example import ROOT, rtpd_atari
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from torchrl_rtpd import AtariVecEnv
@@ -165,8 +166,9 @@ def main() -> None:
     result = {"parts": parts, "ms_an_update": total, "updates": updates, "share_of_library": share}
     print(json.dumps({key: value for key, value in result.items() if key != "parts"}))
     if options.out is not None:
+        settings = OmegaConf.to_container(config)
         chosen = {
-            key: config[key] for key in ("game", "students", "batch_size", "steps_per_update", "threads", "device")
+            key: settings[key] for key in ("game", "students", "batch_size", "steps_per_update", "threads", "device")
         }
         write_json(options.out, {**result, "options": chosen, "environment": run_environment(config.device)})
 
