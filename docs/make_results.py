@@ -177,11 +177,19 @@ def profile_page(result: dict[str, Any]) -> str:
         if part["ms"] >= 0.01
     ]
     students = ", ".join(options["students"])
+    learning = sum(
+        part["ms"]
+        for part in result["parts"]
+        if part["work"] in ("networks", "backward") and part["owner"] != "collector"
+    )
+    least = 1e3 * result["gigaflops_an_update"] / result["gigaflops_a_second"]
     text = (
         f"Where the time between two updates goes: {options['game']}, teacher and {students}, batch "
         f"{options['batch_size']}, an update every {options['steps_per_update']} steps, {options['threads']} threads "
         f"on {options['device']}, mean of {result['updates']:,} updates. Everything but environment, networks, "
-        f"backward passes and optimisers is {result['share_of_library']:.0%} of {total:.1f} ms."
+        f"backward passes and optimisers is {result['share_of_library']:.0%} of {total:.1f} ms. The networks' "
+        f"learning takes {learning:.1f} ms of it; its {result['gigaflops_an_update']:.1f} GFLOP would take {least:.1f} ms at the "
+        f"{result['gigaflops_a_second']:.0f} GFLOP/s of a large matrix product, the best this machine does."
     )
     return table_page("profile.json", text, rows, made_by(result["environment"]))
 

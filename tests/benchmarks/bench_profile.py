@@ -3,7 +3,8 @@
     python tests/benchmarks/bench_profile.py --out docs/results/profile.json
 
 Runs the example's own networks, trainer and hook with a stopwatch around their parts. A part that calls another stops
-while that one runs, so that the times add up to the whole.
+while that one runs, so that the times add up to the whole. Besides, how long the arithmetic of an update would take at
+the speed of a large matrix product, which no program for this machine can undercut by much.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from hydra import compose, initialize_config_dir
 from main_example import ROOT, rtpd_atari
 from omegaconf import OmegaConf
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+from turns import take_turns
 
 from torchrl_rtpd import AtariVecEnv
 from torchrl_rtpd.memory import keep_freed_memory
@@ -74,8 +77,8 @@ class Stopwatch:
         setattr(thing, method, timed)
 
 
-def profiled(config: Any) -> tuple[Counter[tuple[str, str]], int]:
-    """Seconds by part from the first update on, and the number of updates."""
+def profiled(config: Any) -> tuple[Counter[tuple[str, str]], int, float]:
+    """Seconds by part from the first update on, the number of updates, and the operations of one."""
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     env = AtariVecEnv(config.game, config.num_envs, num_threads=config.threads, seed=config.seed)
@@ -111,7 +114,20 @@ def profiled(config: Any) -> tuple[Counter[tuple[str, str]], int]:
     finally:
         Tensor.backward = backward
     watch.lap()
-    return watch.seconds, trainer._optim_count
+    seconds = watch.seconds.copy()
+    sample = trainer.replay_buffer.sample()
+    with FlopCounterMode(display=False) as counter:
+        trainer.loss_module(sample)["loss"].backward()
+        if hook is not None:
+            hook.step(sample)
+    return seconds, trainer._optim_count, counter.get_total_flops()
+
+
+def matrix_flops(device: str, size: int = 1_024, repetitions: int = 30) -> float:
+    """Floating-point operations a second of a matrix product, the best of some."""
+    matrix = torch.randn(size, size, device=device)
+    times = take_turns({"product": lambda: matrix @ matrix}, repetitions)["product"]
+    return 2 * size**3 / (1e-3 * min(times))
 
 
 def _timed(watch: Stopwatch, call: Callable[..., Any], owner: str, work: str) -> Callable[..., Any]:
@@ -155,7 +171,7 @@ def main() -> None:
     ]
     with initialize_config_dir(str(ROOT / "examples" / "config"), version_base="1.3"):
         config = compose("rtpd_atari", [*settings, *options.overrides, "output_dir=unused"])
-    seconds, updates = profiled(config)
+    seconds, updates, flops = profiled(config)
     parts = [
         {"owner": owner, "work": work, "ms": 1e3 * spent / updates} for (owner, work), spent in seconds.most_common()
     ]
@@ -163,7 +179,15 @@ def main() -> None:
     share = 1 - sum(part["ms"] for part in parts if part["work"] in WORK) / total
     for part in parts:
         print(f"{part['owner']:10} {part['work']:18} {part['ms']:8.3f} ms {part['ms'] / total:6.1%}")
-    result = {"parts": parts, "ms_an_update": total, "updates": updates, "share_of_library": share}
+    speed = matrix_flops(config.device)
+    result = {
+        "parts": parts,
+        "ms_an_update": total,
+        "updates": updates,
+        "share_of_library": share,
+        "gigaflops_an_update": flops / 1e9,
+        "gigaflops_a_second": speed / 1e9,
+    }
     print(json.dumps({key: value for key, value in result.items() if key != "parts"}))
     if options.out is not None:
         settings = OmegaConf.to_container(config)
