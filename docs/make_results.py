@@ -188,8 +188,8 @@ def profile_page(result: dict[str, Any]) -> str:
         f"{options['batch_size']}, an update every {options['steps_per_update']} steps, {options['threads']} threads "
         f"on {options['device']}, mean of {result['updates']:,} updates. Everything but environment, networks, "
         f"backward passes and optimisers is {result['share_of_library']:.0%} of {total:.1f} ms. The networks' "
-        f"learning takes {learning:.1f} ms of it; its {result['gigaflops_an_update']:.1f} GFLOP would take {least:.1f} ms at the "
-        f"{result['gigaflops_a_second']:.0f} GFLOP/s of a large matrix product, the best this machine does."
+        f"learning takes {learning:.1f} ms of it; its {result['gigaflops_an_update']:.1f} GFLOP would take {least:.1f} "
+        f"ms at the {result['gigaflops_a_second']:.0f} GFLOP/s of a large matrix product, the best this machine does."
     )
     return table_page("profile.json", text, rows, made_by(result["environment"]))
 

@@ -7,6 +7,7 @@ import pickle
 import re
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torchrl.collectors import Collector, MultiSyncCollector
 from torchrl.data import Categorical, Composite, LazyTensorStorage, OneHot, TensorDictReplayBuffer, Unbounded
 from torchrl.envs import Compose, DoubleToFloat, EnvBase, GymEnv, RewardSum, SerialEnv, TransformedEnv
-from torchrl.envs.utils import ExplorationType, set_exploration_type
+from torchrl.envs.utils import ExplorationType, exploration_type, set_exploration_type
 from torchrl.modules import EGreedyModule, ProbabilisticActor, QValueActor
 from torchrl.objectives import DQNLoss, HardUpdate
 from torchrl.trainers.algorithms.dqn import DQNTrainer
@@ -593,3 +594,9 @@ def test_overlap_is_refused_where_nothing_steps_by_itself() -> None:
         DualNetworkCollector(Tape(), always(0), frames_per_batch=8, total_frames=8, overlap=True)
     with pytest.raises(ValueError, match=r"overlap=True is for backend='direct': got backend='process', whose workers"):
         DualNetworkCollector(Tape, always(0), frames_per_batch=8, total_frames=8, overlap=True, num_collectors=2)
+
+
+def test_one_exploration_type_serves_the_whole_process() -> None:
+    """Why a collector in a thread is warned of: TorchRL's losses set it while they are computed."""
+    with set_exploration_type(ExplorationType.DETERMINISTIC), ThreadPoolExecutor(1) as thread:
+        assert thread.submit(exploration_type).result() is ExplorationType.DETERMINISTIC

@@ -7,6 +7,7 @@ and a "step" and a "slot" entry that identify a transition wherever it is sample
 
 from __future__ import annotations
 
+import gc
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -911,3 +912,37 @@ def test_frames_can_live_on_a_cuda_device_and_reading_never_waits_for_it(n_step:
         torch.cuda.set_sync_debug_mode("default")
     assert found.device.type == "cuda"
     assert_same(found.cpu(), theirs[:].cpu())
+
+
+# Frames in a file
+
+
+def mapped_files() -> list[str]:
+    """Files of frames that this process has mapped, by Linux's own account."""
+    return [line for line in Path("/proc/self/maps").read_text().splitlines() if "replay-" in line]
+
+
+def test_frames_in_a_file_are_those_in_memory_and_leave_nothing_behind(tmp_path: Path) -> None:
+    """Over a turn of the ring, and restored; the file has no name while it is used and no space afterwards."""
+    buffers = [filled(Stream(2, ends=[(3, 0), (8, 1)]), 20, 25, scratch_dir=folder)[0] for folder in (None, tmp_path)]
+    in_memory, in_file = (buffer.storage for buffer in buffers)
+    assert len(mapped_files()) == 1 and not list(tmp_path.iterdir())
+    assert_same(in_file.get(range(20)), in_memory.get(range(20)))
+    restored = FrameStackStorage(20, num_envs=2, scratch_dir=tmp_path)
+    restored.load_state_dict(in_memory.state_dict())
+    assert len(mapped_files()) == 2
+    assert_same(restored.get(range(20)), in_memory.get(range(20)))
+    del buffers, in_file, restored
+    gc.collect()
+    assert not mapped_files()
+
+
+def test_a_file_that_cannot_be_had_is_an_early_error(tmp_path: Path) -> None:
+    with pytest.raises(
+        MemoryError, match=rf"a replay of 1,000,000,000,000 .* GB on {tmp_path}, where .* lower max_size"
+    ):
+        FrameStackStorage(1_000_000_000_000, num_envs=2, scratch_dir=tmp_path)
+    with pytest.raises(FileNotFoundError, match="missing"):
+        FrameStackStorage(20, num_envs=2, scratch_dir=tmp_path / "missing")
+    with pytest.raises(ValueError, match="a file holds frames for the CPU only: got scratch_dir and device=meta; give"):
+        FrameStackStorage(20, num_envs=2, scratch_dir=tmp_path, device="meta")

@@ -211,6 +211,7 @@ class FrameStackStorageConfig(StorageConfig):
     gamma: float = 0.99
     device: str = "cpu"
     pixels_key: Any = "pixels"
+    scratch_dir: str | None = None
     _target_: str = "torchrl_rtpd.configs._make_frame_stack_storage"
 
 

@@ -27,7 +27,7 @@ from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor
 from torchrl.data import PrioritizedSampler, RandomSampler, TensorDictReplayBuffer, TensorStorage
 
-from torchrl_rtpd.memory import check_fits
+from torchrl_rtpd.memory import bytes_in_file, check_fits
 
 __all__ = ["FrameStackStorage", "make_replay_buffer"]
 
@@ -56,6 +56,8 @@ class FrameStackStorage(TensorStorage):
         gamma: discount factor of these sums; give the loss the same.
         device: where the frames live, for example ``"cuda"``.
         pixels_key: where the stacks are read and written.
+        scratch_dir: a folder in which a file holds the frames, for more of them than there is memory; see
+            :func:`~torchrl_rtpd.memory.bytes_in_file`. None is memory.
 
     Raises:
         ValueError: sizes that do not fit each other; at a write, data of another layout or size.
@@ -86,6 +88,7 @@ class FrameStackStorage(TensorStorage):
         gamma: float = 0.99,
         device: torch.device | str = "cpu",
         pixels_key: NestedKey = "pixels",
+        scratch_dir: Path | str | None = None,
     ) -> None:
         block = num_envs * steps_per_write
         if min(num_envs, steps_per_write, frame_stack, n_step) < 1 or max_size < block:
@@ -100,6 +103,9 @@ class FrameStackStorage(TensorStorage):
                 f"use {max_size - max_size % block}."
             )
         super().__init__(None, max_size, device=device)
+        if scratch_dir is not None and self.device.type != "cpu":
+            raise ValueError(f"a file holds frames for the CPU only: got scratch_dir and device={device}; give one.")
+        self.scratch_dir = scratch_dir
         self.num_envs = num_envs
         self.steps_per_write = steps_per_write
         self.frame_stack = frame_stack
@@ -112,8 +118,9 @@ class FrameStackStorage(TensorStorage):
         check_fits(
             self.estimated_bytes,
             f"a replay of {max_size:,} transitions",
-            "lower max_size, or keep it on a device with more memory",
+            "lower max_size, or keep it on a device with more memory or in a scratch_dir",
             self.device,
+            scratch_dir,
         )
         self._empty()
 
@@ -281,8 +288,7 @@ class FrameStackStorage(TensorStorage):
 
     def _allocate(self, pixels: Tensor, entries: TensorDictBase) -> None:
         size = pixels.shape[-2:]
-        # Not zeroed, so that memory is taken from the system only as the ring fills; what was not written is not read.
-        self._frames = torch.empty(self._num_frames + 1, *size, dtype=torch.uint8, device=self.device)
+        self._frames = self._new_frames(size)
         self._frames[-1] = 0
         # The first stacks come whole, whether or not a game begins with them.
         self._set_frames((1 - self.frame_stack) * self.num_envs, pixels[0, :, :-1].transpose(0, 1))
@@ -291,6 +297,13 @@ class FrameStackStorage(TensorStorage):
             lambda leaf: torch.zeros(self.max_size, *leaf.shape, dtype=leaf.dtype, device=self.device),
             batch_size=[self.max_size],
         )
+
+    def _new_frames(self, size: Sequence[int]) -> Tensor:
+        shape = (self._num_frames + 1, *size)
+        if self.scratch_dir is not None:
+            return bytes_in_file(shape, self.scratch_dir)
+        # Not zeroed, so that memory is taken from the system only as the ring fills; what was not written is not read.
+        return torch.empty(shape, dtype=torch.uint8, device=self.device)
 
     def _set_frames(self, number: int, frames: Tensor) -> None:
         """Store frames ``[T, N, H, W]`` from this number on, in two pieces across the seam of the ring."""
@@ -449,6 +462,9 @@ class FrameStackStorage(TensorStorage):
             )
         for name in self._STATE:
             value = state_dict[name]
+            if name == "_frames" and self.scratch_dir is not None and value.numel():
+                self._frames = self._new_frames(value.shape[1:]).copy_(value)
+                continue
             setattr(self, name, value.to(self.device, copy=True) if isinstance(value, Tensor) else copy(value))
         self._extra = TensorDict(state_dict["extra"], [self.max_size]).to(self.device).clone()
         self._bump_mutation_revision()

@@ -63,6 +63,9 @@ def main() -> None:
             storage.cut()
             for rollout in played:
                 buffer.extend(rollout)
+        storage.cut()
+        for rollout in played[:-1]:  # the trainer writes the last one itself
+            buffer.extend(rollout)
 
     def note() -> None:
         rounds.append({"updates": trainer._optim_count, "resident_gb": resident_bytes() / 1e9})

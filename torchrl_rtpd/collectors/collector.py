@@ -268,6 +268,15 @@ class DualNetworkCollector(_PolicyWeights, Collector, metaclass=_EngineDispatch)
             seen = self._carrier.to(self.policy_device) if self._cast_to_policy_device else self._carrier
             self.env.send(self.policy.decide(seen))
 
+    def start(self) -> None:
+        """TorchRL's: collect in a thread of this process, which has one exploration type for all, hence a warning."""
+        warnings.warn(
+            "a collector in a thread explores nothing while a loss of the same process is being computed, since both "
+            "share TorchRL's exploration type; collect in a worker process instead (num_collectors=1).",
+            stacklevel=2,
+        )
+        super().start()
+
     def reset(self, *args: Any, **kwargs: Any) -> None:
         """Reset the environments; a step that is being played is dropped."""
         self.policy.forget_decision()

@@ -1,0 +1,37 @@
+"""The benchmarks, with as little work as they take, so that they are known to run when an idle machine can be had."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent / "benchmarks"
+SMALL = {
+    "bench_env.py": ["--repetitions", "2", "--envs", "2", "--steps", "2"],
+    "bench_replay.py": ["--repetitions", "2", "--capacity", "640"],
+    "bench_collector.py": ["--repetitions", "1", "--envs", "2"],
+    "bench_objectives.py": ["--repetitions", "2"],
+    "bench_fleet.py": ["--repetitions", "1", "--steps", "1700"],
+    "bench_profile.py": ["total_steps=640", "warmup_steps=320"],
+    "bench_memory.py": ["--capacity", "4096", "--updates", "800"],
+    "bench_loop.py": ["--repeats", "1", "--steps", "640", "--start", "320"],
+    "gpu.py": ["--device", "cpu", "--no-compile", "--repetitions", "1", "--steps", "640"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", SMALL)
+def test_every_benchmark_runs_and_says_where(script: str, tmp_path: Path) -> None:
+    out = tmp_path / "result.json"
+    subprocess.run([sys.executable, str(BENCHMARKS / script), "--out", str(out), *SMALL[script]], check=True)
+    result = json.loads(out.read_text())
+    assert len(result) > 1 and {"command", "commit", "cpu"} <= result["environment"].keys()
+
+
+def test_every_benchmark_is_among_them() -> None:
+    helpers = {"main_example.py", "plain_rtpd.py", "turns.py"}
+    assert {path.name for path in BENCHMARKS.glob("*.py")} == SMALL.keys() | helpers
