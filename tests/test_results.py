@@ -2,10 +2,13 @@
 
 import importlib.util
 import json
+import math
 import sys
 from pathlib import Path
 
 import pytest
+
+from torchrl_rtpd.report import read_metrics
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -76,3 +79,10 @@ def test_summary_counts_the_seeds_that_reach_ninety_percent():
         for seed, share in enumerate((0.95, 0.90, 0.50))
     ]
     assert make_results.summary_rows(runs)[1] == ["net17", "90", "0.90", "0.50", "0.95", "2 of 3", "50.0"]
+
+
+def test_the_teacher_of_the_fleet_is_that_of_the_quick_run() -> None:
+    """Same seed, two students there and six here: equal scores at every evaluation, as docs/results.md says."""
+    runs = [read_metrics(RESULTS / study / "seed0" / "metrics.csv") for study in ("quick", "six_students")]
+    quick, fleet = ([score for score in run["teacher/score"] if not math.isnan(score)] for run in runs)
+    assert quick == fleet and len(quick) > 1

@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase, TensorDictParams
@@ -80,6 +81,12 @@ class PolicyDistillationLoss(LossModule):
     student_network: TensorDictModule
     student_network_params: TensorDictParams
     target_student_network_params: TensorDictParams
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "forward" not in cls.__dict__:
+            # TorchRL wraps forward for every class anew, around the wrapper of its base: one is enough.
+            cls.forward = cls.forward.__wrapped__  # type: ignore[attr-defined, method-assign]
 
     def __init__(
         self,
