@@ -115,12 +115,21 @@ def profiled(config: Any) -> tuple[Counter[tuple[str, str]], int, float]:
         Tensor.backward = backward
     watch.lap()
     seconds = watch.seconds.copy()
-    sample = trainer.replay_buffer.sample()
-    with FlopCounterMode(display=False) as counter:
-        trainer.loss_module(sample)["loss"].backward()
-        if hook is not None:
-            hook.step(sample)
-    return seconds, trainer._optim_count, counter.get_total_flops()
+    return seconds, trainer._optim_count, learning_flops(config, networks, trainer.replay_buffer.sample()["pixels"])
+
+
+def learning_flops(config: Any, networks: dict[str, Any], pixels: Tensor) -> int:
+    """Floating-point operations of an update: forward and backward, and of target networks forward."""
+    total = 0
+    for name, network in networks.items():
+        tower = network.module[0].module
+        with FlopCounterMode(display=False) as counter:
+            tower(pixels).sum().backward()
+            if name == "teacher" or config.td_coeff:
+                with torch.no_grad():
+                    tower(pixels)
+        total += counter.get_total_flops()
+    return total
 
 
 def matrix_flops(device: str, size: int = 1_024, repetitions: int = 30) -> float:
