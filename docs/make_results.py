@@ -144,10 +144,10 @@ def page(study: Path) -> str:
 
 PROGRAMS = {
     "ours": "this package, teacher and one student",
-    "ours_overlap": "the same with `overlap=true`",
-    "ours_bfloat16": "the same with `amp=true`",
+    "ours_overlap": "this package with `overlap=true`",
+    "ours_bfloat16": "this package with `amp=true`",
     "plain": "plain PyTorch, teacher and one student",
-    "plain_kept": "the same, keeping freed memory as ours does",
+    "plain_kept": "plain PyTorch that keeps freed memory as ours does",
     "torchrl_stock": "TorchRL's stock way, teacher alone",
     "stable_baselines3": "stable-baselines3's DQN, teacher alone",
 }
