@@ -31,6 +31,7 @@ from torchrl.trainers.algorithms.dqn import DQNTrainer
 
 from torchrl_rtpd import (
     AtariVecEnv,
+    BoundedHistory,
     DistillationLoss,
     DualNetworkCollector,
     Evaluator,
@@ -212,6 +213,7 @@ def build_trainer(
         greedy_module=exploration,
         episode_reward_key="episode_reward",
     )
+    BoundedHistory().register(trainer)
     KeepWarmupData(replay_buffer).register(trainer)
     SampleToDevice(config.device).register(trainer)
     settle(config, trainer, "teacher", optimizer, config.teacher_settles)

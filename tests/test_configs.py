@@ -25,13 +25,14 @@ from torchrl_rtpd.envs import AtariVecEnv
 from torchrl_rtpd.networks import NatureTower
 from torchrl_rtpd.objectives import ContinuousDistillationLoss, DistillationLoss, StudentDQNLoss
 from torchrl_rtpd.replay import FrameStackStorage
-from torchrl_rtpd.trainers import KeepWarmupData, RealTimeDistillTrainer, SampleToDevice
+from torchrl_rtpd.trainers import BoundedHistory, KeepWarmupData, RealTimeDistillTrainer, SampleToDevice
 
 PARTS = {
     configs.DistillationLossConfig: DistillationLoss,
     configs.ContinuousDistillationLossConfig: ContinuousDistillationLoss,
     configs.StudentDQNLossConfig: StudentDQNLoss,
     configs.RealTimeDistillTrainerConfig: RealTimeDistillTrainer,
+    configs.BoundedHistoryConfig: BoundedHistory,
     configs.KeepWarmupDataConfig: KeepWarmupData,
     configs.SampleToDeviceConfig: SampleToDevice,
     configs.AtariVecEnvConfig: AtariVecEnv,

@@ -36,7 +36,13 @@ from torchrl_rtpd.envs import AtariVecEnv
 from torchrl_rtpd.networks import Tower, dormant_share, make_actor
 from torchrl_rtpd.objectives import DistillationLoss, StudentDQNLoss
 from torchrl_rtpd.replay import FrameStackStorage, make_replay_buffer
-from torchrl_rtpd.trainers import KeepWarmupData, RealTimeDistillStepper, RealTimeDistillTrainer, SampleToDevice
+from torchrl_rtpd.trainers import (
+    BoundedHistory,
+    KeepWarmupData,
+    RealTimeDistillStepper,
+    RealTimeDistillTrainer,
+    SampleToDevice,
+)
 
 Students = dict[str, DistillationLoss]
 FAST = partial(Adam, lr=1e-2)
@@ -1015,6 +1021,28 @@ def test_padding_is_not_kept() -> None:
 def test_warm_up_data_is_kept_only_inside_a_trainer() -> None:
     with pytest.raises(RuntimeError, match=r"extend was called before register: call hook\.register\(trainer\) first"):
         KeepWarmupData(TensorDictReplayBuffer(storage=LazyTensorStorage(2))).extend(TensorDict(batch_size=[2]))
+
+
+def test_a_trainer_keeps_the_newest_values_it_logged_and_learns_as_before() -> None:
+    """TorchRL's own keeps them all."""
+    plain, bounded = cartpole_trainer(), cartpole_trainer()
+    hook = BoundedHistory(keep=2)
+    hook.register(bounded)
+    assert hook.state_dict() == {}
+    hook.load_state_dict({})
+    for trainer in (plain, bounded):
+        trained(trainer, None)
+    assert teacher_state(bounded) == teacher_state(plain)
+    assert max(len(values) for values in plain._log_dict.values()) > 2
+    assert bounded._log_dict.keys() == plain._log_dict.keys()
+    for name, values in plain._log_dict.items():
+        assert bounded._log_dict[name][-1] == values[-1]
+        assert len(bounded._log_dict[name]) <= 2 + 1  # what is logged after the last look
+
+
+def test_a_history_holds_the_newest_value_at_least() -> None:
+    with pytest.raises(ValueError, match="keep must be at least 1, the newest value: got 0"):
+        BoundedHistory(keep=0)
 
 
 def test_minibatches_are_moved_after_torchrl_has_sampled_them() -> None:

@@ -22,6 +22,7 @@ from torchrl_rtpd.schedules import (
 from torchrl_rtpd.trainers import (
     AverageTeacher,
     BestTeacher,
+    BoundedHistory,
     KeepWarmupData,
     LaggingTeacher,
     RealTimeDistillStepper,
@@ -36,6 +37,7 @@ __all__ = [
     "AtariVecEnv",
     "AverageTeacher",
     "BestTeacher",
+    "BoundedHistory",
     "ContinuousDistillationLoss",
     "DistillationLoss",
     "DualNetworkCollector",

@@ -45,6 +45,7 @@ from torchrl_rtpd.replay import FrameStackStorage
 
 __all__ = [
     "AtariVecEnvConfig",
+    "BoundedHistoryConfig",
     "ContinuousDistillationLossConfig",
     "DistillationLossConfig",
     "DualNetworkCollectorConfig",
@@ -148,6 +149,14 @@ class RealTimeDistillTrainerConfig(HookConfig):
 
 
 @dataclass
+class BoundedHistoryConfig(HookConfig):
+    """Hydra configuration of :class:`~torchrl_rtpd.trainers.BoundedHistory`."""
+
+    keep: int = 1_000
+    _target_: str = "torchrl_rtpd.trainers.BoundedHistory"
+
+
+@dataclass
 class KeepWarmupDataConfig(HookConfig):
     """Hydra configuration of :class:`~torchrl_rtpd.trainers.KeepWarmupData`."""
 
@@ -178,6 +187,7 @@ class DualNetworkCollectorConfig(CollectorConfig):
     record: bool = False
     keep: Any = ()
     acting_seed: int | None = None
+    overlap: bool = False
     _target_: str = "torchrl_rtpd.configs._make_dual_network_collector"
 
 
@@ -275,6 +285,7 @@ def _register_configs() -> None:
     store(group="loss", name="continuous_distillation", node=ContinuousDistillationLossConfig)
     store(group="loss", name="student_dqn", node=StudentDQNLossConfig)
     store(group="hook", name="real_time_distill", node=RealTimeDistillTrainerConfig)
+    store(group="hook", name="bounded_history", node=BoundedHistoryConfig)
     store(group="hook", name="keep_warmup_data", node=KeepWarmupDataConfig)
     store(group="hook", name="sample_to_device", node=SampleToDeviceConfig)
     store(group="collector", name="dual_network", node=DualNetworkCollectorConfig)

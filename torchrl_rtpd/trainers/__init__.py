@@ -9,7 +9,7 @@ The teacher's values of the minibatch are those its own loss has just computed, 
 twice, nothing is drawn from a random generator (unless by a student's own dropout), and no gradient leaves a student.
 """
 
-from torchrl_rtpd.trainers.cures import KeepWarmupData, SampleToDevice
+from torchrl_rtpd.trainers.cures import BoundedHistory, KeepWarmupData, SampleToDevice
 from torchrl_rtpd.trainers.hook import RealTimeDistillTrainer
 from torchrl_rtpd.trainers.stepper import RealTimeDistillStepper
 from torchrl_rtpd.trainers.teachers import AverageTeacher, BestTeacher, LaggingTeacher, TeacherCopy
@@ -17,6 +17,7 @@ from torchrl_rtpd.trainers.teachers import AverageTeacher, BestTeacher, LaggingT
 __all__ = [
     "AverageTeacher",
     "BestTeacher",
+    "BoundedHistory",
     "KeepWarmupData",
     "LaggingTeacher",
     "RealTimeDistillStepper",

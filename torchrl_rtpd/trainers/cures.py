@@ -8,7 +8,43 @@ import torch
 from tensordict import TensorDictBase
 from torchrl.trainers import ReplayBufferTrainer, Trainer, TrainerHookBase
 
-__all__ = ["KeepWarmupData", "SampleToDevice"]
+__all__ = ["BoundedHistory", "KeepWarmupData", "SampleToDevice"]
+
+
+class BoundedHistory(TrainerHookBase):
+    """Let a trainer forget what it logged long ago.
+
+    TorchRL's trainers keep every value they ever logged, which fills the memory of a run of days; whoever reads them,
+    such as its early stopping, looks at the last ones.
+
+    Args:
+        keep: values kept of each metric, at least 1.
+
+    Raises:
+        ValueError: less than one.
+    """
+
+    def __init__(self, keep: int = 1_000) -> None:
+        if keep < 1:
+            raise ValueError(f"keep must be at least 1, the newest value: got {keep}.")
+        self.keep = keep
+
+    def register(self, trainer: Trainer, name: str = "bounded_history") -> None:
+        """Attach to a trainer."""
+        self._trainer = trainer
+        trainer.register_op("post_steps", self.forget)
+
+    def forget(self) -> None:
+        """Drop all but the newest values; called once a batch."""
+        for values in self._trainer._log_dict.values():
+            del values[: -self.keep]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the hook holds no state."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing to restore."""
 
 
 class KeepWarmupData(TrainerHookBase):
