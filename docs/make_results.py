@@ -144,7 +144,8 @@ def page(study: Path) -> str:
 
 PROGRAMS = {
     "ours": "this package, teacher and one student",
-    "ours_overlap": "this package with `overlap=true`",
+    "ours_short": "this package, one step of each game a batch",
+    "ours_short_overlap": "this package, one step of each game a batch and `overlap=true`",
     "ours_bfloat16": "this package with `amp=true`",
     "plain": "plain PyTorch, teacher and one student",
     "plain_kept": "plain PyTorch that keeps freed memory as ours does",

@@ -577,6 +577,20 @@ def test_random_steps_are_not_begun_before_their_turn() -> None:
     assert [batch["action"][0].tolist() for batch in batches[2:]] == [[1, 2], [2, 3]]
 
 
+def test_who_acts_is_stored_of_steps_that_were_begun_early_too() -> None:
+    """The teacher always takes action 0 here, the student 1."""
+    teacher, student = (QValueActor(_Counted(), in_keys=["pixels"], spec=Categorical(6)) for _ in range(2))
+    nn.init.constant_(student.module[0].module.weight, 1)
+    env = AtariVecEnv("pong", 2, seed=0)
+    collector = DualNetworkCollector(
+        env, teacher, student, acting=0.5, acting_seed=0, frames_per_batch=2, total_frames=40, overlap=True
+    )
+    batches = torch.cat([batch.clone() for batch in collector], 1)
+    collector.shutdown()
+    assert torch.equal(batches["acted_by"].long(), batches["action"] + 1)
+    assert {1, 2} == set(batches["acted_by"].flatten().tolist())
+
+
 def test_a_reset_drops_the_step_that_was_begun() -> None:
     env = AtariVecEnv("pong", 2, seed=0)
     collector = DualNetworkCollector(

@@ -248,7 +248,7 @@ def test_an_asynchronous_trainer_learns_from_what_the_workers_write(engine: dict
     trainer = trainer_of(collector, teacher, None, frames=400, replay_buffer=buffer, async_collection=True)
     hook = RealTimeDistillTrainer(DistillationLoss(student), optimizer=partial(torch.optim.Adam, lr=1e-2))
     hook.register(trainer)
-    warned = pytest.warns(UserWarning, match="explores nothing while a loss .* num_collectors=1")
+    warned = pytest.warns(UserWarning, match="explores nothing while a loss .*num_collectors=1")
     with nullcontext() if engine else warned:
         trainer.train()
     assert len(buffer) >= 400

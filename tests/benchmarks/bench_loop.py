@@ -34,7 +34,11 @@ NUMBERS = {
     "rollout_steps": 8,  # ours only
 }
 HERE = Path(__file__).parent
-VARIANTS = {"ours": {}, "ours_overlap": {"overlap": True}}
+VARIANTS = {
+    "ours": {},
+    "ours_short": {"rollout_steps": 1},  # so that overlap concerns every step
+    "ours_short_overlap": {"rollout_steps": 1, "overlap": True},
+}
 BFLOAT16 = "ours_bfloat16"  # one run only: many times slower on a CPU without instructions for it
 OTHERS = {
     "plain": [sys.executable, str(HERE / "plain_rtpd.py")],
@@ -45,22 +49,22 @@ OTHERS = {
 
 def ours(options: argparse.Namespace, seed: int, **overrides: object) -> float:
     """Steps per second of the example."""
-    return steps_per_second(
-        game=options.game,
-        students="[net17]",
-        td_coeff=0,
-        total_steps=options.steps,
-        warmup_steps=options.start,
-        num_envs=options.envs,
-        rollout_steps=options.rollout_steps,
-        batch_size=options.batch,
-        steps_per_update=options.every,
-        threads=options.threads,
-        n_step=1,
-        replay_capacity=options.steps,
-        seed=seed,
-        **overrides,
-    )
+    settings = {
+        "game": options.game,
+        "students": "[net17]",
+        "td_coeff": 0,
+        "total_steps": options.steps,
+        "warmup_steps": options.start,
+        "num_envs": options.envs,
+        "rollout_steps": options.rollout_steps,
+        "batch_size": options.batch,
+        "steps_per_update": options.every,
+        "threads": options.threads,
+        "n_step": 1,
+        "replay_capacity": options.steps,
+        "seed": seed,
+    }
+    return steps_per_second(**{**settings, **overrides})
 
 
 def other(command: list[str], options: argparse.Namespace, seed: int) -> float:

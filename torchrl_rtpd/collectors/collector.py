@@ -7,6 +7,7 @@ import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from multiprocessing import connection
 from typing import Any
 
 import torch
@@ -85,6 +86,8 @@ class _WatchedWorkers(_PolicyWeights):
         try:
             yield from super().iterator()  # type: ignore[misc]
         except Exception as error:
+            # A connection may break a moment before its worker has ended.
+            connection.wait([process.sentinel for process in self.procs if not process._closed], timeout=1.0)
             self._check_workers(error)
             raise
 
