@@ -19,6 +19,7 @@ from test_collectors import Tape, actor, always, trainer_of
 from torchrl.collectors import BaseCollector
 from torchrl.data import Categorical, LazyMemmapStorage, LazyTensorStorage, RayReplayBuffer, TensorDictReplayBuffer
 from torchrl.envs import EnvBase, RewardSum, TransformedEnv
+from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import EGreedyModule
 
 from torchrl_rtpd import (
@@ -249,8 +250,10 @@ def test_an_asynchronous_trainer_learns_from_what_the_workers_write(engine: dict
     hook = RealTimeDistillTrainer(DistillationLoss(student), optimizer=partial(torch.optim.Adam, lr=1e-2))
     hook.register(trainer)
     warned = pytest.warns(UserWarning, match="explores nothing while a loss .*num_collectors=1")
-    with nullcontext() if engine else warned:
+    # The thread and the losses may leave the process's exploration type as either had set it: it is put back here.
+    with nullcontext() if engine else warned, set_exploration_type(ExplorationType.RANDOM):
         trainer.train()
+        collector.async_shutdown()
     assert len(buffer) >= 400
     assert hook.updates > 0
     assert hook.metrics["distill/student/acting"] == 0.5
