@@ -12,14 +12,13 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from ale_py.vector_env import AtariVectorEnv
 from gymnasium.vector import AutoresetMode
 from torch import nn
-from turns import median_ratio, take_turns
+from turns import median_ratio, parsed_options, take_turns
 
 from torchrl_rtpd import AtariVecEnv, DualNetworkCollector, make_actor
 from torchrl_rtpd.networks import TOWERS
@@ -107,12 +106,7 @@ def compared(options: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     """Measure, print, save."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--game", default="road_runner")
-    parser.add_argument("--out", type=Path, help="a JSON file to write")
-    for name, default in NUMBERS.items():
-        parser.add_argument(f"--{name}", type=int, default=default)
-    options = parser.parse_args()
+    options = parsed_options(__doc__, NUMBERS, game="road_runner")
     torch.set_num_threads(options.threads)
     result = compared(options)
     print(result)

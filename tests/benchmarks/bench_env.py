@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from ale_py.vector_env import AtariVectorEnv
 from gymnasium.vector import AutoresetMode
 from torchrl.collectors import Collector
 from torchrl.envs import EnvBase, GymWrapper
-from turns import median_ratio, take_turns
+from turns import median_ratio, parsed_options, take_turns
 
 from torchrl_rtpd import AtariVecEnv
 from torchrl_rtpd.memory import keep_freed_memory
@@ -75,12 +74,7 @@ def collecting(options: argparse.Namespace, env: EnvBase) -> Callable[[], object
 
 def main() -> None:
     """Measure, print, save."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--game", default="road_runner")
-    parser.add_argument("--out", type=Path, help="a JSON file to write")
-    for name, default in NUMBERS.items():
-        parser.add_argument(f"--{name}", type=int, default=default)
-    options = parser.parse_args()
+    options = parsed_options(__doc__, NUMBERS, game="road_runner")
     torch.set_num_threads(options.threads)
     keep_freed_memory()  # for all alternatives alike
 

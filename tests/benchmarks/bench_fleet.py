@@ -15,7 +15,6 @@ import json
 import statistics
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ from tensordict import TensorDict
 from torch import nn
 from torchrl.data import Categorical
 from torchrl.objectives import HardUpdate
-from turns import median_ratio, take_turns
+from turns import median_ratio, parsed_options, take_turns
 
 from torchrl_rtpd import RealTimeDistillTrainer, StudentDQNLoss, make_actor
 from torchrl_rtpd.memory import keep_freed_memory
@@ -93,11 +92,11 @@ def by_hook(name: str, batch: TensorDict) -> Callable[[], None]:
         optimizer=partial(torch.optim.Adam, lr=LEARNING_RATE, eps=1e-5, fused=True),
         target_updater=partial(HardUpdate, value_network_update_interval=1_000),
     )
-    hook.prepare(_Trainer())  # type: ignore[arg-type]
+    hook.prepare(BareTrainer())  # type: ignore[arg-type]
     return lambda: hook.step(batch)
 
 
-class _Trainer:
+class BareTrainer:
     """What the hook asks of a trainer when the minibatch brings the teacher's values."""
 
     loss_module = nn.Module()
@@ -116,11 +115,7 @@ def seconds_a_step(students: list[str], options: argparse.Namespace) -> float:
 
 def main() -> None:
     """Measure, print, save."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="a JSON file to write")
-    for name, default in NUMBERS.items():
-        parser.add_argument(f"--{name}", type=int, default=default)
-    options = parser.parse_args()
+    options = parsed_options(__doc__, NUMBERS)
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     keep_freed_memory()  # for all alternatives alike

@@ -68,13 +68,16 @@ class Stopwatch:
 
     def around(self, thing: Any, method: str, owner: str | None, work: str) -> None:
         """Time every call of a method of an object or class."""
-        call = getattr(thing, method)
+        setattr(thing, method, self.timed(getattr(thing, method), owner, work))
+
+    def timed(self, call: Callable[..., Any], owner: str | None, work: str) -> Callable[..., Any]:
+        """The same function with its calls timed."""
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             with self.part(owner, work):
                 return call(*args, **kwargs)
 
-        setattr(thing, method, timed)
+        return timed
 
 
 def profiled(config: Any) -> tuple[Counter[tuple[str, str]], int, float]:
@@ -97,7 +100,7 @@ def profiled(config: Any) -> tuple[Counter[tuple[str, str]], int, float]:
     backward = Tensor.backward
     watch.around(Tensor, "backward", None, "backward")
     for index, (op, kwargs) in enumerate(trainer._optimizer_ops):
-        trainer._optimizer_ops[index] = (_timed(watch, op, "teacher", "gradient norm"), kwargs)
+        trainer._optimizer_ops[index] = (watch.timed(op, "teacher", "gradient norm"), kwargs)
     if hook is not None:
         update: Callable[..., None] = hook._update
 
@@ -137,14 +140,6 @@ def matrix_flops(device: str, size: int = 1_024, repetitions: int = 30) -> float
     matrix = torch.randn(size, size, device=device)
     times = take_turns({"product": lambda: matrix @ matrix}, repetitions)["product"]
     return 2 * size**3 / (1e-3 * min(times))
-
-
-def _timed(watch: Stopwatch, call: Callable[..., Any], owner: str, work: str) -> Callable[..., Any]:
-    def timed(*args: Any, **kwargs: Any) -> Any:
-        with watch.part(owner, work):
-            return call(*args, **kwargs)
-
-    return timed
 
 
 def _timed_iterator(iterator: Callable[[], Iterator[Any]], watch: Stopwatch) -> Iterator[Any]:

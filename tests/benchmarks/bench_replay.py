@@ -9,14 +9,12 @@ which ours come in.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from functools import partial
-from pathlib import Path
 
 import torch
 from torchrl.data import LazyTensorStorage, PrioritizedSampler, TensorDictReplayBuffer
-from turns import median_ratio, take_turns
+from turns import median_ratio, parsed_options, take_turns
 
 from torchrl_rtpd import AtariVecEnv, FrameStackStorage, make_replay_buffer
 from torchrl_rtpd.memory import keep_freed_memory
@@ -27,12 +25,7 @@ NUMBERS = {"repetitions": 200, "capacity": 20_480, "batch": 32, "envs": 8, "step
 
 def main() -> None:
     """Fill the buffers, measure, print, save."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--game", default="road_runner")
-    parser.add_argument("--out", type=Path, help="a JSON file to write")
-    for name, default in NUMBERS.items():
-        parser.add_argument(f"--{name}", type=int, default=default)
-    options = parser.parse_args()
+    options = parsed_options(__doc__, NUMBERS, game="road_runner")
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     keep_freed_memory()

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bench_fleet import BareTrainer
 from main_example import steps_per_second
 from tensordict import TensorDict
 from tensordict.nn import CudaGraphModule
@@ -120,7 +121,7 @@ def waits_nowhere(device: str) -> dict[str, int]:
         target_updater=partial(HardUpdate, value_network_update_interval=1_000),
         dormant_every_updates=None,
     )
-    hook.prepare(_Trainer())  # type: ignore[arg-type]
+    hook.prepare(BareTrainer())  # type: ignore[arg-type]
     batch = minibatch(32, device)
     for _ in range(9):
         hook.step(batch)
@@ -128,12 +129,6 @@ def waits_nowhere(device: str) -> dict[str, int]:
         for _ in range(6):
             hook.step(batch)
     return {"updates_without_waiting": 6}
-
-
-class _Trainer:
-    """What the hook asks of a trainer when the students' losses have their teacher."""
-
-    loss_module = nn.Module()
 
 
 def update_times(device: str, repetitions: int, compiled: bool) -> dict[str, dict[str, float]]:

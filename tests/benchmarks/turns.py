@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 
-__all__ = ["median_ratio", "take_turns"]
+__all__ = ["median_ratio", "parsed_options", "take_turns"]
+
+
+def parsed_options(
+    description: str | None, numbers: Mapping[str, int], *, game: str | None = None
+) -> argparse.Namespace:
+    """What the command line says: ``--out``, whole numbers with these defaults, and ``--game`` if it has a default."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="a JSON file to write")
+    if game is not None:
+        parser.add_argument("--game", default=game)
+    for name, default in numbers.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    return parser.parse_args()
 
 
 def take_turns(
