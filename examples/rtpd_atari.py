@@ -3,6 +3,7 @@
     python examples/rtpd_atari.py                                   the quick run, ten minutes on two CPU cores
     python examples/rtpd_atari.py game=pong students=[net1,net5] seed=3
     python examples/rtpd_atari.py preset=paper game=breakout device=cuda
+    python examples/rtpd_atari.py method=two_stage                  the teacher first, then the students; see methods.py
 
 Everything a run leaves lies in ``output_dir``: results.json, table.md, metrics.csv, curves.png, front.png, config.yaml,
 weights/ and TensorBoard events. The keys are explained in config/rtpd_atari.yaml. Method: Sun & Fazli 2019,
@@ -11,6 +12,7 @@ https://arxiv.org/abs/1912.12630.
 
 from __future__ import annotations
 
+import copy
 import time
 import warnings
 from dataclasses import dataclass, field
@@ -21,9 +23,12 @@ from typing import Any
 import hydra
 import torch
 from hydra.core.config_store import ConfigStore
+from methods import TEACHERS, FrozenTeacher, RecycleUnits, Task, check_method, load_teacher, num_steps
 from omegaconf import MISSING, OmegaConf
+from scoreboard import final_scores
 from tensordict.nn import TensorDictModule
-from torchrl.modules import EGreedyModule
+from torchrl.data import ReplayBuffer
+from torchrl.modules import EGreedyModule, QValueActor
 from torchrl.objectives import DQNLoss, HardUpdate
 from torchrl.record.loggers import Logger, TensorboardLogger
 from torchrl.trainers import LRSchedulerHook
@@ -43,7 +48,7 @@ from torchrl_rtpd import (
     make_actor,
     make_replay_buffer,
 )
-from torchrl_rtpd.evaluation import agreement_with_teacher, latency_ms, normalised_score
+from torchrl_rtpd.evaluation import latency_ms
 from torchrl_rtpd.memory import keep_freed_memory
 from torchrl_rtpd.monitor import RunMonitor
 from torchrl_rtpd.networks import num_parameters
@@ -57,8 +62,6 @@ from torchrl_rtpd.report import (
     run_environment,
     write_json,
 )
-
-METHODS = ("rtpd", "teacher_only")
 
 
 @dataclass
@@ -79,8 +82,14 @@ class Config:
     progress_bar: bool = True
     divergence: str = "forward_kl"
     temperature: Any = 0.1  # a number or "auto"
+    student_temperature: float | None = None
     imitation: bool = True
     td_coeff: float = 1.0
+    distill_coeff: float = 1.0
+    learn_from: str = "latest"
+    acting: Any = "teacher"  # a name or a probability
+    teacher_from: str | None = None
+    two_stage_epsilon: float = 0.05
     total_steps: int = MISSING
     warmup_steps: int = MISSING
     num_envs: int = MISSING
@@ -113,10 +122,7 @@ ConfigStore.instance().store(name="rtpd_atari_schema", node=Config)
 
 def check(config: Config) -> None:
     """Refuse, before anything is built, what could only fail later."""
-    if config.method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}: got {config.method!r}.")
-    if config.method == "rtpd" and not config.students:
-        raise ValueError("method=rtpd needs students: got []; name some, or use method=teacher_only.")
+    check_method(config)
     if len(set(config.students)) != len(config.students):
         raise ValueError(f"students must differ: got {list(config.students)}.")
     batch_steps = config.num_envs * config.rollout_steps
@@ -139,50 +145,20 @@ def check(config: Config) -> None:
         )
 
 
-def build_networks(config: Config, env: AtariVecEnv) -> dict[str, TensorDictModule]:
-    """The teacher and the students by name; each draws its weights from a generator of its own."""
-    names = ["teacher", *(config.students if config.method == "rtpd" else [])]
-    networks = {
-        name: make_actor(
-            "teacher" if name == "teacher" else name,
-            env.action_spec,
-            seed=1_000 * config.seed + index,
-            autocast_dtype=torch.bfloat16 if config.amp else None,
-            device=config.device,
-        )
-        for index, name in enumerate(names)
-    }
-    if config.compile:
-        torch._dynamo.config.recompile_limit = 100  # networks, batch sizes and modes share one cache
-        for network in networks.values():
-            network.module[0].module.compile()
-    return networks
+def make_env(config: Config, slots: int, *, seed: int | None = None, evaluation: bool = False) -> AtariVecEnv:
+    """Games side by side; those of evaluation are bounded."""
+    bound = {"max_frames": 4 * config.max_episode_steps} if evaluation else {}
+    return AtariVecEnv(config.game, slots, num_threads=config.threads, seed=seed, **bound)
 
 
-def build_trainer(
-    config: Config, env: AtariVecEnv, networks: dict[str, TensorDictModule], logger: Logger | None
-) -> tuple[DQNTrainer, RealTimeDistillTrainer | None]:
-    """TorchRL's DQN trainer for the teacher and our hook for the students."""
-    teacher = networks["teacher"]
-    exploration = EGreedyModule(
-        spec=env.action_spec_unbatched,
-        eps_init=1.0,
-        eps_end=config.epsilon_end,
-        annealing_num_steps=config.epsilon_steps,
-        device=config.device,
-    )
-    collector = DualNetworkCollector(
-        env,
-        teacher,
-        exploration=exploration,
-        frames_per_batch=config.num_envs * config.rollout_steps,
-        total_frames=config.total_steps,
-        init_random_frames=config.warmup_steps,
-        overlap=config.overlap,
-        policy_device=config.device,
-        env_device="cpu",
-        storing_device=config.device,
-    )
+def make_tower(config: Config, name: str, env: AtariVecEnv, seed: int) -> QValueActor:
+    """One of the paper's networks."""
+    dtype = torch.bfloat16 if config.amp else None
+    return make_actor(name, env.action_spec, seed=seed, autocast_dtype=dtype, device=config.device)
+
+
+def make_replay(config: Config) -> ReplayBuffer:
+    """Single frames, restacked when sampled."""
     storage = FrameStackStorage(
         config.replay_capacity - config.replay_capacity % (config.num_envs * config.rollout_steps),
         num_envs=config.num_envs,
@@ -192,14 +168,68 @@ def build_trainer(
         device=config.device,
     )
     print(f"Replay: {storage.max_size:,} transitions, {storage.estimated_bytes / 1e9:.2f} GB when full.")
-    replay_buffer = make_replay_buffer(storage, batch_size=config.batch_size)
+    return make_replay_buffer(storage, batch_size=config.batch_size)
+
+
+ATARI = Task(make_env, make_tower, make_replay, make_postproc=lambda config: None, terminated="end_of_life")
+
+
+def build_networks(config: Config, env: AtariVecEnv, task: Task = ATARI) -> dict[str, TensorDictModule]:
+    """The network that acts and those that learn from it; each draws its weights from a generator of its own."""
+    names = ["teacher", *(() if config.method == "teacher_only" else config.students)]
+    networks = {
+        name: task.make_actor(config, name, env, 1_000 * config.seed + index)
+        for index, name in enumerate(names)
+        if config.method != "scratch" or name != "teacher"
+    }
+    if config.compile:
+        torch._dynamo.config.recompile_limit = 100  # networks, batch sizes and modes share one cache
+        for network in networks.values():
+            network.module[0].module.compile()
+    return networks
+
+
+def build_trainer(
+    config: Config,
+    env: AtariVecEnv,
+    networks: dict[str, TensorDictModule],
+    logger: Logger | None,
+    task: Task = ATARI,
+) -> tuple[DQNTrainer, RealTimeDistillTrainer | None]:
+    """TorchRL's DQN trainer for the network that acts, a teacher or not, and our hook for its students."""
+    (learner, teacher), *students = networks.items()
+    frozen = config.method == "two_stage"
+    exploration = EGreedyModule(
+        spec=env.action_spec_unbatched,
+        eps_init=config.two_stage_epsilon if frozen else 1.0,
+        eps_end=config.two_stage_epsilon if frozen else config.epsilon_end,
+        annealing_num_steps=config.epsilon_steps,
+        device=config.device,
+    )
+    collector = DualNetworkCollector(
+        env,
+        teacher,
+        dict(students) if config.acting != "teacher" else None,
+        acting=config.acting,
+        acting_seed=config.seed,
+        exploration=exploration,
+        frames_per_batch=config.num_envs * config.rollout_steps,
+        total_frames=num_steps(config),
+        init_random_frames=0 if frozen else config.warmup_steps,
+        postproc=task.make_postproc(config),
+        overlap=config.overlap,
+        policy_device=config.device,
+        env_device="cpu",
+        storing_device=config.device,
+    )
+    replay_buffer = task.make_replay(config)
     loss = DQNLoss(teacher, loss_function=config.loss_function, action_space="categorical", delay_value=True)
-    loss.set_keys(terminated="end_of_life")
+    loss.set_keys(terminated=task.terminated)
     loss.make_value_estimator(gamma=config.gamma)
-    optimizer = teacher_optimizer(config)(loss.parameters())
+    optimizer = None if frozen else learner_optimizer(config, learner)(loss.parameters())
     trainer = DQNTrainer(
         collector=collector,
-        total_frames=config.total_steps,
+        total_frames=num_steps(config),
         frame_skip=1,  # we count steps
         optim_steps_per_batch=config.num_envs * config.rollout_steps // config.steps_per_update,
         loss_module=loss,
@@ -216,14 +246,20 @@ def build_trainer(
     BoundedHistory().register(trainer)
     KeepWarmupData(replay_buffer).register(trainer)
     SampleToDevice(config.device).register(trainer)
-    settle(config, trainer, "teacher", optimizer, config.teacher_settles)
-    if len(networks) == 1:
+    if frozen:
+        trainer.optimization_stepper = FrozenTeacher(with_next=config.imitation and config.td_coeff > 0)
+    else:
+        share = config.teacher_settles if learner == "teacher" else config.student_settles
+        settle(config, trainer, learner, optimizer, share)
+    if learner != "teacher" and config.recycle_every_updates:
+        RecycleUnits(recycler(config)).register(trainer)
+    if not students:
         return trainer, None
-    students = {name: student_loss(config, network) for name, network in networks.items() if name != "teacher"}
     hook = RealTimeDistillTrainer(
-        students,
-        optimizer=partial(torch.optim.Adam, lr=config.student_learning_rate, eps=1e-5, fused=True),
+        {name: student_loss(config, network, task) for name, network in students},
+        optimizer=student_optimizer(config),
         recycler=recycler(config),
+        teacher=TEACHERS[config.learn_from](),
     )
     hook.register(trainer)
     for name, optimizer in hook.optimizers.items():
@@ -231,8 +267,15 @@ def build_trainer(
     return trainer, hook
 
 
-def teacher_optimizer(config: Config) -> Any:
-    """The teacher's optimiser, without parameters yet."""
+def student_optimizer(config: Config) -> Any:
+    """A student's optimiser, without parameters yet."""
+    return partial(torch.optim.Adam, lr=config.student_learning_rate, eps=1e-5, fused=True)
+
+
+def learner_optimizer(config: Config, learner: str) -> Any:
+    """The optimiser of the network that acts: the teacher's, or that of a student which learns alone."""
+    if learner != "teacher":
+        return student_optimizer(config)
     if config.teacher_optimizer == "adam":
         return partial(torch.optim.Adam, lr=config.teacher_learning_rate, eps=1.5e-4, fused=True)
     if config.teacher_optimizer == "rmsprop":
@@ -268,12 +311,12 @@ def recycler(config: Config) -> UnitRecycler | None:
     )
 
 
-def student_loss(config: Config, student: TensorDictModule) -> DistillationLoss:
+def student_loss(config: Config, student: TensorDictModule, task: Task = ATARI) -> DistillationLoss:
     """The paper's loss, or its divergence alone; the hook puts the teacher's values into each minibatch."""
     distillation = {
         "divergence": config.divergence,
         "teacher_temperature": config.temperature,
-        "student_temperature": None,  # the teacher's
+        "student_temperature": config.student_temperature,
     }
     if config.td_coeff == 0:
         return DistillationLoss(student, **distillation)
@@ -281,61 +324,31 @@ def student_loss(config: Config, student: TensorDictModule) -> DistillationLoss:
         student,
         imitation=config.imitation,
         td_coeff=config.td_coeff,
+        distill_coeff=config.distill_coeff,
         loss_function=config.loss_function,
         **distillation,
     )
-    loss.set_keys(terminated="end_of_life")
+    loss.set_keys(terminated=task.terminated)
     loss.make_value_estimator(gamma=config.gamma)
     return loss
 
 
-def final_scores(config: Config, monitor: RunMonitor) -> dict[str, Any]:
-    """Play the kept networks on games that chose none of them, and compare them with the kept teacher."""
-    evaluator, networks = monitor.evaluator, monitor.best
-    evaluator.quota = config.final_episodes // config.evaluation_episodes
-    seed = 10_000_000 + config.seed  # not a seed of an evaluation during the run
-    scores = {
-        name: evaluator(network, seed=seed, keep_observations=512 if name == "teacher" else 0)
-        for name, network in networks.items()
-    }
-    random_score = evaluator(networks["teacher"], seed=seed, epsilon=1.0)
-    teacher_mean, states = scores["teacher"].mean, scores["teacher"].observations
-    agreements = agreement_with_teacher(networks["teacher"], networks, states)
-    rows = {
-        name: {
-            "score_mean": score.mean,
-            "score_std": score.std,
-            "score_standard_error": score.standard_error,
-            "episodes": score.episodes,
-            "cut_episodes": score.cut,
-            "percent_of_teacher": 100 * score.mean / teacher_mean if teacher_mean else None,
-            "normalised": normalised_score(score.mean, random_score.mean, teacher_mean),
-            "agreement": agreements[name],
-            "kept_score": monitor.best_scores[name].mean if name in monitor.best_scores else None,
-            "last_score": monitor.last_scores[name].mean if name in monitor.last_scores else None,
-        }
-        for name, score in scores.items()
-    }
-    return {
-        "random_score": random_score.mean,
-        "random_standard_error": random_score.standard_error,
-        "rows": rows,
-    }
-
-
 def final_results(config: Config, monitor: RunMonitor, start: float) -> dict[str, Any]:
     """The content of results.json; without scores where the run was to play no games."""
-    played = {"rows": {}} if config.evaluate_every_steps is None else final_scores(config, monitor)
+    played = {"rows": {}}
+    if config.evaluate_every_steps is not None:
+        seed = 10_000_000 + config.seed  # not one of an evaluation during the run
+        played = final_scores(monitor, config.final_episodes // config.evaluation_episodes, seed=seed)
     rows = played.pop("rows")
-    teacher = monitor.best["teacher"]
-    pixels = monitor.evaluator.env.reset()["pixels"][:1]
+    first = next(iter(monitor.best.values()))
+    observation = monitor.evaluator.env.reset()[first.in_keys[0]][:1]
     networks = [
         {
             "name": name,
             "role": "teacher" if name == "teacher" else "student",
             "parameters": num_parameters(network),
-            "parameter_ratio": num_parameters(network) / num_parameters(teacher),
-            "latency_ms": latency_ms(network, pixels),
+            "parameter_ratio": num_parameters(network) / num_parameters(first) if "teacher" in monitor.best else None,
+            "latency_ms": latency_ms(network, observation),
             **rows.get(name, {}),
         }
         for name, network in monitor.best.items()
@@ -346,7 +359,10 @@ def final_results(config: Config, monitor: RunMonitor, start: float) -> dict[str
         "seed": config.seed,
         "steps": monitor.steps,
         "updates": monitor.updates,
+        "spent_before": monitor.spent_before,
         "seconds": round(time.perf_counter() - start, 1),
+        "training_seconds": round(monitor.training_seconds, 2),
+        "cpu_seconds": round(monitor.cpu_seconds, 2),
         "steps_per_second": monitor.steps_per_second,
         "evaluation_seconds": round(monitor.evaluation_seconds, 1),
         **played,
@@ -355,9 +371,13 @@ def final_results(config: Config, monitor: RunMonitor, start: float) -> dict[str
     }
 
 
-def run(config: Config) -> dict[str, Any]:
+def run(config: Config, task: Task = ATARI) -> dict[str, Any]:
     """Train, distil, evaluate, report; returns the content of results.json."""
     check(config)
+    if config.method == "two_stage" and config.teacher_from is None:
+        config = copy.deepcopy(config)
+        config.teacher_from = f"{config.output_dir}/teacher"
+        run_teacher(config, task)
     start = time.perf_counter()
     keep_freed_memory()
     torch.set_num_threads(config.threads)
@@ -365,14 +385,15 @@ def run(config: Config) -> dict[str, Any]:
     output_dir = Path(config.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(config, output_dir / "config.yaml", resolve=True)
-    make_env = partial(AtariVecEnv, config.game, num_threads=config.threads)
 
-    env = make_env(config.num_envs, seed=1_000 * config.seed)
-    networks = build_networks(config, env)
+    second = config.method == "two_stage"
+    env = task.make_env(config, config.num_envs, seed=1_000 * config.seed + 500 * second)  # new games in a second phase
+    networks = build_networks(config, env, task)
+    spent_before = load_teacher(networks["teacher"], config.teacher_from) if second else None
     logger = TensorboardLogger("tensorboard", log_dir=str(output_dir)) if config.tensorboard else None
-    trainer, hook = build_trainer(config, env, networks, logger)
+    trainer, hook = build_trainer(config, env, networks, logger, task)
     evaluator = Evaluator(
-        partial(make_env, config.evaluation_episodes, max_frames=4 * config.max_episode_steps),
+        partial(task.make_env, config, config.evaluation_episodes, evaluation=True),
         episodes=config.evaluation_episodes,
         epsilon=config.evaluation_epsilon,
         seed=1_000_000 * (config.seed + 1),
@@ -386,6 +407,7 @@ def run(config: Config) -> dict[str, Any]:
         evaluate_from_steps=config.evaluate_from_steps,
         logger=logger,
         progress_bar=config.progress_bar,
+        spent_before=spent_before,
     )
     monitor.register(trainer)
     try:
@@ -396,6 +418,13 @@ def run(config: Config) -> dict[str, Any]:
     evaluator.close()
     report(config, results, output_dir)
     return results
+
+
+def run_teacher(config: Config, task: Task) -> None:
+    """The first phase of ``two_stage``, a run of its own."""
+    first = copy.deepcopy(config)
+    first.method, first.output_dir, first.teacher_from = "teacher_only", config.teacher_from, None
+    run(first, task)
 
 
 def report(config: Config, results: dict[str, Any], output_dir: Path) -> None:
@@ -415,13 +444,18 @@ def report(config: Config, results: dict[str, Any], output_dir: Path) -> None:
     print(f"\n{table}\n\nEverything lies in {output_dir}")
 
 
-@hydra.main(config_path="config", config_name="rtpd_atari", version_base="1.3")
-def main(config: Config) -> None:
-    """Run with the resolved configuration."""
+def start(config: Config) -> None:
+    """Run without warnings that help nobody."""
     # TorchRL says that DQNTrainer is experimental and that its own optimiser hook will be replaced; neither helps here.
     warnings.filterwarnings("ignore", message="DQNTrainer is an experimental", category=UserWarning)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torchrl")
     run(config)
+
+
+@hydra.main(config_path="config", config_name="rtpd_atari", version_base="1.3")
+def main(config: Config) -> None:
+    """Run with the resolved configuration."""
+    start(config)
 
 
 if __name__ == "__main__":

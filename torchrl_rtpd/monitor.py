@@ -24,6 +24,7 @@ from torchrl_rtpd.trainers import RealTimeDistillTrainer
 
 __all__ = ["RunMonitor"]
 
+_SPENT = ("steps", "updates", "training_seconds", "cpu_seconds")
 _STUDENT_METRICS = ("agreement", "kl_to_teacher", "student_entropy", "loss_distill", "loss_td", "dormant")
 
 
@@ -41,9 +42,16 @@ class RunMonitor(TrainerHookBase):
         evaluate_from_steps: no evaluation before this step.
         logger: receives the scores, as TorchRL's trainers log everything else.
         progress_bar: whether to draw one.
+        spent_before: ``steps``, ``updates``, ``training_seconds`` and ``cpu_seconds`` that an earlier run took without
+            which this one could not be, such as that of a teacher who is to be distilled; they are added to what is
+            reported.
+
+    ``metrics.csv`` counts ``steps``, ``updates``, ``seconds`` by the clock, and ``training_seconds``, those without
+    evaluations; ``cpu_seconds`` are the processor's, of all threads and without evaluations, which say more than the
+    clock where other work shares a CPU.
 
     Raises:
-        ValueError: an interval out of range.
+        ValueError: an interval out of range, or something else than these in ``spent_before``.
 
     Examples:
         ``RunMonitor(networks, evaluator, "outputs/run", distiller=hook).register(trainer)`` after the other hooks;
@@ -62,6 +70,7 @@ class RunMonitor(TrainerHookBase):
         evaluate_from_steps: int = 0,
         logger: Logger | None = None,
         progress_bar: bool = True,
+        spent_before: Mapping[str, float] | None = None,
     ) -> None:
         if log_every_steps < 1 or (evaluate_every_steps or 0) < 0 or evaluate_from_steps < 0:
             raise ValueError(
@@ -69,6 +78,10 @@ class RunMonitor(TrainerHookBase):
                 f"log_every_steps={log_every_steps}, evaluate_every_steps={evaluate_every_steps}, "
                 f"evaluate_from_steps={evaluate_from_steps}."
             )
+        unknown = set(spent_before or {}) - set(_SPENT)
+        if unknown:
+            raise ValueError(f"spent_before holds {', '.join(_SPENT)}: got {', '.join(sorted(unknown))}.")
+        self.spent_before = {**dict.fromkeys(_SPENT, 0), **(spent_before or {})}
         self.networks = dict(networks)
         self.evaluator = evaluator
         self.output_dir = Path(output_dir)
@@ -82,6 +95,7 @@ class RunMonitor(TrainerHookBase):
         self.best_scores: dict[str, Scores] = {}
         self.last_scores: dict[str, Scores] = {}
         self.evaluation_seconds = 0.0
+        self._evaluation_cpu_seconds = 0.0
         self._learning_since: tuple[float, int, float] | None = (
             None  # clock, steps, evaluation seconds at the first update
         )
@@ -94,13 +108,14 @@ class RunMonitor(TrainerHookBase):
         students = [f"{name}/{metric}" for name in list(self.networks)[1:] for metric in _STUDENT_METRICS]
         scores = [f"{name}/{metric}" for name in self.networks for metric in ("score", "score_std")]
         self.metrics = MetricsFile(
-            self.output_dir / "metrics.csv", ["steps", "updates", "seconds", "steps_per_second", *scores, *students]
+            self.output_dir / "metrics.csv",
+            [*_SPENT[:2], "seconds", *_SPENT[2:], "steps_per_second", *scores, *students],
         )
 
     def register(self, trainer: Trainer, name: str = "run_monitor") -> None:
         """Attach to a trainer; after its other hooks, so that it sees their work."""
         self._trainer = trainer
-        self._start = time.perf_counter()
+        self._start, self._cpu_start = time.perf_counter(), time.process_time()
         self._bar = tqdm(total=trainer.total_frames, unit="step", disable=not self.progress_bar, dynamic_ncols=True)
         trainer.register_op("post_steps", self.watch)
         trainer.register_op("shutdown", self._end)
@@ -109,32 +124,45 @@ class RunMonitor(TrainerHookBase):
         """Look at the run after a batch: called by the trainer."""
         steps = self._trainer.collected_frames
         self._bar.update(steps - self._bar.n)
-        if self.updates and self._learning_since is None:
+        learning = self._trainer._optim_count > 0
+        if learning and self._learning_since is None:
             self._learning_since = (time.perf_counter(), steps, self.evaluation_seconds)
         self._add_up()
         row: dict[str, float] = {}
         due = steps >= max(self._next_evaluation, self.evaluate_from_steps) or steps >= self._trainer.total_frames
-        if self.evaluate_every_steps and due and self.updates:
+        if self.evaluate_every_steps and due and learning:
             self._next_evaluation = steps - steps % self.evaluate_every_steps + self.evaluate_every_steps
             row = self._evaluate(steps)
         if row or steps >= self._next_log:
             self._next_log = steps - steps % self.log_every_steps + self.log_every_steps
-            self.metrics.append({**self._counters(steps), **row, **self._averages()})
+            self.metrics.append({**self._counters(), **row, **self._averages()})
             self._show()
 
     def _end(self) -> None:
-        self._ended = time.perf_counter()
+        self._ended, self._cpu_ended = time.perf_counter(), time.process_time()
         self._bar.close()
 
     @property
     def steps(self) -> int:
-        """Agent steps so far."""
-        return self._trainer.collected_frames
+        """Agent steps so far, those spent before among them."""
+        return int(self.spent_before["steps"]) + self._trainer.collected_frames
 
     @property
     def updates(self) -> int:
-        """Gradient steps of the teacher so far."""
-        return self._trainer._optim_count
+        """Minibatches learned from so far, those spent before among them."""
+        return int(self.spent_before["updates"]) + self._trainer._optim_count
+
+    @property
+    def training_seconds(self) -> float:
+        """By the clock, evaluation left out, from :meth:`register` on, with those spent before."""
+        now = time.perf_counter() if self._ended is None else self._ended
+        return self.spent_before["training_seconds"] + now - self._start - self.evaluation_seconds
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Likewise, of the processor in all threads."""
+        now = time.process_time() if self._ended is None else self._cpu_ended
+        return self.spent_before["cpu_seconds"] + now - self._cpu_start - self._evaluation_cpu_seconds
 
     @property
     def steps_per_second(self) -> float | None:
@@ -147,8 +175,9 @@ class RunMonitor(TrainerHookBase):
         done = self._trainer.collected_frames - steps
         return done / seconds if done and seconds > 0 else None
 
-    def _counters(self, steps: int) -> dict[str, float]:
-        row = {"steps": steps, "updates": self.updates, "seconds": round(time.perf_counter() - self._start, 2)}
+    def _counters(self) -> dict[str, float]:
+        row = {name: round(getattr(self, name), 2) for name in _SPENT}
+        row["seconds"] = round(time.perf_counter() - self._start, 2)
         speed = self.steps_per_second
         return row if speed is None else {**row, "steps_per_second": round(speed, 2)}
 
@@ -171,7 +200,7 @@ class RunMonitor(TrainerHookBase):
         return averages
 
     def _evaluate(self, steps: int) -> dict[str, float]:
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         row: dict[str, float] = {}
         for name, network in self.networks.items():
             scores = self.evaluator(network, seed=self.evaluator.seed + steps)
@@ -185,6 +214,7 @@ class RunMonitor(TrainerHookBase):
                 self.logger.log_scalar(f"score/{name}", scores.mean, step=steps)
         self._report_returns()
         self.evaluation_seconds += time.perf_counter() - start
+        self._evaluation_cpu_seconds += time.process_time() - cpu_start
         return row
 
     def _report_returns(self) -> None:
