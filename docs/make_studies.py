@@ -1,0 +1,273 @@
+"""Write the pages and figures of the studies from their CSV files: ``python docs/make_studies.py``.
+
+``docs/results/<study>/runs.csv`` holds a line a network of every run, ``evaluations.csv`` its curve; both are what
+``examples/study.py <study> --publish docs/results/<study>`` collected. Nothing in a page is typed by hand.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+from study_data import TEACHER, Study, held, label, load, temperature_of, times
+from study_figures import plot_curves, plot_intervals, plot_temperatures, plot_times
+
+from torchrl_rtpd.comparison import (
+    COSTS,
+    bootstrap_interval,
+    interquartile_mean,
+    paper_percentages,
+    probability_of_improvement,
+)
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def with_interval(statistic: Callable[..., float], *methods: list[list[float]]) -> str:
+    """A statistic and its 95 % interval."""
+    low, high = bootstrap_interval(statistic, *methods)
+    return f"{statistic(*methods):.2f} [{low:.2f}, {high:.2f}]"
+
+
+def markdown(rows: list[list[str]]) -> str:
+    """A Markdown table whose first row is the heading."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    lines.insert(1, "|" + " --- |" * len(rows[0]))
+    return "\n".join(lines)
+
+
+def score_rows(study: Study, baseline: str) -> list[list[str]]:
+    """A line a network of every row: final normalised scores."""
+    heading = ["row", "runs", "interquartile mean", *(f"{game}, seeds" for game in study.games)]
+    table = [[*heading, f"better than {baseline}", "held 95 %"]]
+    for row in study.rows:
+        for network in study.students(row):
+            scores = study.normalised(row, network)
+            better = "-"
+            if row not in (baseline, TEACHER) and network in study.students(baseline):
+                better = with_interval(probability_of_improvement, scores, study.normalised(baseline, network))
+            table.append(
+                [
+                    label(study, row, network),
+                    str(sum(map(len, scores))),
+                    with_interval(interquartile_mean, scores),
+                    *(", ".join(f"{score:.2f}" for score in sorted(game)) for game in scores),
+                    better,
+                    held(study, row, network),
+                ]
+            )
+    return table
+
+
+def time_rows(study: Study) -> list[list[str]]:
+    """A line a game and network of every row: medians of what was spent until 95 % was held."""
+    table = [["game", "row", "reached", "steps", "updates", "CPU seconds", "seconds"]]
+    for game in study.games:
+        for row in study.rows:
+            for network in study.students(row):
+                reached = [study.time(row, game, seed, network) is not None for seed in study.seeds(row, game)]
+                if not reached:
+                    continue
+                medians = {cost: statistics.median(times(study, row, game, network, cost)) for cost in COSTS}
+                table.append(
+                    [
+                        game,
+                        label(study, row, network),
+                        f"{sum(reached)} of {len(reached)}",
+                        *(f"{medians[cost]:,.0f}" for cost in ("steps", "updates")),
+                        *(f"{medians[cost]:.1f}" for cost in ("cpu_seconds", "training_seconds")),
+                    ]
+                )
+    return table
+
+
+def saved_rows(study: Study, network: str) -> list[list[str]]:
+    """Time to 95 % of ``rtpd`` over that of ``two_stage``, pairs of one seed, by game and kind of cost."""
+    table = [["game", "cost", "over two_stage", "over two_stage that stops the teacher at 95 %", "pairs"]]
+    for game in study.games:
+        seeds = [seed for seed in study.seeds("rtpd", game) if seed in study.seeds("two_stage", game)]
+        for cost in ("steps", "updates", "cpu_seconds"):
+            ratios, strict = [], []
+            for seed in seeds:
+                spent = [
+                    (study.time(row, game, seed, network) or study.spent(row, game, seed, network))[cost]
+                    for row in ("rtpd", "two_stage")
+                ]
+                whole = study.spent(TEACHER, game, seed, "teacher")
+                alone = study.time(TEACHER, game, seed, "teacher") or whole
+                ratios.append(spent[0] / spent[1])
+                strict.append(spent[0] / (spent[1] - whole[cost] + alone[cost]))
+            texts = [with_interval(interquartile_mean, [values]) for values in (ratios, strict)]
+            table.append([game, cost.replace("_", " "), *texts, str(len(seeds))])
+    return table
+
+
+def marginal_cost(study: Study, row: str = "rtpd") -> str:
+    """CPU seconds of training with the students over training without them, less one."""
+    ratios = [
+        [
+            study.spent(row, game, seed, study.students(row)[0])["cpu_seconds"]
+            / study.spent(TEACHER, game, seed, "teacher")["cpu_seconds"]
+            - 1
+            for seed in study.seeds(row, game)
+        ]
+        for game in study.games
+    ]
+    low, high = bootstrap_interval(interquartile_mean, ratios)
+    return f"{interquartile_mean(ratios):+.0%} [{low:+.0%}, {high:+.0%}]"
+
+
+def paper_rows(study: Study) -> list[list[str]]:
+    """The paper's Max and Mean of every row with a teacher, means over seeds, beside ratios that stay sane."""
+    measures = ("max", "mean", "normalised_max", "normalised_mean")
+    table = [["game", "row", "Max, %", "Mean, %", "normalised Max", "normalised Mean", "teacher", "student", "random"]]
+    for game in study.games:
+        for row in study.rows:
+            for network in study.students(row):
+                runs = [seed for seed in study.seeds(row, game) if (row, game, seed, "teacher") in study.curves]
+                if network == "teacher" or not runs:
+                    continue
+                found = []
+                for seed in runs:
+                    curves = [study.curves[row, game, seed, name]["score"] for name in (network, "teacher")]
+                    found.append(paper_percentages(*curves, study.level(game, seed)[0]))
+                cells = []
+                for measure, digits in zip(measures, (1, 1, 2, 2), strict=True):
+                    values = [one[measure] for one in found if one[measure] is not None]
+                    cells.append(f"{statistics.fmean(values):.{digits}f}" if len(values) == len(found) else "-")
+                raw = [
+                    statistics.fmean(float(study.runs[row, game, seed, name]["final_score"]) for seed in runs)
+                    for name in ("teacher", network)
+                ]
+                random_score = statistics.fmean(study.level(game, seed)[0] for seed in runs)
+                scores = [f"{score:,.1f}" for score in (*raw, random_score)]
+                table.append([game, label(study, row, network), *cells, *scores])
+    return table
+
+
+def origin(study: Study) -> str:
+    """Where the numbers come from, and the command of each row."""
+    lines = list(study.runs.values())
+    hardware = ", ".join(sorted({line["cpu"] for line in lines}))
+    commits = ", ".join(sorted({line["commit"][:10] for line in lines}))
+    commands = {row: next(line["command"] for key, line in study.runs.items() if key[0] == row) for row in study.rows}
+    return "\n".join(
+        [
+            f"Hardware: {hardware}. Commits {commits}. Every run's command is in `docs/results/{study.name}/runs.csv`; "
+            "those of the first run of each row:",
+            "",
+            "```text",
+            *commands.values(),
+            "```",
+            "",
+        ]
+    )
+
+
+def methods_page(study: Study) -> str:
+    """The page of a study that compares methods."""
+    network = study.students("rtpd")[0]
+    seeds = sorted({seed for _, _, seed, _ in study.runs})
+    first = study.runs["rtpd", study.games[0], seeds[0], network]
+    return "\n".join(
+        [
+            f"<!-- written by docs/make_studies.py from docs/results/{study.name}/*.csv -->",
+            "",
+            f"{', '.join(study.games)}; seeds {', '.join(map(str, seeds))}; student {network} with "
+            f"{float(first['parameter_ratio']):.1%} of the teacher's parameters. Final scores, normalised by the seed's "
+            "own final teacher; 95 % intervals by stratified bootstrap; *better than* is the probability that a run of "
+            "the row scores higher than one of rtpd.",
+            "",
+            markdown(score_rows(study, "rtpd")),
+            "",
+            f"Time to 95 % of {network} by rtpd, as a share of two_stage's with the same teacher. Interquartile means of "
+            "the ratios with their intervals; runs that never held it are counted with all they spent:",
+            "",
+            markdown(saved_rows(study, network)),
+            "",
+            f"A run with its student takes {marginal_cost(study)} processor time more than the teacher's alone.",
+            "",
+            "Medians until 95 % of the final teacher was held in two evaluations in a row; both phases of two_stage "
+            "count:",
+            "",
+            markdown(time_rows(study)),
+            "",
+            "The paper's Max and Mean from the evaluations during the runs, ratios normalised by a random player, and "
+            "raw scores of the last weights; means over seeds:",
+            "",
+            markdown(paper_rows(study)),
+            "",
+            origin(study),
+        ]
+    )
+
+
+def temperature_page(study: Study) -> str:
+    """The page of the sweep of temperatures."""
+    seeds = sorted({seed for _, _, seed, _ in study.runs})
+    table = [
+        [
+            "temperature",
+            "on",
+            "interquartile mean",
+            *(f"{game}, seeds" for game in study.games),
+            "held 95 %",
+            "agreement",
+        ]
+    ]
+    for row in study.rows:
+        if row == TEACHER:
+            continue
+        (network,) = study.students(row)
+        scores = study.normalised(row, network)
+        temperature, side = temperature_of(row)
+        agreements = [
+            float(line["agreement"]) for (own, _, _, name), line in study.runs.items() if (own, name) == (row, network)
+        ]
+        texts = [", ".join(f"{score:.2f}" for score in sorted(game)) for game in scores]
+        middle = with_interval(interquartile_mean, scores)
+        agreement = f"{statistics.fmean(agreements):.2f}"
+        table.append([temperature, side, middle, *texts, held(study, row, network), agreement])
+    return "\n".join(
+        [
+            f"<!-- written by docs/make_studies.py from docs/results/{study.name}/*.csv -->",
+            "",
+            f"{', '.join(study.games)}; seeds {', '.join(map(str, seeds))}; rtpd with the temperature on both networks, "
+            "or on the teacher alone with 1 on the student. Final scores, normalised by the seed's own final teacher; "
+            "agreement is that of the kept networks on held-out states.",
+            "",
+            markdown(table),
+            "",
+            origin(study),
+        ]
+    )
+
+
+PAGES: dict[str, Callable[[Study], str]] = {"classic": methods_page, "temperature": temperature_page}
+CURVES = ["rtpd", "two_stage", "scratch", "td_alone", TEACHER]
+FIGURES: dict[str, dict[str, Callable[[Study, Path], None]]] = {
+    "classic": {
+        "curves.png": lambda study, path: plot_curves(study, [row for row in CURVES if row in study.rows], path),
+        "intervals.png": plot_intervals,
+        "times.png": plot_times,
+    },
+    "temperature": {"temperatures.png": plot_temperatures},
+}
+
+
+def studies() -> dict[str, Study]:
+    """The published studies by name."""
+    return {name: load(RESULTS / name) for name in PAGES if (RESULTS / name / "runs.csv").exists()}
+
+
+def main() -> None:
+    """Write all pages and figures."""
+    for name, study in studies().items():
+        (RESULTS / f"{name}.md").write_text(PAGES[name](study))
+        for file, plot in FIGURES[name].items():
+            plot(study, RESULTS / name / file)
+
+
+if __name__ == "__main__":
+    main()
