@@ -82,24 +82,25 @@ def time_rows(study: Study) -> list[list[str]]:
     return table
 
 
-def saved_rows(study: Study, network: str) -> list[list[str]]:
-    """Time to 95 % of ``rtpd`` over that of ``two_stage``, pairs of one seed, by game and kind of cost."""
-    table = [["game", "cost", "over two_stage", "over two_stage that stops the teacher at 95 %", "pairs"]]
+def saved_rows(study: Study) -> list[list[str]]:
+    """Time to 95 % of ``rtpd`` over that of ``two_stage``, pairs of one seed, by game, student and kind of cost."""
+    titles = ["game", "student", "cost", "over two_stage", "over two_stage that stops the teacher at 95 %", "pairs"]
+    table = [titles]
     for game in study.games:
         seeds = [seed for seed in study.seeds("rtpd", game) if seed in study.seeds("two_stage", game)]
-        for cost in ("steps", "updates", "cpu_seconds"):
-            ratios, strict = [], []
-            for seed in seeds:
-                spent = [
-                    (study.time(row, game, seed, network) or study.spent(row, game, seed, network))[cost]
-                    for row in ("rtpd", "two_stage")
-                ]
-                whole = study.spent(TEACHER, game, seed, "teacher")
-                alone = study.time(TEACHER, game, seed, "teacher") or whole
-                ratios.append(spent[0] / spent[1])
-                strict.append(spent[0] / (spent[1] - whole[cost] + alone[cost]))
-            texts = [with_interval(interquartile_mean, [values]) for values in (ratios, strict)]
-            table.append([game, cost.replace("_", " "), *texts, str(len(seeds))])
+        for network in study.students("rtpd"):
+            for cost in ("steps", "updates", "cpu_seconds"):
+                ratios, strict = [], []
+                for seed in seeds:
+                    rtpd, two_stage = (
+                        study.until_held(row, game, seed, network)[cost] for row in ("rtpd", "two_stage")
+                    )
+                    teacher = study.measure, game, seed, "teacher"
+                    idle = study.spent(*teacher)[cost] - study.until_held(*teacher)[cost]
+                    ratios.append(rtpd / two_stage)
+                    strict.append(rtpd / (two_stage - idle))
+                texts = [with_interval(interquartile_mean, [values]) for values in (ratios, strict)]
+                table.append([game, network, cost.replace("_", " "), *texts, str(len(seeds))])
     return table
 
 
@@ -120,7 +121,7 @@ def marginal_cost(study: Study, row: str = "rtpd") -> str:
 
 def paper_rows(study: Study) -> list[list[str]]:
     """The paper's Max and Mean of every row with a teacher, means over seeds, beside ratios that stay sane."""
-    measures = ("max", "mean", "normalised_max", "normalised_mean")
+    measures = ("max_percent", "mean_percent", "max_normalised", "mean_normalised")
     table = [["game", "row", "Max, %", "Mean, %", "normalised Max", "normalised Mean", "teacher", "student", "random"]]
     for game in study.games:
         for row in study.rows:
@@ -165,29 +166,47 @@ def origin(study: Study) -> str:
     )
 
 
-def methods_page(study: Study) -> str:
-    """The page of a study that compares methods."""
-    network = study.students("rtpd")[0]
+def heading(study: Study) -> str:
+    """Where the page comes from, and what was run."""
     seeds = sorted({seed for _, _, seed, _ in study.runs})
-    first = study.runs["rtpd", study.games[0], seeds[0], network]
+    sizes = {
+        name: float(line["parameter_ratio"])
+        for (_, _, _, name), line in study.runs.items()
+        if name != "teacher" and line["parameter_ratio"]
+    }
+    students = ", ".join(f"{name} with {size:.1%} of the teacher's parameters" for name, size in sizes.items())
     return "\n".join(
         [
             f"<!-- written by docs/make_studies.py from docs/results/{study.name}/*.csv -->",
             "",
-            f"{', '.join(study.games)}; seeds {', '.join(map(str, seeds))}; student {network} with "
-            f"{float(first['parameter_ratio']):.1%} of the teacher's parameters. Final scores, normalised by the seed's "
-            "own final teacher; 95 % intervals by stratified bootstrap; *better than* is the probability that a run of "
-            "the row scores higher than one of rtpd.",
+            f"Games {', '.join(study.games)}; seeds {', '.join(map(str, seeds))}; students {students}.",
+        ]
+    )
+
+
+def methods_page(study: Study) -> str:
+    """The page of a study that compares methods."""
+    cost = []
+    if TEACHER in study.rows:
+        cost = [
+            f"A run with its students takes {marginal_cost(study)} processor time more than the teacher's alone.",
+            "",
+        ]
+    return "\n".join(
+        [
+            heading(study),
+            "",
+            "Final scores, normalised by the seed's own final teacher; 95 % intervals by stratified bootstrap; *better "
+            "than* is the probability that a run of the row scores higher than one of rtpd.",
             "",
             markdown(score_rows(study, "rtpd")),
             "",
-            f"Time to 95 % of {network} by rtpd, as a share of two_stage's with the same teacher. Interquartile means of "
-            "the ratios with their intervals; runs that never held it are counted with all they spent:",
+            "Time to 95 % by rtpd as a share of two_stage's with the same teacher. Interquartile means of the ratios "
+            "with their intervals; runs that never held it are counted with all they spent:",
             "",
-            markdown(saved_rows(study, network)),
+            markdown(saved_rows(study)),
             "",
-            f"A run with its student takes {marginal_cost(study)} processor time more than the teacher's alone.",
-            "",
+            *cost,
             "Medians until 95 % of the final teacher was held in two evaluations in a row; both phases of two_stage "
             "count:",
             "",
@@ -205,37 +224,29 @@ def methods_page(study: Study) -> str:
 
 def temperature_page(study: Study) -> str:
     """The page of the sweep of temperatures."""
-    seeds = sorted({seed for _, _, seed, _ in study.runs})
-    table = [
-        [
-            "temperature",
-            "on",
-            "interquartile mean",
-            *(f"{game}, seeds" for game in study.games),
-            "held 95 %",
-            "agreement",
-        ]
-    ]
-    for row in study.rows:
-        if row == TEACHER:
-            continue
+    swept = {row: found for row in study.rows if (found := temperature_of(row)) is not None}
+    games = [f"{game}, seeds" for game in study.games]
+    table = [["temperature", "on", "interquartile mean", *games, "held 95 %", "agreement"]]
+    for row, (temperature, side) in sorted(swept.items(), key=lambda item: (item[1][1], item[1][0])):
         (network,) = study.students(row)
         scores = study.normalised(row, network)
-        temperature, side = temperature_of(row)
-        agreements = [
-            float(line["agreement"]) for (own, _, _, name), line in study.runs.items() if (own, name) == (row, network)
-        ]
-        texts = [", ".join(f"{score:.2f}" for score in sorted(game)) for game in scores]
-        middle = with_interval(interquartile_mean, scores)
-        agreement = f"{statistics.fmean(agreements):.2f}"
-        table.append([temperature, side, middle, *texts, held(study, row, network), agreement])
+        lines = [line for key, line in study.runs.items() if (key[0], key[3]) == (row, network)]
+        table.append(
+            [
+                temperature,
+                "both" if side == "both" else "the teacher; 1 on the student",
+                with_interval(interquartile_mean, scores),
+                *(", ".join(f"{score:.2f}" for score in sorted(game)) for game in scores),
+                held(study, row, network),
+                f"{statistics.fmean(float(line['agreement']) for line in lines):.2f}",
+            ]
+        )
     return "\n".join(
         [
-            f"<!-- written by docs/make_studies.py from docs/results/{study.name}/*.csv -->",
+            heading(study),
             "",
-            f"{', '.join(study.games)}; seeds {', '.join(map(str, seeds))}; rtpd with the temperature on both networks, "
-            "or on the teacher alone with 1 on the student. Final scores, normalised by the seed's own final teacher; "
-            "agreement is that of the kept networks on held-out states.",
+            "The students of rtpd by temperature. Final scores, normalised by the seed's own final teacher; agreement "
+            "is that of the kept networks on held-out states.",
             "",
             markdown(table),
             "",
@@ -244,29 +255,45 @@ def temperature_page(study: Study) -> str:
     )
 
 
-PAGES: dict[str, Callable[[Study], str]] = {"classic": methods_page, "temperature": temperature_page}
-CURVES = ["rtpd", "two_stage", "scratch", "td_alone", TEACHER]
-FIGURES: dict[str, dict[str, Callable[[Study, Path], None]]] = {
-    "classic": {
-        "curves.png": lambda study, path: plot_curves(study, [row for row in CURVES if row in study.rows], path),
-        "intervals.png": plot_intervals,
-        "times.png": plot_times,
-    },
-    "temperature": {"temperatures.png": plot_temperatures},
+def methods(study: Study) -> Study:
+    """The rows that differ in more than the temperature."""
+    return study.only(row for row in study.rows if row == "rtpd" or temperature_of(row) is None)
+
+
+def sweep(study: Study) -> Study:
+    """The rows of the sweep of temperatures, and the teachers they are measured by."""
+    return study.only([study.measure, *(row for row in study.rows if temperature_of(row) is not None)])
+
+
+CURVES = ("rtpd", "two_stage", "scratch", "td_alone", TEACHER)
+PAGES: dict[str, tuple[str, Callable[[Study], str]]] = {  # name: study and what makes the page
+    "classic": ("classic", lambda study: methods_page(methods(study))),
+    "temperature": ("classic", lambda study: temperature_page(sweep(study))),
+    "atari_cpu": ("atari_cpu", lambda study: methods_page(methods(study))),
+}
+FIGURES: dict[str, Callable[[Study, Path], None]] = {
+    "classic/curves.png": lambda study, path: plot_curves(study, [row for row in CURVES if row in study.rows], path),
+    "classic/intervals.png": lambda study, path: plot_intervals(methods(study), path),
+    "classic/times.png": lambda study, path: plot_times(methods(study), path),
+    "classic/temperatures.png": lambda study, path: plot_temperatures(sweep(study), path),
 }
 
 
-def studies() -> dict[str, Study]:
-    """The published studies by name."""
-    return {name: load(RESULTS / name) for name in PAGES if (RESULTS / name / "runs.csv").exists()}
+def pages() -> dict[str, str]:
+    """Every page by its file name."""
+    return {
+        f"{name}.md": make(load(RESULTS / study))
+        for name, (study, make) in PAGES.items()
+        if (RESULTS / study / "runs.csv").exists()
+    }
 
 
 def main() -> None:
     """Write all pages and figures."""
-    for name, study in studies().items():
-        (RESULTS / f"{name}.md").write_text(PAGES[name](study))
-        for file, plot in FIGURES[name].items():
-            plot(study, RESULTS / name / file)
+    for name, text in pages().items():
+        (RESULTS / name).write_text(text)
+    for name, plot in FIGURES.items():
+        plot(load((RESULTS / name).parent), RESULTS / name)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from pathlib import Path
 from torchrl_rtpd.comparison import COSTS, time_to_teacher
 from torchrl_rtpd.evaluation import normalised_score
 
-TEACHER = "teacher_only"  # the row whose teachers are the measure
+TEACHER = "teacher_only"
+TEACHER_ROWS = (TEACHER, "rtpd")  # rows whose teachers are the measure, the same bit for bit: the first one there is
 Curve = dict[str, list[float]]
 
 
@@ -42,6 +43,17 @@ class Study:
         """In the order of the study."""
         return list(dict.fromkeys(game for _, game, _, _ in self.runs))
 
+    @property
+    def measure(self) -> str:
+        """The row whose teachers are the measure."""
+        return next(row for row in TEACHER_ROWS if row in self.rows)
+
+    def only(self, rows: Iterable[str]) -> Study:
+        """The same with some of its rows."""
+        kept = set(rows)
+        runs, curves = ({key: own for key, own in part.items() if key[0] in kept} for part in (self.runs, self.curves))
+        return Study(self.name, runs, curves)
+
     def students(self, row: str) -> list[str]:
         """Networks of a row, the teacher left out unless it is alone."""
         names = list(dict.fromkeys(name for own, _, _, name in self.runs if own == row))
@@ -50,11 +62,11 @@ class Study:
     def seeds(self, row: str, game: str) -> list[int]:
         """Seeds of a row whose teacher is there, too."""
         own = {seed for name, where, seed, _ in self.runs if (name, where) == (row, game)}
-        return sorted(seed for seed in own if (TEACHER, game, seed, "teacher") in self.runs)
+        return sorted(seed for seed in own if (self.measure, game, seed, "teacher") in self.runs)
 
     def level(self, game: str, seed: int) -> tuple[float, float]:
         """Raw scores of the random player and of the final teacher of a seed."""
-        run = self.runs[TEACHER, game, seed, "teacher"]
+        run = self.runs[self.measure, game, seed, "teacher"]
         return float(run["random_score"]), float(run["final_score"])
 
     def normalised(self, row: str, network: str) -> list[list[float]]:
@@ -79,6 +91,10 @@ class Study:
         curve = self.curves[row, game, seed, network]
         columns = {**curve, f"{network}/score": curve["score"]}
         return time_to_teacher(columns, network, teacher_score=teacher_score, random_score=random_score)
+
+    def until_held(self, row: str, game: str, seed: int, network: str) -> dict[str, float]:
+        """Likewise; all that the run spent if it never did."""
+        return self.time(row, game, seed, network) or self.spent(row, game, seed, network)
 
     def spent(self, row: str, game: str, seed: int, network: str) -> dict[str, float]:
         """What the whole run spent, an earlier phase included."""
@@ -114,13 +130,13 @@ def held(study: Study, row: str, network: str) -> str:
 
 def times(study: Study, row: str, game: str, network: str, cost: str) -> list[float]:
     """What each seed spent until it held 95 %; one that never did is counted with all that its run spent."""
-    return [
-        (study.time(row, game, seed, network) or study.spent(row, game, seed, network))[cost]
-        for seed in study.seeds(row, game)
-    ]
+    return [study.until_held(row, game, seed, network)[cost] for seed in study.seeds(row, game)]
 
 
-def temperature_of(row: str) -> tuple[str, str]:
-    """Temperature and the networks it is on, from a row's name such as ``both_0.1``."""
+def temperature_of(row: str) -> tuple[str, str] | None:
+    """Temperature and the networks it is on, from the name of a row of the sweep such as ``both_1``; else None."""
+    if row == "rtpd":
+        return "0.1", "both"  # the script's default
     side, _, temperature = row.partition("_")
-    return temperature, side
+    swept = side in ("both", "teacher") and temperature and (temperature == "auto" or temperature[0].isdigit())
+    return (temperature, side) if swept else None

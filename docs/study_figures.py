@@ -6,7 +6,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from study_data import TEACHER, Study, label, temperature_of, times
+from study_data import Study, label, temperature_of, times
 
 from torchrl_rtpd.comparison import bootstrap_interval, interquartile_mean
 
@@ -86,8 +86,8 @@ def plot_temperatures(study: Study, path: Path) -> None:
     drawn, panels = figure(5 * len(study.games), 4, len(study.games))
     for index, (axes, game) in enumerate(zip(panels, study.games, strict=True)):
         for color, side in enumerate(("both", "teacher")):
-            rows = [row for row in study.rows if row != TEACHER and temperature_of(row)[1] == side]
-            found = {temperature_of(row)[0]: study.normalised(row, study.students(row)[0])[index] for row in rows}
+            swept = {row: own for row in study.rows if (own := temperature_of(row)) is not None and own[1] == side}
+            found = {own[0]: study.normalised(row, study.students(row)[0])[index] for row, own in swept.items()}
             fixed = sorted(float(temperature) for temperature in found if temperature != "auto")
             by_number = {float(temperature): scores for temperature, scores in found.items() if temperature != "auto"}
             middle = [interquartile_mean([by_number[number]]) for number in fixed]

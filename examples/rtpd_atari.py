@@ -25,7 +25,7 @@ import torch
 from hydra.core.config_store import ConfigStore
 from methods import TEACHERS, FrozenTeacher, RecycleUnits, Task, check_method, load_teacher, num_steps
 from omegaconf import MISSING, OmegaConf
-from scoreboard import final_scores
+from scoreboard import during_training, final_scores
 from tensordict.nn import TensorDictModule
 from torchrl.data import ReplayBuffer
 from torchrl.modules import EGreedyModule, QValueActor
@@ -340,6 +340,7 @@ def final_results(config: Config, monitor: RunMonitor, start: float) -> dict[str
         seed = 10_000_000 + config.seed  # not one of an evaluation during the run
         played = final_scores(monitor, config.final_episodes // config.evaluation_episodes, seed=seed)
     rows = played.pop("rows")
+    ratios = during_training(read_metrics(monitor.metrics.path), list(monitor.best), played.get("random_score"))
     first = next(iter(monitor.best.values()))
     observation = monitor.evaluator.env.reset()[first.in_keys[0]][:1]
     networks = [
@@ -350,6 +351,7 @@ def final_results(config: Config, monitor: RunMonitor, start: float) -> dict[str
             "parameter_ratio": num_parameters(network) / num_parameters(first) if "teacher" in monitor.best else None,
             "latency_ms": latency_ms(network, observation),
             **rows.get(name, {}),
+            **ratios.get(name, {}),
         }
         for name, network in monitor.best.items()
     ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from tensordict.nn import TensorDictModule
 from torchrl.envs import EnvBase
 
+from torchrl_rtpd.comparison import paper_percentages
 from torchrl_rtpd.evaluation import Evaluator, Scores, agreement_with_teacher, normalised_score
 from torchrl_rtpd.monitor import RunMonitor
 from torchrl_rtpd.networks import num_parameters
@@ -97,6 +99,20 @@ def final_scores(monitor: RunMonitor, games: int, *, seed: int) -> dict[str, Any
         "random_score": random_score.mean,
         "random_standard_error": random_score.standard_error,
         "rows": rows,
+    }
+
+
+def during_training(
+    metrics: Mapping[str, Sequence[float]], networks: Sequence[str], random_score: float | None
+) -> dict[str, dict[str, float | None]]:
+    """The paper's Max and Mean of each student, and what is sane beside them, from the evaluations of a run."""
+    scores = {name: [score for score in metrics[f"{name}/score"] if not math.isnan(score)] for name in networks}
+    if random_score is None or not scores.get("teacher"):
+        return {}
+    return {
+        name: paper_percentages(own, scores["teacher"], random_score)
+        for name, own in scores.items()
+        if name != "teacher"
     }
 
 

@@ -67,9 +67,9 @@ class Run:
 
 
 def runs_of(study: dict[str, Any], out: Path) -> Iterator[Run]:
-    """All runs of a study in order: a row's runs come after those of the rows above it."""
-    for row, own in study["rows"].items():
-        for game in study["games"]:
+    """All runs of a study in order: game by game, a row's runs after those of the rows above it."""
+    for game in study["games"]:
+        for row, own in study["rows"].items():
             for seed in study["seeds"]:
                 folder = out / game / row / f"seed{seed}"
                 given = [*study["overrides"], *own, f"game={game}", f"seed={seed}", f"output_dir={folder}"]

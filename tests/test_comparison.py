@@ -76,18 +76,18 @@ def test_a_teacher_no_better_than_random_has_no_level_to_reach():
 def test_max_and_mean_are_the_papers():
     """Best over best: 9 / 12. Mean of the last two ratios: (6 / 12 + 9 / 10) / 2."""
     found = paper_percentages([0.0, 6.0, 9.0], [4.0, 12.0, 10.0], random_score=2.0, last=2)
-    assert found["max"] == pytest.approx(75.0) and found["mean"] == pytest.approx(70.0)
-    assert found["normalised_max"] == pytest.approx((9 - 2) / (12 - 2))
-    assert found["normalised_mean"] == pytest.approx((7.5 - 2) / (11 - 2))
+    assert found["max_percent"] == pytest.approx(75.0) and found["mean_percent"] == pytest.approx(70.0)
+    assert found["max_normalised"] == pytest.approx((9 - 2) / (12 - 2))
+    assert found["mean_normalised"] == pytest.approx((7.5 - 2) / (11 - 2))
 
 
 def test_a_bad_teacher_spoils_the_percentages_and_not_the_normalised_ratios():
     """At -20 of -21, twice the teacher's score is worse; a teacher at 0 has no percentage; below random, no ratio."""
     worse = paper_percentages([-21.0], [-10.5], random_score=-21.0)
-    assert worse["mean"] == pytest.approx(200.0) and worse["normalised_mean"] == 0.0
-    assert paper_percentages([1.0, 1.0], [1.0, 0.0], random_score=-21.0)["mean"] is None
-    assert paper_percentages([1.0], [0.0], random_score=-21.0)["max"] is None
-    assert paper_percentages([1.0], [-21.0], random_score=-20.0)["normalised_mean"] is None
+    assert worse["mean_percent"] == pytest.approx(200.0) and worse["mean_normalised"] == 0.0
+    assert paper_percentages([1.0, 1.0], [1.0, 0.0], random_score=-21.0)["mean_percent"] is None
+    assert paper_percentages([1.0], [0.0], random_score=-21.0)["max_percent"] is None
+    assert paper_percentages([1.0], [-21.0], random_score=-20.0)["mean_normalised"] is None
 
 
 def test_percentages_need_the_same_evaluations():

@@ -22,22 +22,26 @@ def _script(name):
     return module
 
 
-make_results, make_students = _script("make_results"), _script("make_students")
+sys.path.insert(0, str(DOCS))  # scripts there import each other
+make_results, make_students, make_studies = map(_script, ("make_results", "make_students", "make_studies"))
 
 RESULTS = DOCS / "results"
 STUDIES = sorted({path.parents[1].name for path in RESULTS.glob("*/*/metrics.csv")})
 
 
-@pytest.mark.parametrize("name", make_results.pages())
+PAGES = {**make_results.pages(), **make_studies.pages()}
+
+
+@pytest.mark.parametrize("name", PAGES)
 def test_published_page_is_generated_from_its_files(name):
     """Writing the page again changes nothing, so no number in it was typed."""
-    assert (RESULTS / name).read_text() == make_results.pages()[name]
+    assert (RESULTS / name).read_text() == PAGES[name]
 
 
 def test_every_published_page_has_a_generator():
-    """Those of make_results.py, and the two that other scripts in docs/ write."""
+    """Those of make_results.py and make_studies.py, and the two that other scripts in docs/ write."""
     others = {"README.md", "choosing.md", "students.md"}
-    assert {path.name for path in RESULTS.glob("*.md")} - others == make_results.pages().keys()
+    assert {path.name for path in RESULTS.glob("*.md")} - others == PAGES.keys()
 
 
 def test_the_page_on_students_is_generated_from_its_files():
@@ -86,3 +90,50 @@ def test_the_teacher_of_the_fleet_is_that_of_the_quick_run() -> None:
     runs = [read_metrics(RESULTS / study / "seed0" / "metrics.csv") for study in ("quick", "six_students")]
     quick, fleet = ([score for score in run["teacher/score"] if not math.isnan(score)] for run in runs)
     assert quick == fleet and len(quick) > 1
+
+
+def _study(**final_scores):
+    """A study of one game, a seed a score, in which teachers score 110 and random players 10."""
+    runs, curves = {}, {}
+    rows = {"teacher_only": [110.0] * 4, **final_scores}
+    for row, scores in rows.items():
+        network = "teacher" if row == "teacher_only" else "small"
+        for seed, score in enumerate(scores):
+            whole = 200.0 if row == "two_stage" else 100.0
+            runs[row, "pole", seed, network] = {"final_score": score, "random_score": 10.0} | dict.fromkeys(
+                ("steps", "updates", "training_seconds", "cpu_seconds"), whole
+            )
+            times = [whole * share for share in (0.7, 0.8, 0.9, 1.0)]
+            curves[row, "pole", seed, network] = {
+                "score": [10.0, score, score, score],
+                **dict.fromkeys(("steps", "updates", "training_seconds", "cpu_seconds"), times),
+            }
+    return sys.modules["study_data"].Study("made_up", runs, curves)
+
+
+def test_scores_of_a_study_are_normalised_by_the_teacher_of_the_seed():
+    """(60 - 10) / (110 - 10) is one half."""
+    study = _study(rtpd=[60.0, 110.0, 10.0, 120.0])
+    assert study.normalised("rtpd", "small") == [[0.5, 1.0, 0.0, 1.1]]
+
+
+def test_time_saved_is_the_ratio_of_pairs_of_one_seed():
+    """80 of 100 steps against 160 of 200 is 0.5; the teacher held its level 20 steps before its end: 80 / 140."""
+    study = _study(rtpd=[110.0] * 4, two_stage=[110.0] * 4)
+    row = make_studies.saved_rows(study)[1]
+    assert row[:4] == ["pole", "small", "steps", "0.50 [0.50, 0.50]"]
+    assert row[4:] == ["0.57 [0.57, 0.57]", "4"]
+
+
+def test_a_student_that_never_gets_there_is_counted_with_its_whole_run():
+    """100 of 100 steps against 160 of 200; and it is said to have reached it in no run."""
+    study = _study(rtpd=[50.0] * 4, two_stage=[110.0] * 4)
+    assert make_studies.saved_rows(study)[1][3] == "0.62 [0.62, 0.62]"
+    assert make_studies.held(study, "rtpd", "small") == "0 of 4"
+
+
+def test_rows_of_the_sweep_are_told_by_their_names():
+    found = [
+        sys.modules["study_data"].temperature_of(row) for row in ("both_0.01", "teacher_auto", "rtpd", "teacher_only")
+    ]
+    assert found == [("0.01", "both"), ("auto", "teacher"), ("0.1", "both"), None]

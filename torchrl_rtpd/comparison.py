@@ -114,9 +114,9 @@ def paper_percentages(
         last: evaluations that Mean looks at.
 
     Returns:
-        ``max``, the best student score over the best teacher score, and ``mean``, the mean of the last ratios, in per
-        cent. Both blow up where the teacher's scores are near zero and change sign below it; None where it scored 0.
-        ``normalised_max`` and ``normalised_mean`` are ratios of what student and teacher have above a random player,
+        ``max_percent``, the best student score over the best teacher score, and ``mean_percent``, the mean of the last
+        ratios. Both blow up where the teacher's scores are near zero and change sign below it; None where it scored 0.
+        ``max_normalised`` and ``mean_normalised`` are ratios of what student and teacher have above a random player,
         the latter of means over the last evaluations, not a mean of ratios; None for a teacher no better than random.
 
     Raises:
@@ -124,7 +124,7 @@ def paper_percentages(
 
     Examples:
         >>> paper_percentages([0.0, 6.0, 9.0], [4.0, 12.0, 10.0], 2.0, last=2)
-        {'max': 75.0, 'mean': 70.0, 'normalised_max': 0.7, 'normalised_mean': 0.6111111111111112}
+        {'max_percent': 75.0, 'mean_percent': 70.0, 'max_normalised': 0.7, 'mean_normalised': 0.6111111111111112}
     """
     if len(student_scores) != len(teacher_scores) or not len(student_scores):
         raise ValueError(
@@ -135,10 +135,10 @@ def paper_percentages(
     student, teacher = list(student_scores[-last:]), list(teacher_scores[-last:])
     ratios = [mine / theirs for mine, theirs in zip(student, teacher, strict=True) if theirs]
     return {
-        "max": 100 * best_student / best_teacher if best_teacher else None,
-        "mean": 100 * sum(ratios) / len(ratios) if len(ratios) == len(teacher) else None,
-        "normalised_max": normalised_score(best_student, random_score, best_teacher),
-        "normalised_mean": normalised_score(sum(student) / len(student), random_score, sum(teacher) / len(teacher)),
+        "max_percent": 100 * best_student / best_teacher if best_teacher else None,
+        "mean_percent": 100 * sum(ratios) / len(ratios) if len(ratios) == len(teacher) else None,
+        "max_normalised": normalised_score(best_student, random_score, best_teacher),
+        "mean_normalised": normalised_score(sum(student) / len(student), random_score, sum(teacher) / len(teacher)),
     }
 
 
