@@ -12,6 +12,8 @@ from pathlib import Path
 
 from study_data import TEACHER, Study, held, label, load, temperature_of, times
 from study_figures import plot_curves, plot_intervals, plot_temperatures, plot_times
+from study_published import example_rows, papers_rows, study_rows
+from study_verdicts import verdicts
 
 from torchrl_rtpd.comparison import (
     COSTS,
@@ -196,6 +198,8 @@ def methods_page(study: Study) -> str:
         [
             heading(study),
             "",
+            *(f"- {sentence}" for sentence in verdicts(study)),
+            "",
             "Final scores, normalised by the seed's own final teacher; 95 % intervals by stratified bootstrap; *better "
             "than* is the probability that a run of the row scores higher than one of rtpd.",
             "",
@@ -255,6 +259,26 @@ def temperature_page(study: Study) -> str:
     )
 
 
+def published_page(study: Study) -> str:
+    """The percentages of the papers and ours."""
+    table = [["student", "loss", "of", "Max, %", "Mean, %", "Mean, normalised"]]
+    table += papers_rows(RESULTS / "published.csv")
+    table += study_rows(study, {"rtpd": "forward_kl", "reverse_kl": "reverse_kl"})
+    table += example_rows(RESULTS / "quick")
+    return "\n".join(
+        [
+            "<!-- written by docs/make_studies.py from docs/results/published.csv and published runs -->",
+            "",
+            "Medians over games, ours over games and seeds. Max and Mean are the paper's, in per cent of the teacher; "
+            "Rusu's is one percentage. Ours are of other games and far shorter runs: this says how far numbers lie "
+            "apart, not who is better.",
+            "",
+            markdown(table),
+            "",
+        ]
+    )
+
+
 def methods(study: Study) -> Study:
     """The rows that differ in more than the temperature."""
     return study.only(row for row in study.rows if row == "rtpd" or temperature_of(row) is None)
@@ -269,6 +293,7 @@ CURVES = ("rtpd", "two_stage", "scratch", "td_alone", TEACHER)
 PAGES: dict[str, tuple[str, Callable[[Study], str]]] = {  # name: study and what makes the page
     "classic": ("classic", lambda study: methods_page(methods(study))),
     "temperature": ("classic", lambda study: temperature_page(sweep(study))),
+    "published": ("classic", published_page),
     "atari_cpu": ("atari_cpu", lambda study: methods_page(methods(study))),
 }
 FIGURES: dict[str, Callable[[Study, Path], None]] = {

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import hydra
 import pytest
+import rtpd_atari
 import rtpd_classic
 import torch
 from omegaconf import OmegaConf
@@ -180,3 +181,17 @@ def test_the_classic_configuration_sets_every_key():
     with hydra.initialize_config_dir(str(EXAMPLES / "config"), version_base="1.3"):
         config = hydra.compose("rtpd_classic", ["output_dir=x"])
     assert not OmegaConf.missing_keys(config)
+
+
+def test_the_main_example_has_the_same_methods(tmp_path):
+    """On a game of Atari, too, the teacher of a seed is one network, and the second phase trains its student."""
+    with hydra.initialize_config_dir(str(EXAMPLES / "config"), version_base="1.3"):
+        tiny = ["total_steps=96", "warmup_steps=64", "replay_capacity=96", "evaluate_every_steps=null"]
+        tiny += ["students=[net17]", "tensorboard=false", "progress_bar=false", "threads=1"]
+        for method in ("rtpd", "two_stage", "scratch"):
+            config = hydra.compose("rtpd_atari", [*tiny, f"method={method}", f"output_dir={tmp_path / method}"])
+            rtpd_atari.run(config)
+    teachers = [_last(tmp_path / folder, "teacher") for folder in ("rtpd", "two_stage/teacher", "two_stage")]
+    assert all(_equal(teachers[0], teacher) for teacher in teachers[1:])
+    students = [_last(tmp_path / folder, "net17") for folder in ("rtpd", "two_stage", "scratch")]
+    assert not any(_equal(one, other) for one, other in ((students[0], students[1]), (students[1], students[2])))
