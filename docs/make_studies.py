@@ -39,6 +39,15 @@ def markdown(rows: list[list[str]]) -> str:
     return "\n".join(lines)
 
 
+def seed_cells(study: Study, row: str, network: str) -> list[str]:
+    """Final normalised scores of every seed, a cell a game."""
+    cells = []
+    for game in study.games:
+        (scores,) = study.normalised(row, network, [game])
+        cells.append(", ".join(f"{score:.2f}" for score in sorted(scores)) or "-")
+    return cells
+
+
 def score_rows(study: Study, baseline: str) -> list[list[str]]:
     """A line a network of every row: final normalised scores."""
     heading = ["row", "runs", "interquartile mean", *(f"{game}, seeds" for game in study.games)]
@@ -48,13 +57,13 @@ def score_rows(study: Study, baseline: str) -> list[list[str]]:
             scores = study.normalised(row, network)
             better = "-"
             if row not in (baseline, TEACHER) and network in study.students(baseline):
-                better = with_interval(probability_of_improvement, scores, study.normalised(baseline, network))
+                better = with_interval(probability_of_improvement, *study.pair(row, baseline, network))
             table.append(
                 [
                     label(study, row, network),
                     str(sum(map(len, scores))),
                     with_interval(interquartile_mean, scores),
-                    *(", ".join(f"{score:.2f}" for score in sorted(game)) for game in scores),
+                    *seed_cells(study, row, network),
                     better,
                     held(study, row, network),
                 ]
@@ -240,7 +249,7 @@ def temperature_page(study: Study) -> str:
                 temperature,
                 "both" if side == "both" else "the teacher; 1 on the student",
                 with_interval(interquartile_mean, scores),
-                *(", ".join(f"{score:.2f}" for score in sorted(game)) for game in scores),
+                *seed_cells(study, row, network),
                 held(study, row, network),
                 f"{statistics.fmean(float(line['agreement']) for line in lines):.2f}",
             ]

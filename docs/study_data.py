@@ -43,6 +43,10 @@ class Study:
         """In the order of the study."""
         return list(dict.fromkeys(game for _, game, _, _ in self.runs))
 
+    def games_of(self, row: str) -> list[str]:
+        """Those a row has runs of."""
+        return [game for game in self.games if self.seeds(row, game)]
+
     @property
     def measure(self) -> str:
         """The row whose teachers are the measure."""
@@ -69,10 +73,10 @@ class Study:
         run = self.runs[self.measure, game, seed, "teacher"]
         return float(run["random_score"]), float(run["final_score"])
 
-    def normalised(self, row: str, network: str) -> list[list[float]]:
-        """Final scores of a network, a list a game."""
+    def normalised(self, row: str, network: str, games: Iterable[str] | None = None) -> list[list[float]]:
+        """Final scores of a network, a list a game, of games that the row has runs of."""
         found = []
-        for game in self.games:
+        for game in self.games_of(row) if games is None else games:
             scores = []
             for seed in self.seeds(row, game):
                 random_score, teacher_score = self.level(game, seed)
@@ -81,9 +85,13 @@ class Study:
                 )
                 assert score is not None, f"the teacher of {game}, seed {seed}, is no better than a random player"
                 scores.append(score)
-            if scores:
-                found.append(scores)
+            found.append(scores)
         return found
+
+    def pair(self, row: str, other: str, network: str) -> tuple[list[list[float]], list[list[float]]]:
+        """Final scores of a network in two rows, in the games that both have."""
+        games = [game for game in self.games_of(row) if game in self.games_of(other)]
+        return self.normalised(row, network, games), self.normalised(other, network, games)
 
     def time(self, row: str, game: str, seed: int, network: str) -> dict[str, float] | None:
         """What was spent until the network first held 95 % of the final teacher; None if it never did."""

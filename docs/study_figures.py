@@ -30,7 +30,7 @@ def plot_curves(study: Study, rows: list[str], path: Path) -> None:
                 random_score, teacher_score = study.level(game, seed)
                 curve = study.curves[row, game, seed, network]
                 curves.append([(score - random_score) / (teacher_score - random_score) for score in curve["score"]])
-            steps = study.curves[row, game, study.seeds(row, game)[0], network]["steps"]
+            steps = [count / 1000 for count in study.curves[row, game, study.seeds(row, game)[0], network]["steps"]]
             columns = list(zip(*curves, strict=True))
             middle = [interquartile_mean([list(column)]) for column in columns]
             axes.fill_between(
@@ -39,7 +39,10 @@ def plot_curves(study: Study, rows: list[str], path: Path) -> None:
             axes.plot(steps, middle, color=f"C{index}", label=f"{row}: {network}", linewidth=1.8)
         axes.axhline(0.95, color="grey", linestyle=":")
         axes.set(
-            title=game, xlabel="agent steps, an earlier phase included", ylabel="normalised score", ylim=(-0.1, 1.4)
+            title=game,
+            xlabel="thousand agent steps, an earlier phase included",
+            ylabel="normalised score",
+            ylim=(-0.1, 1.4),
         )
         axes.legend(fontsize=8)
         axes.grid(alpha=0.3)
@@ -72,11 +75,11 @@ def plot_times(study: Study, path: Path) -> None:
     for axes, game in zip(panels, study.games, strict=True):
         names = [(row, study.students(row)[0]) for row in study.rows if study.seeds(row, game)]
         for height, (row, network) in enumerate(reversed(names)):
-            steps = times(study, row, game, network, "steps")
+            steps = [count / 1000 for count in times(study, row, game, network, "steps")]
             axes.barh(height, statistics.median(steps), color="C0", alpha=0.6)
             axes.plot(steps, [height] * len(steps), ".", color="black", alpha=0.6)
         axes.set_yticks(range(len(names)), [row for row, _ in reversed(names)])
-        axes.set(title=game, xlabel="agent steps until 95 % is held (never: the whole run)")
+        axes.set(title=game, xlabel="thousand agent steps until 95 % is held (never: the whole run)")
         axes.grid(alpha=0.3, axis="x")
     drawn.savefig(path, dpi=90)
 
@@ -84,10 +87,11 @@ def plot_times(study: Study, path: Path) -> None:
 def plot_temperatures(study: Study, path: Path) -> None:
     """Final normalised scores against the temperature, on both networks and on the teacher alone."""
     drawn, panels = figure(5 * len(study.games), 4, len(study.games))
-    for index, (axes, game) in enumerate(zip(panels, study.games, strict=True)):
+    for axes, game in zip(panels, study.games, strict=True):
         for color, side in enumerate(("both", "teacher")):
             swept = {row: own for row in study.rows if (own := temperature_of(row)) is not None and own[1] == side}
-            found = {own[0]: study.normalised(row, study.students(row)[0])[index] for row, own in swept.items()}
+            found = {own[0]: study.normalised(row, study.students(row)[0], [game])[0] for row, own in swept.items()}
+            found = {temperature: scores for temperature, scores in found.items() if scores}
             fixed = sorted(float(temperature) for temperature in found if temperature != "auto")
             by_number = {float(temperature): scores for temperature, scores in found.items() if temperature != "auto"}
             middle = [interquartile_mean([by_number[number]]) for number in fixed]

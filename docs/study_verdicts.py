@@ -12,7 +12,7 @@ from torchrl_rtpd.comparison import bootstrap_interval, interquartile_mean, prob
 def verdicts(study: Study) -> list[str]:
     """A line a claim that the study can speak to."""
     lines = [
-        *(_time_saved(study, game) for game in study.games if "two_stage" in study.rows),
+        *(_time_saved(study, game) for game in study.games_of("two_stage")),
         *(_level(study, network) for network in study.students("rtpd")),
     ]
     for other, question in QUESTIONS.items():
@@ -66,7 +66,7 @@ def _level(study: Study, network: str) -> str:
 
 def _against(study: Study, other: str, question: str) -> str:
     network = next(name for name in study.students(other) if name in study.students("rtpd"))
-    scores, others = study.normalised("rtpd", network), study.normalised(other, network)
+    scores, others = study.pair("rtpd", other, network)
     probability = probability_of_improvement(scores, others)
     low, high = bootstrap_interval(probability_of_improvement, scores, others)
     answer = "Yes" if low > 0.5 else "No, the other way round" if high < 0.5 else "These runs cannot tell"

@@ -137,3 +137,37 @@ def test_rows_of_the_sweep_are_told_by_their_names():
         sys.modules["study_data"].temperature_of(row) for row in ("both_0.01", "teacher_auto", "rtpd", "teacher_only")
     ]
     assert found == [("0.01", "both"), ("auto", "teacher"), ("0.1", "both"), None]
+
+
+def test_the_papers_medians_are_those_of_its_tables():
+    """Over its seven games Net1 has 95.2 and 100.1 % by forward KL, Net3 101.2 and 100.5 % by reverse KL."""
+    rows = sys.modules["study_published"].papers_rows(RESULTS / "published.csv")
+    found = {(row[0], row[1]): row[3:5] for row in rows}
+    assert found["Sun & Fazli, net1", "forward_kl"] == ["95.2", "100.1"]
+    assert found["Sun & Fazli, net3", "reverse_kl"] == ["101.2", "100.5"]
+    assert found["Sun & Fazli, net5, no imitation", "forward_kl"] == ["87.5", "89.3"]
+
+
+def test_figures_of_a_study_are_drawn(tmp_path):
+    """Each is a PNG, also where a row has not all games or never reached the level."""
+    figures = sys.modules["study_figures"]
+    study = _study(rtpd=[50.0, 110.0], two_stage=[110.0] * 4, both_1=[60.0], teacher_auto=[80.0, 90.0])
+    figures.plot_curves(study, ["rtpd", "two_stage"], tmp_path / "curves.png")
+    for plot in (figures.plot_intervals, figures.plot_times, figures.plot_temperatures):
+        plot(study, tmp_path / f"{plot.__name__}.png")
+    drawn = list(tmp_path.glob("*.png"))
+    assert len(drawn) == 4 and all(path.read_bytes()[:4] == b"\x89PNG" for path in drawn)
+
+
+def test_verdicts_say_yes_no_or_that_they_cannot_tell():
+    """Half the steps is a yes; a student that ends at half its teacher's level is a no; equal runs decide nothing."""
+    sentences = sys.modules["study_verdicts"].verdicts
+    yes, level, same, *_ = sentences(_study(rtpd=[110.0] * 4, two_stage=[110.0] * 4))
+    assert yes.startswith(
+        "**pole: half the time or less?** Yes: small holds 95 % of the final teacher after 0.50 [0.50, 0.50]"
+    )
+    assert "** Yes: 1.00 [1.00, 1.00]" in level and "These runs cannot tell" in same
+    slow, level, *_ = sentences(_study(rtpd=[60.0] * 4, two_stage=[110.0] * 4))
+    assert "** No: small holds" in slow and "** No: 0.50 [0.50, 0.50]" in level
+    worse = sentences(_study(rtpd=[60.0] * 4, scratch=[110.0] * 4))[1]
+    assert "No, the other way round: rtpd scores higher than scratch with probability 0.00 [0.00, 0.00]" in worse
