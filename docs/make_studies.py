@@ -13,7 +13,7 @@ from pathlib import Path
 from study_data import TEACHER, Study, held, label, load, temperature_of, times
 from study_figures import plot_curves, plot_intervals, plot_temperatures, plot_times
 from study_published import example_rows, papers_rows, study_rows
-from study_verdicts import verdicts
+from study_verdicts import default_verdict, verdicts
 
 from torchrl_rtpd.comparison import (
     COSTS,
@@ -239,7 +239,7 @@ def temperature_page(study: Study) -> str:
     """The page of the sweep of temperatures."""
     swept = {row: found for row in study.rows if (found := temperature_of(row)) is not None}
     games = [f"{game}, seeds" for game in study.games]
-    table = [["temperature", "on", "interquartile mean", *games, "held 95 %", "agreement"]]
+    table = [["temperature", "on", "interquartile mean", *games, "better than the default", "held 95 %", "agreement"]]
     for row, (temperature, side) in sorted(swept.items(), key=lambda item: (item[1][1], item[1][0])):
         (network,) = study.students(row)
         scores = study.normalised(row, network)
@@ -250,6 +250,7 @@ def temperature_page(study: Study) -> str:
                 "both" if side == "both" else "the teacher; 1 on the student",
                 with_interval(interquartile_mean, scores),
                 *seed_cells(study, row, network),
+                "-" if row == "rtpd" else with_interval(probability_of_improvement, *study.pair(row, "rtpd", network)),
                 held(study, row, network),
                 f"{statistics.fmean(float(line['agreement']) for line in lines):.2f}",
             ]
@@ -257,6 +258,8 @@ def temperature_page(study: Study) -> str:
     return "\n".join(
         [
             heading(study),
+            "",
+            default_verdict(study),
             "",
             "The students of rtpd by temperature. Final scores, normalised by the seed's own final teacher; agreement "
             "is that of the kept networks on held-out states.",

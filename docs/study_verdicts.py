@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 
-from study_data import TEACHER, Study
+from study_data import TEACHER, Study, temperature_of
 
 from torchrl_rtpd.comparison import bootstrap_interval, interquartile_mean, probability_of_improvement
 
@@ -91,4 +91,18 @@ def _before_the_teacher(study: Study) -> str:
     return (
         f"**When is {network} ready, seen from its teacher?** It holds 95 % of the final teacher so much later (+) or "
         f"earlier (-) than the teacher itself, in the median: {'; '.join(texts)}."
+    )
+
+
+def default_verdict(study: Study) -> str:
+    """Which temperatures do better or worse than the default, as far as the runs can tell."""
+    network = study.students("rtpd")[0]
+    better, worse, alike = [], [], []
+    for row in study.rows:
+        if row != "rtpd" and (found := temperature_of(row)) is not None:
+            low, high = bootstrap_interval(probability_of_improvement, *study.pair(row, "rtpd", network))
+            (better if low > 0.5 else worse if high < 0.5 else alike).append(f"{found[0]} on {found[1]}")
+    return (
+        f"Against the default of `StudentDQNLoss`, 0.1 on both: better {', '.join(better) or 'none'}; worse "
+        f"{', '.join(worse) or 'none'}; not to be told apart by these runs {', '.join(alike) or 'none'}."
     )

@@ -171,3 +171,12 @@ def test_verdicts_say_yes_no_or_that_they_cannot_tell():
     assert "** No: small holds" in slow and "** No: 0.50 [0.50, 0.50]" in level
     worse = sentences(_study(rtpd=[60.0] * 4, scratch=[110.0] * 4))[1]
     assert "No, the other way round: rtpd scores higher than scratch with probability 0.00 [0.00, 0.00]" in worse
+
+
+def test_temperatures_are_better_worse_or_alike():
+    """Runs that all score more, all less, or the same as those at the default."""
+    study = _study(rtpd=[90.0, 91.0], both_1=[20.0, 30.0], both_auto=[100.0, 99.0], teacher_10=[90.0, 91.0])
+    assert sys.modules["study_verdicts"].default_verdict(study) == (
+        "Against the default of `StudentDQNLoss`, 0.1 on both: better auto on both; worse 1 on both; not to be told "
+        "apart by these runs 10 on teacher."
+    )
