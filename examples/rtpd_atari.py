@@ -32,6 +32,7 @@ from torchrl.trainers.algorithms.dqn import DQNTrainer
 from torchrl_rtpd import (
     AtariVecEnv,
     BoundedHistory,
+    CudaGraphStepper,
     DistillationLoss,
     DualNetworkCollector,
     Evaluator,
@@ -73,6 +74,7 @@ class Config:
     threads: int = 2
     amp: bool = False
     compile: bool = False
+    cudagraph: bool = False
     overlap: bool = False
     output_dir: str = MISSING
     tensorboard: bool = True
@@ -132,6 +134,8 @@ def check(config: Config) -> None:
             )
     if config.device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device={config.device} needs a GPU that torch can see: there is none; use device=cpu.")
+    if config.cudagraph and not config.device.startswith("cuda"):
+        raise ValueError(f"cudagraph=true needs device=cuda: got device={config.device}; use compile=true on a CPU.")
     if config.final_episodes % config.evaluation_episodes:
         raise ValueError(
             "final_episodes must be a multiple of evaluation_episodes: got "
@@ -192,7 +196,12 @@ def build_trainer(
         device=config.device,
     )
     print(f"Replay: {storage.max_size:,} transitions, {storage.estimated_bytes / 1e9:.2f} GB when full.")
-    replay_buffer = make_replay_buffer(storage, batch_size=config.batch_size)
+    updates_per_batch = config.num_envs * config.rollout_steps // config.steps_per_update
+    replay_buffer = make_replay_buffer(
+        storage,
+        batch_size=config.batch_size,
+        minibatches_at_once=updates_per_batch if config.device.startswith("cuda") else 1,
+    )
     loss = DQNLoss(teacher, loss_function=config.loss_function, action_space="categorical", delay_value=True)
     loss.set_keys(terminated="end_of_life")
     loss.make_value_estimator(gamma=config.gamma)
@@ -201,7 +210,7 @@ def build_trainer(
         collector=collector,
         total_frames=config.total_steps,
         frame_skip=1,  # we count steps
-        optim_steps_per_batch=config.num_envs * config.rollout_steps // config.steps_per_update,
+        optim_steps_per_batch=updates_per_batch,
         loss_module=loss,
         optimizer=optimizer,
         logger=logger,
@@ -218,6 +227,8 @@ def build_trainer(
     SampleToDevice(config.device).register(trainer)
     settle(config, trainer, "teacher", optimizer, config.teacher_settles)
     if len(networks) == 1:
+        if config.cudagraph:
+            CudaGraphStepper().register(trainer)
         return trainer, None
     students = {name: student_loss(config, network) for name, network in networks.items() if name != "teacher"}
     hook = RealTimeDistillTrainer(
@@ -225,7 +236,10 @@ def build_trainer(
         optimizer=partial(torch.optim.Adam, lr=config.student_learning_rate, eps=1e-5, fused=True),
         recycler=recycler(config),
     )
-    hook.register(trainer)
+    if config.cudagraph:
+        CudaGraphStepper(hook).register(trainer)
+    else:
+        hook.register(trainer)
     for name, optimizer in hook.optimizers.items():
         settle(config, trainer, name, optimizer, config.student_settles)
     return trainer, hook

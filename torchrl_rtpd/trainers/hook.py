@@ -159,9 +159,13 @@ class RealTimeDistillTrainer(TrainerHookBase):
                 "the hook runs in the trainer's process, but learner_backend='ray' updates the teacher in remote ones; "
                 "pass RealTimeDistillStepper as the trainer's optimization_stepper instead."
             )
+        trainer.register_op("post_optim_log", self.step)
+        self.accompany(trainer, name)
+
+    def accompany(self, trainer: Trainer, name: str = "real_time_distill") -> None:
+        """:meth:`register` without the updates, for a stepper that makes them."""
         self.prepare(trainer)
         self._collector = trainer.collector
-        trainer.register_op("post_optim_log", self.step)
         trainer.register_op("post_optim_complete_log", self.averages)
         trainer.register_module(name, self)
 
@@ -183,17 +187,47 @@ class RealTimeDistillTrainer(TrainerHookBase):
 
     def step(self, sub_batch: TensorDictBase) -> None:
         """Update every student on the minibatch ``[B]`` the teacher has just learned from. The batch is not changed."""
+        batch = self.with_teacher_values(sub_batch)
+        with pixels_scaled_once():
+            for _ in range(self.updates_per_step):
+                self.add_up({name: self.learn(name, batch) for name in self.students})
+        self.after_step(sub_batch, batch)
+
+    def with_teacher_values(self, sub_batch: TensorDictBase) -> TensorDictBase:
+        """A shallow copy of the minibatch with what the teacher's loss has just computed of it."""
         batch = self._teacher.added_to(sub_batch, self.students.values())
         if self.recycler is not None and not self.updates:
             self._check_recyclable(batch)
-        with pixels_scaled_once():
-            for name, loss in self.students.items():
-                for _ in range(self.updates_per_step):
-                    self._update(name, loss, batch)
+        return batch
+
+    def learn(self, name: str, batch: TensorDictBase) -> Tensor:
+        """One update of a student, and what is to be logged of it, stacked; its target network is left alone."""
+        loss, optimizer = self.students[name], self.optimizers[name]
+        losses = loss(batch)
+        total = sum(value for key, value in losses.items() if key.startswith("loss"))
+        total.backward()
+        if self.clip_norm is not None:
+            nn.utils.clip_grad_norm_(loss.parameters(), self.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            metrics = {**losses, "loss": total}
+            self._metric_names[name] = list(metrics)
+            return torch.stack([value.float() for value in metrics.values()])
+
+    def add_up(self, values: Mapping[str, Tensor]) -> None:
+        """After each student's :meth:`learn`: move its target network, and keep what it returned for the averages."""
+        for name, value in values.items():
+            if name in self.target_updaters:
+                _step_target(self.target_updaters[name])
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._num_summed += 1
+
+    def after_step(self, sub_batch: TensorDictBase, batch: TensorDictBase) -> None:
+        """Count the minibatch, and do what is due now and then; ``batch`` is the one with the teacher's values."""
         self.updates += 1
         if self._teacher.copy is not None:
             self._teacher.copy.after_update(self.updates)
-        self._num_summed += self.updates_per_step
         every = self.dormant_every_updates
         # Measured at once too: a stepper must return the same metrics at every update.
         if every and (self._dormant is None or self.updates % every == 0):
@@ -202,23 +236,6 @@ class RealTimeDistillTrainer(TrainerHookBase):
             self._drift = measured_drift(self.students, sub_batch, batch)
         if self.recycler is not None and self.recycler.due(self.updates):
             self._recycle(batch, self.recycler)
-
-    def _update(self, name: str, loss: PolicyDistillationLoss, batch: TensorDictBase) -> None:
-        optimizer = self.optimizers[name]
-        losses = loss(batch)
-        total = sum(value for key, value in losses.items() if key.startswith("loss"))
-        total.backward()
-        if self.clip_norm is not None:
-            nn.utils.clip_grad_norm_(loss.parameters(), self.clip_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        if name in self.target_updaters:
-            _step_target(self.target_updaters[name])
-        with torch.no_grad():
-            metrics = {**losses, "loss": total}
-            values = torch.stack([value.float() for value in metrics.values()])
-            self._metric_names[name] = list(metrics)
-            self._sums[name] = self._sums[name] + values if name in self._sums else values
 
     def averages(self, *_: Any) -> dict[str, float] | None:
         """Means since the last call, by metric name; one device synchronisation for all of them."""
