@@ -50,10 +50,19 @@ def trainer_with(
     torch.manual_seed(0)
     teacher = actor(16, 0, device)
     env = TransformedEnv(
-        SerialEnv(2, lambda: GymEnv("CartPole-v1")), RewardSum(in_keys=["reward"], out_keys=["reward_sum"])
+        SerialEnv(2, lambda: GymEnv("CartPole-v1", device="cpu"), device="cpu"),
+        RewardSum(in_keys=["reward"], out_keys=["reward_sum"]),
     )
     env.set_seed(0)
-    collector = DualNetworkCollector(env, teacher, frames_per_batch=32, total_frames=256, policy_device=device)
+    collector = DualNetworkCollector(
+        env,
+        teacher,
+        frames_per_batch=32,
+        total_frames=256,
+        policy_device=device,
+        env_device="cpu",
+        storing_device=device,
+    )
     loss = DQNLoss(teacher, action_space="categorical", delay_value=True)
     sampler = {"sampler": PrioritizedSampler(256, 0.6, 0.4)} if prioritized else {}
     buffer = TensorDictReplayBuffer(
