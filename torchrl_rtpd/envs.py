@@ -124,22 +124,23 @@ class AtariVecEnv(EnvBase):
     def _make_specs(self) -> None:
         slots = self.batch_size[0]
         size = (slots, self.frame_stack, FRAME_SIZE, FRAME_SIZE)
-        flag = (slots, 1)
+        number = Unbounded(shape=(slots, 1), device=self.device)
+        flag = Binary(shape=(slots, 1), dtype=torch.bool, device=self.device)
         self.observation_spec = Composite(
             # Unbounded over the dtype: Bounded would compare every pixel at every projection.
-            pixels=Unbounded(shape=size, dtype=torch.uint8),
-            raw_reward=Unbounded(shape=flag),
-            episode_reward=Unbounded(shape=flag),
-            end_of_life=Binary(shape=flag, dtype=torch.bool),
+            pixels=Unbounded(shape=size, dtype=torch.uint8, device=self.device),
+            raw_reward=number,
+            episode_reward=number.clone(),
+            end_of_life=flag,
             shape=self.batch_size,
             device=self.device,
         )
         self.action_spec = Categorical(self.num_actions, shape=(slots,), device=self.device)
-        self.reward_spec = Unbounded(shape=flag, device=self.device)
+        self.reward_spec = number.clone()
         self.done_spec = Composite(
-            done=Binary(shape=flag, dtype=torch.bool),
-            terminated=Binary(shape=flag, dtype=torch.bool),
-            truncated=Binary(shape=flag, dtype=torch.bool),
+            done=flag.clone(),
+            terminated=flag.clone(),
+            truncated=flag.clone(),
             shape=self.batch_size,
             device=self.device,
         )
