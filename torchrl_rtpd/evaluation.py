@@ -197,7 +197,7 @@ class Evaluator:
         explore = torch.rand(shape, generator=generator) < epsilon
         num_actions = spec.n if isinstance(spec, Categorical) else spec.shape[-1]
         index = torch.randint(num_actions, shape, generator=generator)
-        action = spec.zero() if epsilon >= 1 else policy(tensordict.select(*policy.in_keys)).get("action")
+        action = spec.zero() if epsilon >= 1 else policy(_inputs(policy, tensordict)).get("action").to(spec.device)
         one_hot = not isinstance(spec, Categorical)
         random_action = nn.functional.one_hot(index, num_actions).to(action) if one_hot else index.to(action)
         where = explore.to(action.device)
@@ -207,6 +207,13 @@ class Evaluator:
         """Close the environments."""
         if not self.env.is_closed:
             self.env.close()
+
+
+def _inputs(policy: TensorDictModule, tensordict: TensorDictBase) -> TensorDictBase:
+    """What a policy reads, on its device."""
+    parameter = next(policy.parameters(), None)
+    inputs = tensordict.select(*policy.in_keys)
+    return inputs if parameter is None else inputs.to(parameter.device)
 
 
 def _check_probability(epsilon: float) -> None:
@@ -255,9 +262,9 @@ def agreement_with_teacher(
         Shares in [0, 1] by name.
     """
     with eval_mode(teacher, *students.values()):
-        values = teacher(observations.select(*teacher.in_keys)).get("action_value")
+        values = teacher(_inputs(teacher, observations)).get("action_value")
         shares = {
-            name: greedy_agreement(values, student(observations.select(*student.in_keys)).get("action_value")).mean()
+            name: greedy_agreement(values, student(_inputs(student, observations)).get("action_value")).mean()
             for name, student in students.items()
         }
     return {name: share.item() for name, share in shares.items()}

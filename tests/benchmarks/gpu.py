@@ -344,15 +344,14 @@ def utilisation(every_seconds: float = 0.2) -> Iterator[dict[str, float]]:
 def short_trainings(device: str, steps: int) -> dict[str, dict[str, float]]:
     """Agent steps a second of the main example, and the minutes that the paper's ten million would take."""
     captured = {"cudagraph": "true"} if device.startswith("cuda") else {}
+    five = "[net1,net2,net3,net4,net5]"
+    overlapped = {"num_envs": 256, "rollout_steps": 1, "overlap": "true", "replay_capacity": 1_000_192}
     runs: dict[str, dict[str, Any]] = {
         "one student": {"students": "[net17]", "total_steps": max(steps // 8, 4_096)},
         "one student, captured": {"students": "[net17]", **captured},
-        "five students, captured": {"students": "[net1,net2,net3,net4,net5]", **captured},
-        "five students, captured, bfloat16": {
-            "students": "[net1,net2,net3,net4,net5]",
-            "amp": "true",
-            **captured,
-        },
+        "five students, captured": {"students": five, **captured},
+        "five students, captured, overlapped": {"students": five, **captured, **overlapped},
+        "five students, captured, overlapped, bfloat16": {"students": five, "amp": "true", **captured, **overlapped},
     }
     found = {}
     for name, options in runs.items():

@@ -155,6 +155,7 @@ def test_failing_run_leaves_metrics_and_weights(tmp_path, monkeypatch):
         ("final_episodes=3", "final_episodes must be a multiple of evaluation_episodes: got 3 and 2"),
         ("teacher_optimizer=sgd", "teacher_optimizer must be adam or rmsprop: got 'sgd'"),
         ("divergence=kl", "divergence must be one of"),
+        ("cudagraph=true", "cudagraph=true needs device=cuda: got device=cpu; use compile=true on a CPU"),
         ("temperature=0", "teacher_temperature must be positive"),
     ],
 )
@@ -175,6 +176,16 @@ def test_missing_gpu_is_an_early_error(tmp_path):
     """device=cuda without a GPU names the remedy."""
     with pytest.raises(ValueError, match="device=cuda needs a GPU"):
         EXAMPLE.run(_config(tmp_path, "device=cuda"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("cudagraph", ["true", "false"])
+def test_networks_learn_and_play_on_a_gpu(tmp_path, cudagraph):
+    """Learning, recycling, evaluation and the report."""
+    results = EXAMPLE.run(_config(tmp_path, "device=cuda", f"cudagraph={cudagraph}", "recycle_every_updates=50"))
+    assert results["updates"] == (640 - 320) // 2 + 16
+    assert all(network["episodes"] == 4 for network in results["networks"])
 
 
 def test_unknown_override_is_refused_by_hydra(tmp_path):
