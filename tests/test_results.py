@@ -22,21 +22,24 @@ def _script(name):
     return module
 
 
-make_results, make_students = _script("make_results"), _script("make_students")
+make_results, make_students, make_gpu = (_script(name) for name in ("make_results", "make_students", "make_gpu"))
 
 RESULTS = DOCS / "results"
 STUDIES = sorted({path.parents[1].name for path in RESULTS.glob("*/*/metrics.csv")})
 
 
-@pytest.mark.parametrize("name", make_results.pages())
+PAGES = {**make_results.pages(), **make_gpu.pages()}
+
+
+@pytest.mark.parametrize("name", PAGES)
 def test_published_page_is_generated_from_its_files(name):
     """Writing the page again changes nothing, so no number in it was typed."""
-    assert (RESULTS / name).read_text() == make_results.pages()[name]
+    assert (RESULTS / name).read_text() == PAGES[name]
 
 
 def test_every_published_page_has_a_generator():
-    """Those of make_results.py, and the two that other scripts in docs/ write."""
-    others = {"README.md", "choosing.md", "students.md"}
+    """Those of make_results.py, and those that other scripts in docs/ write."""
+    others = {"README.md", "choosing.md", "students.md", *make_gpu.pages()}
     assert {path.name for path in RESULTS.glob("*.md")} - others == make_results.pages().keys()
 
 

@@ -267,6 +267,8 @@ def captured_profile(device: str, updates: int = 20) -> dict[str, dict[str, Any]
             torch.cuda.synchronize()
         kernels: dict[str, list[float]] = {}
         for event in profile.events():
+            if event.device_type != torch.autograd.DeviceType.CUDA or event.name.startswith(("cuda", "Activity")):
+                continue  # what the host does
             kernels.setdefault(event.name, []).append(event.time_range.elapsed_us())
         slowest = sorted(kernels.items(), key=lambda item: -sum(item[1]))[:15]
         found[fleet] = {
