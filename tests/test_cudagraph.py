@@ -123,7 +123,7 @@ def test_the_trainer_logs_the_teachers_loss_and_the_students_averages(device: st
     keys = {"hook": ("grad_norm_0", *same), "stepper": ("grad_norm", *same)}
     logged = {}
     for name in keys:
-        hook = RealTimeDistillTrainer(students(device), optimizer=ADAM)
+        hook = RealTimeDistillTrainer(students(device), optimizer=ADAM, metrics_every_updates=1)
         attach = hook.register if name == "hook" else CudaGraphStepper(hook).register
         trainer = trainer_with(device, attach, clip_norm=clip_norm)
         trainer.train()

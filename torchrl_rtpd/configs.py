@@ -138,6 +138,7 @@ class RealTimeDistillTrainerConfig(HookConfig):
     clip_norm: float | None = None
     updates_per_step: int = 1
     target_updater: Any = None
+    metrics_every_updates: int = 4
     dormant_every_updates: int | None = 500
     dormant_warning: float = 0.9
     schedules: Any = None
