@@ -76,6 +76,7 @@ class Config:
     compile: bool = False
     cudagraph: bool = False
     overlap: bool = False
+    single_frames: bool = False
     output_dir: str = MISSING
     tensorboard: bool = True
     progress_bar: bool = True
@@ -183,6 +184,7 @@ def build_trainer(
         total_frames=config.total_steps,
         init_random_frames=config.warmup_steps,
         overlap=config.overlap,
+        frame_stack=4 if config.single_frames else None,
         policy_device=config.device,
         env_device="cpu",
         storing_device=config.device,
@@ -381,7 +383,7 @@ def run(config: Config) -> dict[str, Any]:
     OmegaConf.save(config, output_dir / "config.yaml", resolve=True)
     make_env = partial(AtariVecEnv, config.game, num_threads=config.threads)
 
-    env = make_env(config.num_envs, seed=1_000 * config.seed)
+    env = make_env(config.num_envs, seed=1_000 * config.seed, frame_stack=1 if config.single_frames else 4)
     networks = build_networks(config, env)
     logger = TensorboardLogger("tensorboard", log_dir=str(output_dir)) if config.tensorboard else None
     trainer, hook = build_trainer(config, env, networks, logger)

@@ -187,6 +187,7 @@ class DualNetworkCollectorConfig(CollectorConfig):
     exploration: Any = None
     record: bool = False
     keep: Any = ()
+    frame_stack: int | None = None
     acting_seed: int | None = None
     overlap: bool = False
     _target_: str = "torchrl_rtpd.configs._make_dual_network_collector"

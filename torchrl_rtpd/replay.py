@@ -44,7 +44,8 @@ class FrameStackStorage(TensorStorage):
     Written by ``extend`` with what a collector of ``N`` slots yields, flattened slot by slot (``batch.reshape(-1)`` of
     ``[N, T]``, as TorchRL's trainers do); everything but the frames is stored as it comes. A write whose stacks could
     not be rebuilt is refused before anything is stored, so a wrong layout is an error and never silent mixing. Single
-    items cannot be added or overwritten.
+    items cannot be added or overwritten. Writes may also hold single frames ``[N * T, 1, H, W]``, all of them or none,
+    which spares whoever collects the copies of stacks; games then begin with the first write.
 
     Args:
         max_size: capacity ``C`` in transitions, a multiple of ``num_envs * steps_per_write``.
@@ -130,6 +131,7 @@ class FrameStackStorage(TensorStorage):
         self._bump_mutation_revision()
         self.initialized = True  # there is nothing lazy for a sampler to wait for
         self._num_written = 0  # transitions since the first write: the next one's number
+        self._single = False  # whether writes hold single frames
         self._frames = torch.empty(0, 0, 0, dtype=torch.uint8)  # [C + S * N + 1, H, W], the last one always zero
         self._extra = TensorDict({}, [self.max_size])  # every entry but the frames
         # Final frames of ended games, and where each transition's lies: -1 while its game goes on.
@@ -208,15 +210,19 @@ class FrameStackStorage(TensorStorage):
             )
 
     def _checked_stacks(self, data: TensorDictBase) -> tuple[Tensor, Tensor]:
-        """The stacks before and after each step, ``[T, N, S, H, W]``."""
+        """The stacks before and after each step, ``[T, N, S, H, W]``, or frames ``[T, N, 1, H, W]``."""
         size = list(self._frames.shape[1:]) if self._num_written else None
+        shown = data.get(self.pixels_key, None)
+        if self._num_written == 0:
+            self._single = shown is not None and shown.ndim == 4 and shown.shape[1] == 1
+        frames = 1 if self._single else self.frame_stack
         stacks = []
         for key in (self.pixels_key, unravel_key(("next", self.pixels_key))):
             stack = data.get(key, None)
             found = None if stack is None else f"{stack.dtype} {list(stack.shape)}"
             if stack is not None and size is None:
                 size = list(stack.shape[2:])
-            expected = [len(data), self.frame_stack, *(["height", "width"] if size is None else size)]
+            expected = [len(data), frames, *(["height", "width"] if size is None else size)]
             if stack is None or stack.dtype != torch.uint8 or stack.ndim != 4 or list(stack.shape) != expected:
                 raise ValueError(
                     f"{key!r} must be torch.uint8 {expected}: got {found}; "
@@ -260,7 +266,7 @@ class FrameStackStorage(TensorStorage):
     def _begins(self, ended: Tensor) -> Tensor:
         """Whether a game begins with each step of this write, ``[T, N]``."""
         if self._num_written == 0:
-            first = torch.zeros_like(ended[0])
+            first = torch.full_like(ended[0], self._single)
         else:
             first = self._final_index[self._newest()] >= 0
         return torch.cat([first[None], ended[:-1]])
@@ -276,7 +282,7 @@ class FrameStackStorage(TensorStorage):
             before[0] = pixels[0]
         else:
             newest = torch.arange(self._num_written - self.num_envs, self._num_written, device=self.device)
-            before[0] = self._stacks(newest, following=True)
+            before[0] = self._stacks(newest, following=True)[:, -pixels.shape[2] :]
         shifted = _differ(pixels[:, :, 1:], next_pixels[:, :, :-1])
         broken = shifted | torch.where(begins, pixels[:, :, :-1].flatten(2).any(-1), _differ(pixels, before))
         if broken.any():
@@ -293,7 +299,8 @@ class FrameStackStorage(TensorStorage):
         self._frames = self._new_frames(size)
         self._frames[-1] = 0
         # The first stacks come whole, whether or not a game begins with them.
-        self._set_frames((1 - self.frame_stack) * self.num_envs, pixels[0, :, :-1].transpose(0, 1))
+        older = pixels.new_zeros(self.num_envs, self.frame_stack - 1, *size) if self._single else pixels[0, :, :-1]
+        self._set_frames((1 - self.frame_stack) * self.num_envs, older.transpose(0, 1))
         self._finals = torch.empty(0, *size, dtype=torch.uint8, device=self.device)
         self._extra = entries[0].apply(
             lambda leaf: torch.zeros(self.max_size, *leaf.shape, dtype=leaf.dtype, device=self.device),
@@ -444,7 +451,7 @@ class FrameStackStorage(TensorStorage):
 
     # Saving
 
-    _STATE = ("_num_written", "_frames", "_finals", "_free_finals", "_final_index", "_stop", "_depth")
+    _STATE = ("_num_written", "_single", "_frames", "_finals", "_free_finals", "_final_index", "_stop", "_depth")
 
     def _sizes(self) -> dict[str, int]:
         names = ("max_size", "num_envs", "steps_per_write", "frame_stack")

@@ -118,7 +118,14 @@ def test_runs_that_overlap_playing_and_learning_are_equal_too(tmp_path):
 def test_divergence_alone_needs_no_td_term(tmp_path):
     """td_coeff=0 distils by the divergence only, and evaluate_every_steps=null plays no games."""
     results = EXAMPLE.run(
-        _config(tmp_path, "td_coeff=0", "evaluate_every_steps=null", "divergence=reverse_kl", "temperature=auto")
+        _config(
+            tmp_path,
+            "td_coeff=0",
+            "single_frames=true",
+            "evaluate_every_steps=null",
+            "divergence=reverse_kl",
+            "temperature=auto",
+        )
     )
     assert "random_score" not in results and "score_mean" not in results["networks"][0]
     assert (tmp_path / "weights" / "net17.safetensors").exists()
