@@ -7,6 +7,7 @@ these files.
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import math
 import os
@@ -36,11 +37,12 @@ class MetricsFile:
     """A CSV file that grows by one row a log point and is whole after each.
 
     Args:
-        path: file to write; its folder is made if need be. An existing file is replaced.
+        path: file to write; its folder is made if need be. An existing file is replaced at the first row, unless
+            :meth:`cut` comes first.
         columns: names, in order; network metrics are named ``<network>/<metric>``.
 
     Raises:
-        ValueError: at ``append``, a column that was not named.
+        ValueError: at ``append``, a column that was not named; at ``cut``, another file than the one that was left.
 
     Examples:
         >>> import tempfile
@@ -53,18 +55,45 @@ class MetricsFile:
     def __init__(self, path: str | os.PathLike, columns: Sequence[str]) -> None:
         self.path = Path(path)
         self.columns = list(columns)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("w", newline="") as file:
-            csv.writer(file).writerow(self.columns)
+        self._begun = False
 
     def append(self, row: Mapping[str, float]) -> None:
         """Write one row; columns it lacks stay empty."""
         unknown = row.keys() - set(self.columns)
         if unknown:
             raise ValueError(f"every metric needs a column: got {sorted(unknown)}; name them when the file is made.")
+        self._begin()
         with self.path.open("a", newline="") as file:
             csv.DictWriter(file, self.columns, restval="").writerow(row)
             file.flush()
+
+    def _begin(self) -> None:
+        if self._begun:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("w", newline="") as file:
+            csv.writer(file).writerow(self.columns)
+        self._begun = True
+
+    def position(self) -> dict[str, Any]:
+        """Where the next row will come, for :meth:`cut`; what is there now has reached the disk when this returns."""
+        self._begin()
+        with self.path.open("rb+") as file:
+            content = file.read()
+            os.fsync(file.fileno())
+        return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+    def cut(self, position: Mapping[str, Any]) -> None:
+        """Go on behind a :meth:`position` of this file: rows that came after it are dropped."""
+        size, digest = int(position["bytes"]), position["sha256"]
+        content = self.path.read_bytes()[:size] if self.path.exists() else b""
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise ValueError(
+                f"a run goes on in the metrics it left, {size:,} bytes of {self.path} unchanged: got "
+                f"{len(content):,} bytes, or others; put the file back, or resume in a copy of the whole folder."
+            )
+        os.truncate(self.path, size)
+        self._begun = True
 
 
 def read_metrics(path: str | os.PathLike) -> dict[str, list[float]]:

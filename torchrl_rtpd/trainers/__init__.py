@@ -9,6 +9,7 @@ The teacher's values of the minibatch are those its own loss has just computed, 
 twice, nothing is drawn from a random generator (unless by a student's own dropout), and no gradient leaves a student.
 """
 
+from torchrl_rtpd.trainers.checkpoints import SaveCheckpoints, newest_checkpoint
 from torchrl_rtpd.trainers.cures import BoundedHistory, KeepWarmupData, SampleToDevice
 from torchrl_rtpd.trainers.hook import RealTimeDistillTrainer
 from torchrl_rtpd.trainers.stepper import RealTimeDistillStepper
@@ -23,5 +24,7 @@ __all__ = [
     "RealTimeDistillStepper",
     "RealTimeDistillTrainer",
     "SampleToDevice",
+    "SaveCheckpoints",
     "TeacherCopy",
+    "newest_checkpoint",
 ]
