@@ -195,9 +195,7 @@ def small_run(
         folder / "checkpoints", every_steps=every_steps, keep_last=9, replay=replay, monitor=monitor
     )
     saver.register(trainer)
-    return SimpleNamespace(
-        **{name: value for name, value in locals().items() if name not in ("folder", "env")}, env=env
-    )
+    return SimpleNamespace(**locals())
 
 
 def bits(value):

@@ -47,6 +47,9 @@ class RunMonitor(TrainerHookBase):
         last_scores: of each network's last evaluation.
         best_scores: of the evaluation each network is kept from.
         evaluated_steps: agent steps at the last evaluation, -1 before.
+        measures_random: whether a random player plays at the first evaluation; other hooks set it. He does in any case
+            where a schedule follows returns.
+        random_return: his mean score, None before.
 
     An evaluation that was given up (:class:`~torchrl_rtpd.evaluation.EvaluationStopped`) leaves its cells empty; if it
     took too long, with a warning, and if the run is to end, it is made up for when the run is resumed.
@@ -97,7 +100,8 @@ class RunMonitor(TrainerHookBase):
         self._ended: float | None = None  # seconds of the run at the end of training
         self._seconds_before = 0.0  # of the run, in processes before this one
         self._bar: tqdm | None = None
-        self._random_return: float | None = None  # not measured yet
+        self.random_return: float | None = None  # not measured yet
+        self.measures_random = False
         self._next_log = self._next_evaluation = 0
         self._sums: dict[str, float] = {}
         self._num_summed = 0
@@ -144,7 +148,7 @@ class RunMonitor(TrainerHookBase):
 
     @property
     def seconds(self) -> float:
-        """Time of the run so far, that of the processes it was resumed from included; the clock is one that only grows."""
+        """Time of the run so far, in the processes it was resumed from, too; by a clock that nobody sets."""
         return self._seconds_before + time.monotonic() - self._start
 
     @property
@@ -231,13 +235,13 @@ class RunMonitor(TrainerHookBase):
 
     def _report_returns(self) -> None:
         """Tell the hook how everybody plays, a random player included, if it wants to know."""
-        if self.distiller is None or not self.distiller.follows_returns:
-            return
+        told = self.distiller if self.distiller is not None and self.distiller.follows_returns else None
         teacher, *students = self.networks
-        if self._random_return is None:
-            self._random_return = self.evaluator(self.networks[teacher], epsilon=1.0).mean
-        returns = {name: self.last_scores[name].mean for name in students}
-        self.distiller.report_returns(returns, self.last_scores[teacher].mean, self._random_return)
+        if self.random_return is None and (told is not None or self.measures_random):
+            self.random_return = self.evaluator(self.networks[teacher], epsilon=1.0).mean
+        if told is not None and self.random_return is not None:
+            returns = {name: self.last_scores[name].mean for name in students}
+            told.report_returns(returns, self.last_scores[teacher].mean, self.random_return)
 
     def _show(self) -> None:
         shown = {f"{name} score": f"{scores.mean:.0f}" for name, scores in self.last_scores.items()}
@@ -265,7 +269,7 @@ class RunMonitor(TrainerHookBase):
             "best": {name: network.state_dict() for name, network in self.best.items()},
             "best_scores": _plain(self.best_scores),
             "last_scores": _plain(self.last_scores),
-            "random_return": self._random_return,
+            "random_return": self.random_return,
             "steps": self.steps,
             "seconds": self.seconds,
             "learning_since": self._learning_since,
@@ -283,7 +287,7 @@ class RunMonitor(TrainerHookBase):
         if "metrics" not in state_dict:  # of the first version of checkpoints
             return
         self.last_scores = _scores(state_dict["last_scores"])
-        self._random_return = state_dict["random_return"]
+        self.random_return = state_dict["random_return"]
         self._learning_since = state_dict["learning_since"]
         self._sums, self._shown = dict(state_dict["sums"]), dict(state_dict["shown"])
         for name in self._COUNTERS:

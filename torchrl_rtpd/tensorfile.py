@@ -68,7 +68,7 @@ def write_tensors(tensors: Mapping[str, Tensor], path: str | os.PathLike) -> tup
     digest = hashlib.sha256()
     # Hashing and writing both leave the interpreter, so that they run side by side.
     with Path(path).open("wb", buffering=0) as file, ThreadPoolExecutor(1) as hasher:
-        for chunk in chain((len(text).to_bytes(8, "little"), text), _chunks(tensors)):
+        for chunk in chain([memoryview(len(text).to_bytes(8, "little")), memoryview(text)], _chunks(tensors)):
             hashed = hasher.submit(digest.update, chunk)
             _write_all(file, chunk)
             hashed.result()

@@ -169,8 +169,8 @@ class SaveCheckpoints(TrainerHookBase):
         saved, own = set(manifest["components"]), checkpoint.components.keys() - {"policy"}
         if saved - own or own - saved - {"replay_buffer", "logger"}:
             raise CheckpointError(
-                f"a run is resumed with the parts it was saved with: {path} has {sorted(saved - own)} besides and lacks "
-                f"{sorted(own - saved - {'replay_buffer', 'logger'})}; build it with the same networks and hooks."
+                f"a run is resumed with the parts it was saved with: {path} has {sorted(saved - own)} besides and "
+                f"lacks {sorted(own - saved - {'replay_buffer', 'logger'})}; build it with the same networks and hooks."
             )
         checkpoint.load(path, components=saved & own, map_location="cpu")
         if hasattr(self._trainer, "_greedy_last_frames"):  # DQNTrainer's; 0 would lower epsilon a second time
