@@ -50,6 +50,7 @@ class RunMonitor(TrainerHookBase):
         measures_random: whether a random player plays at the first evaluation; other hooks set it. He does in any case
             where a schedule follows returns.
         random_return: his mean score, None before.
+        seconds_before: of the run, in the processes it was resumed from.
 
     An evaluation that was given up (:class:`~torchrl_rtpd.evaluation.EvaluationStopped`) leaves its cells empty; if it
     took too long, with a warning, and if the run is to end, it is made up for when the run is resumed.
@@ -98,7 +99,7 @@ class RunMonitor(TrainerHookBase):
         # Seconds of the run, steps and evaluation seconds at the first update.
         self._learning_since: tuple[float, int, float] | None = None
         self._ended: float | None = None  # seconds of the run at the end of training
-        self._seconds_before = 0.0  # of the run, in processes before this one
+        self.seconds_before = 0.0  # of the run, in processes before this one
         self._bar: tqdm | None = None
         self.random_return: float | None = None  # not measured yet
         self.measures_random = False
@@ -149,7 +150,7 @@ class RunMonitor(TrainerHookBase):
     @property
     def seconds(self) -> float:
         """Time of the run so far, in the processes it was resumed from, too; by a clock that nobody sets."""
-        return self._seconds_before + time.monotonic() - self._start
+        return self.seconds_before + time.monotonic() - self._start
 
     @property
     def student_score(self) -> float | None:
@@ -292,7 +293,7 @@ class RunMonitor(TrainerHookBase):
         self._sums, self._shown = dict(state_dict["sums"]), dict(state_dict["shown"])
         for name in self._COUNTERS:
             setattr(self, name, state_dict[name])
-        self._seconds_before, self._start = state_dict["seconds"], time.monotonic()
+        self.seconds_before, self._start = state_dict["seconds"], time.monotonic()
         if self._bar is not None:
             self._bar.initial = self._bar.n = state_dict["steps"]
             self._bar.refresh()

@@ -85,6 +85,7 @@ class SaveCheckpoints(TrainerHookBase):
         self.rotation = _Rotation(directory, keep_last=keep_last, keep_best=(_SCORE, "max"))
         self._trainer: Any = None
         self._best: float | None = None
+        self._restored = False
 
     @property
     def seconds(self) -> float:
@@ -122,8 +123,15 @@ class SaveCheckpoints(TrainerHookBase):
         return {**self.metadata, _SCORE: _UNKNOWN if score is None else score, "stored": stored}
 
     def _first(self) -> None:
-        if not self._trainer.collected_frames:
-            self._trainer.save_trainer(force_save=True)
+        if self._restored:
+            return
+        found = self.rotation.checkpoints()
+        if found:
+            raise RuntimeError(
+                f"{self.rotation.directory} holds another run, up to {found[-1].name}: resume it, choose another "
+                "folder or delete this one."
+            )
+        self._trainer.save_trainer(force_save=True)
 
     def _after_evaluation(self) -> None:
         """Let the trainer save at the end of this batch, if the students were never better."""
@@ -137,6 +145,15 @@ class SaveCheckpoints(TrainerHookBase):
     def latest(self) -> Path | None:
         """The newest checkpoint that is whole, if any."""
         return next((path for path in reversed(self.rotation.checkpoints()) if _is_whole(path)), None)
+
+    @property
+    def how_to_resume(self) -> str:
+        """What to type to go on, for scripts with a ``resume`` key."""
+        latest = self.latest()
+        if latest is None:
+            return f"There is no checkpoint in {self.rotation.directory} to go on from."
+        steps = int(latest.name.rpartition("-")[2])
+        return f"Go on from step {steps:,} with: python {sys.argv[0]} resume={self.rotation.directory.parent}"
 
     def save(self, directory: str | os.PathLike | None = None) -> Path:
         """Save now, beside the schedule.
@@ -167,16 +184,18 @@ class SaveCheckpoints(TrainerHookBase):
         checkpoint = self._trainer._sync_checkpoint_components()
         manifest = checkpoint.verify(path)
         saved, own = set(manifest["components"]), checkpoint.components.keys() - {"policy"}
-        if saved - own or own - saved - {"replay_buffer", "logger"}:
+        optional = {"replay_buffer", "logger"}
+        if saved - own - optional or own - saved - optional:
             raise CheckpointError(
-                f"a run is resumed with the parts it was saved with: {path} has {sorted(saved - own)} besides and "
-                f"lacks {sorted(own - saved - {'replay_buffer', 'logger'})}; build it with the same networks and hooks."
+                f"a run is resumed with the parts it was saved with: {path} has {sorted(saved - own - optional)} "
+                f"besides and lacks {sorted(own - saved - optional)}; build it with the same networks and hooks."
             )
         checkpoint.load(path, components=saved & own, map_location="cpu")
         if hasattr(self._trainer, "_greedy_last_frames"):  # DQNTrainer's; 0 would lower epsilon a second time
             self._trainer._greedy_last_frames = self._trainer.collected_frames
         self._trainer.collector.update_policy_weights_()
         self._continue_stream(manifest, "replay_buffer" in saved)
+        self._restored = True
 
     def restore_learning(self, path: str | os.PathLike) -> None:
         """Put networks, targets and optimisers back to a checkpoint; time, data and random numbers go on.
