@@ -300,3 +300,16 @@ def test_a_disk_that_takes_no_checkpoint_does_not_end_the_run(tmp_path, monkeypa
     assert run.trainer.collected_frames == 96
     assert newest_checkpoint(tmp_path).name == "checkpoint-000000000000"
     assert not list((tmp_path / "checkpoints").glob(".*"))
+
+
+def test_what_a_killed_process_left_behind_is_tidied_up(tmp_path):
+    """Half written folders go; one that was about to be replaced gets its name back."""
+    run = small_run(tmp_path, 16)
+    run.trainer.train()
+    latest = run.saver.latest()
+    folder = latest.parent
+    latest.rename(folder / f".{latest.name}.old-1234")
+    (folder / ".checkpoint-000000000024.partial-5678").mkdir()
+    small_run(tmp_path, 16)
+    assert newest_checkpoint(tmp_path) == latest
+    assert not list(folder.glob(".*"))

@@ -232,7 +232,10 @@ class RunMonitor(TrainerHookBase):
             network = self.networks[name]
             self.best_scores[name] = scores
             self.best[name].load_state_dict(network.state_dict())
-            save_weights(network, self.output_dir / "weights" / f"{name}.safetensors")
+            try:
+                save_weights(network, self.output_dir / "weights" / f"{name}.safetensors")
+            except OSError as error:  # checkpoints hold it, too
+                warnings.warn(f"the best {name} is kept in memory only: {error}; free some space.", stacklevel=2)
 
     def _report_returns(self) -> None:
         """Tell the hook how everybody plays, a random player included, if it wants to know."""

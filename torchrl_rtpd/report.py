@@ -14,6 +14,7 @@ import os
 import platform
 import subprocess
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -36,6 +37,8 @@ __all__ = [
 class MetricsFile:
     """A CSV file that grows by one row a log point and is whole after each.
 
+    Where the disk is full rows wait in memory, with a warning, until it takes them.
+
     Args:
         path: file to write; its folder is made if need be. An existing file is replaced at the first row, unless
             :meth:`cut` comes first.
@@ -56,16 +59,33 @@ class MetricsFile:
         self.path = Path(path)
         self.columns = list(columns)
         self._begun = False
+        self._pending: list[Mapping[str, float]] = []  # rows that the disk did not take yet
 
     def append(self, row: Mapping[str, float]) -> None:
         """Write one row; columns it lacks stay empty."""
         unknown = row.keys() - set(self.columns)
         if unknown:
             raise ValueError(f"every metric needs a column: got {sorted(unknown)}; name them when the file is made.")
+        self._pending.append(row)
+        try:
+            self._write()
+        except OSError as error:
+            warnings.warn(
+                f"{self.path} takes no rows: {error}; {len(self._pending)} wait in memory, free some space.",
+                stacklevel=2,
+            )
+
+    def _write(self) -> None:
+        """Write what waits, all of it or nothing."""
         self._begin()
-        with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, self.columns, restval="").writerow(row)
-            file.flush()
+        size = self.path.stat().st_size
+        try:
+            with self.path.open("a", newline="") as file:
+                csv.DictWriter(file, self.columns, restval="").writerows(self._pending)
+        except OSError:
+            os.truncate(self.path, size)
+            raise
+        self._pending.clear()
 
     def _begin(self) -> None:
         if self._begun:
@@ -77,7 +97,7 @@ class MetricsFile:
 
     def position(self) -> dict[str, Any]:
         """Where the next row will come, for :meth:`cut`; what is there now has reached the disk when this returns."""
-        self._begin()
+        self._write()
         with self.path.open("rb+") as file:
             content = file.read()
             os.fsync(file.fileno())
@@ -94,6 +114,7 @@ class MetricsFile:
             )
         os.truncate(self.path, size)
         self._begun = True
+        self._pending.clear()
 
 
 def read_metrics(path: str | os.PathLike) -> dict[str, list[float]]:

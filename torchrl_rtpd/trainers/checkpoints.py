@@ -264,9 +264,13 @@ class _Rotation(CheckpointRotation):
         return destination
 
     def remove_leftovers(self) -> None:
-        """Delete what a killed process left half written."""
+        """Delete what a killed process left half written; what it was about to replace gets its name back."""
         for path in self.directory.glob(f".{self.prefix}-*") if self.directory.is_dir() else ():
-            shutil.rmtree(path, ignore_errors=True)
+            name, old, _ = path.name[1:].partition(".old-")
+            if old and not (self.directory / name).exists():
+                os.replace(path, self.directory / name)
+            else:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def newest_checkpoint(path: str | os.PathLike) -> Path:
