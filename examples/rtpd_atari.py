@@ -12,6 +12,7 @@ weights/, checkpoints/ and TensorBoard events. The keys are explained in config/
 
 from __future__ import annotations
 
+import re
 import time
 import warnings
 from dataclasses import dataclass, field
@@ -49,7 +50,9 @@ from torchrl_rtpd.evaluation import agreement_with_teacher, latency_ms, normalis
 from torchrl_rtpd.memory import keep_freed_memory
 from torchrl_rtpd.monitor import RunMonitor
 from torchrl_rtpd.networks import num_parameters
+from torchrl_rtpd.objectives import DIVERGENCES
 from torchrl_rtpd.pretrained import load_pretrained
+from torchrl_rtpd.ranges import check_choices, check_ranges
 from torchrl_rtpd.recycling import UnitRecycler
 from torchrl_rtpd.report import (
     pareto_front,
@@ -62,6 +65,7 @@ from torchrl_rtpd.report import (
 )
 from torchrl_rtpd.resume import resumed_config, resumed_steps
 from torchrl_rtpd.trainers import DivergenceGuard, SaveCheckpoints, StopOnSignal, StopWhenCaughtUp
+from torchrl_rtpd.trainers.guards import POLICIES
 
 # What a resumed run takes from the command line.
 FREE = (
@@ -74,6 +78,17 @@ FREE = (
     "on_divergence",
 )
 
+# Where the numbers of a configuration must lie, None aside.
+RANGES = {
+    "[1, 1e12]": "threads total_steps num_envs rollout_steps batch_size steps_per_update n_step replay_capacity "
+    "target_every_updates epsilon_steps evaluation_episodes final_episodes max_episode_steps checkpoint_every_steps "
+    "checkpoint_keep recycle_every_updates stop_after_evaluations",
+    "[0, 1e12]": "warmup_steps td_coeff evaluate_every_steps evaluate_from_steps",
+    "[0, 1e6]": "seed",
+    "(0, 1e12]": "evaluation_seconds",
+    "(0, 1]": "teacher_learning_rate student_learning_rate",
+    "[0, 1]": "gamma epsilon_end evaluation_epsilon",
+}
 METHODS = ("rtpd", "teacher_only")
 
 
@@ -146,6 +161,12 @@ def check(config: Config) -> None:
     """Refuse, before anything is built, what could only fail later."""
     if config.method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}: got {config.method!r}.")
+    check_ranges(config, RANGES)
+    if config.warmup_steps >= config.total_steps:
+        raise ValueError(
+            f"nothing is learned in the warm-up: got warmup_steps={config.warmup_steps} of total_steps="
+            f"{config.total_steps}; make it shorter."
+        )
     if config.method == "rtpd" and not config.students:
         raise ValueError("method=rtpd needs students: got []; name some, or use method=teacher_only.")
     if len(set(config.students)) != len(config.students):
@@ -161,6 +182,11 @@ def check(config: Config) -> None:
             raise ValueError(
                 f"a learning rate settles between two shares of the run, such as [0.6, 0.9]: got {list(share)}."
             )
+    check_choices(config, divergence=DIVERGENCES, loss_function=("smooth_l1", "l2", "l1"), on_divergence=POLICIES)
+    if config.temperature != "auto":
+        check_ranges(config, {"(0, inf)": "temperature"})
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", config.device):
+        raise ValueError(f"device must be cpu, cuda or cuda:<number>: got {config.device!r}.")
     if config.device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device={config.device} needs a GPU that torch can see: there is none; use device=cpu.")
     if config.final_episodes % config.evaluation_episodes:

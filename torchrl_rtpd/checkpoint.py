@@ -293,19 +293,22 @@ def _encoded(value: Any, tensors: dict[str, Tensor], where: str, depth: int = 0)
     )
 
 
-def _decoded(value: Any, file: Any, copy: bool) -> Any:
+def _decoded(value: Any, file: Any, copy: bool, depth: int = 0) -> Any:
     """What :func:`_encoded` was given, tensors on the CPU."""
     if not isinstance(value, dict):
         if isinstance(value, list):
             raise ValueError("a list without its kind")
         return value
-    kind = next(iter(value))
+    if depth > 2 * _MAX_DEPTH:
+        raise ValueError(f"nested more than {_MAX_DEPTH} deep")
+    kind = next(iter(value), None)
     if kind == "tensor":
         return _with_stride(read_tensor(file, value["tensor"], copy=copy), value.get("stride"))
     if kind == "dict":
-        return {_decoded(key, file, copy): _decoded(item, file, copy) for key, item in value["dict"]}
+        pairs = value["dict"]
+        return {_decoded(key, file, copy, depth + 1): _decoded(item, file, copy, depth + 1) for key, item in pairs}
     if kind in ("list", "tuple"):
-        return (list if kind == "list" else tuple)(_decoded(item, file, copy) for item in value[kind])
+        return (list if kind == "list" else tuple)(_decoded(item, file, copy, depth + 1) for item in value[kind])
     raise ValueError(f"unknown kind {kind!r}")
 
 

@@ -122,10 +122,25 @@ def read_metrics(path: str | os.PathLike) -> dict[str, list[float]]:
 
     Args:
         path: file written by :class:`MetricsFile`.
+
+    Raises:
+        ValueError: a file that is no table of numbers, with the line.
     """
-    with Path(path).open(newline="") as file:
-        rows = list(csv.reader(file))
-    return {name: [float(row[i]) if row[i] else math.nan for row in rows[1:]] for i, name in enumerate(rows[0])}
+    try:
+        rows = list(csv.reader(Path(path).read_text().splitlines()))
+    except (csv.Error, UnicodeError) as error:
+        raise ValueError(f"{path} must be a table of numbers, as MetricsFile writes it: {error}.") from error
+    heading = rows[0] if rows else []
+    columns: dict[str, list[float]] = {name: [] for name in heading}
+    for line, row in enumerate(rows[1:], 2):
+        try:
+            for name, cell in zip(heading, row, strict=True):
+                columns[name].append(float(cell) if cell else math.nan)
+        except ValueError as error:
+            raise ValueError(
+                f"{path} must be a table of numbers, as MetricsFile writes it: line {line} does not fit: {error}."
+            ) from error
+    return columns
 
 
 def write_json(path: str | os.PathLike, content: Mapping[str, Any]) -> None:
