@@ -335,6 +335,73 @@ def fleet_page(result: dict[str, Any]) -> str:
     return table_page("fleet.json", text, rows, made_by(result["environment"]))
 
 
+def kills_page(result: dict[str, Any]) -> str:
+    """Lives of the main example that were ended by kill -9."""
+    text = (
+        "Processes of the main example ended by `kill -9` at random moments, while starting, playing, learning, "
+        f"evaluating or saving. A checkpoint comes every {result['interval']} steps, a batch has {result['batch']}. Rows "
+        "of metrics.csv are compared with those of a run that was never killed."
+    )
+    rows = [
+        ["kills", "gone on from a checkpoint", "begun anew, killed before the first", "runs finished", "rows lost"],
+        [str(result[key]) for key in ("kills", "resumed", "restarted", "runs", "lost")],
+    ]
+    rows[0] += ["rows doubled", "most steps repeated"]
+    rows[1] += [str(result["doubled"]), str(result["most_repeated"])]
+    return table_page("kills.json", text, rows, made_by(result["environment"]))
+
+
+def checkpoint_page(result: dict[str, Any]) -> str:
+    """What checkpoints cost."""
+    run, replay = result["run"], result["replay"]
+    text = (
+        "The quick run's checkpoint without its replay; and a full prioritised replay, saved and restored with checksums, "
+        "against `dd` of as many bytes on the same disk, flushed to it and read from it."
+    )
+    rows = [
+        ["what", "GB", "save s", "disk's own s", "restore s", "disk's own s", "memory beside, MB"],
+        ["quick run", f"{run['megabytes'] / 1e3:.3f}", f"{run['save_seconds']:.2f}", "", "", "", ""],
+        [
+            f"{replay['transitions']:,} transitions",
+            f"{replay['gigabytes']:.2f}",
+            f"{replay['save_seconds']:.1f}",
+            f"{replay['disk_write_seconds']:.1f}",
+            f"{replay['restore_seconds']:.1f}",
+            f"{replay['disk_read_seconds']:.1f}",
+            f"{replay['extra_megabytes_while_saving']:.0f}",
+        ],
+    ]
+    return table_page("checkpoint.json", text, rows, made_by(result["environment"]))
+
+
+def soak_page(result: dict[str, Any]) -> str:
+    """A long run."""
+    text = (
+        f"The main example for {result['minutes']:.0f} minutes, {result['steps']:,.0f} steps, from the moment its replay "
+        "was full: the second fifth of that time against the last."
+    )
+    files, threads = (" to ".join(str(n) for n in sorted(set(result[key]))) for key in ("files", "threads"))
+    rows = [
+        ["", "early", "late", "change"],
+        [
+            "resident memory, MB",
+            f"{result['resident_mb_early']:.0f}",
+            f"{result['resident_mb_late']:.0f}",
+            f"{result['growth_percent_an_hour']:+.2f} % an hour",
+        ],
+        [
+            "steps a second, evaluation left out",
+            f"{result['steps_per_second_early']:.1f}",
+            f"{result['steps_per_second_late']:.1f}",
+            f"{result['drift_percent']:+.1f} %",
+        ],
+        ["open files", files, "", ""],
+        ["Python threads", threads, "", ""],
+        ["values the trainer keeps of its log", f"at most {result['logged_values_most']:,}", "", ""],
+    ]
+    return table_page("soak.json", text, rows, made_by(result["environment"]))
+
+
 def pages() -> dict[str, str]:
     """Every page by its file name."""
     found = {}
@@ -352,6 +419,9 @@ def pages() -> dict[str, str]:
         "objectives": objectives_page,
         "collector": collector_page,
         "fleet": fleet_page,
+        "kills": kills_page,
+        "checkpoint": checkpoint_page,
+        "soak": soak_page,
     }
     for name, make in benchmarks.items():
         if (RESULTS / f"{name}.json").exists():
