@@ -11,9 +11,13 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable
+import sys
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))  # the scripts of this folder are no package
+from survival_pages import checkpoint_page, kills_page, soak_page
+from tables import made_by, markdown, table_page
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -22,25 +26,6 @@ def load_runs(study: Path) -> list[dict[str, Any]]:
     """The ``results.json`` of every run of a study, by seed."""
     runs = [json.loads(path.read_text()) for path in sorted(study.glob("*/results.json"))]
     return sorted(runs, key=lambda run: run["seed"])
-
-
-def markdown(rows: Iterable[Iterable[str]]) -> str:
-    """A Markdown table whose first row is the heading."""
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    lines.insert(1, "|" + " --- |" * (lines[0].count("|") - 1))
-    return "\n".join(lines)
-
-
-def made_by(environment: dict[str, Any], label: str = "Command") -> str:
-    """The line on where a page's numbers come from."""
-    commit, command = environment["commit"][:10], environment["command"]
-    return f"Hardware: {environment['cpu']}. Commit {commit}. {label}: `{command}`."
-
-
-def table_page(source: str, text: str, rows: Iterable[Iterable[str]], origin: str) -> str:
-    """A page of a sentence or two, one table and where its numbers come from."""
-    head = f"<!-- written by docs/make_results.py from docs/results/{source} -->"
-    return "\n".join([head, "", text, "", markdown(rows), "", origin, ""])
 
 
 def errors_above_random(run: dict[str, Any], network: dict[str, Any]) -> float:
@@ -333,73 +318,6 @@ def fleet_page(result: dict[str, Any]) -> str:
         f"{result['separate_over_fleet']:.1f} times as long together."
     )
     return table_page("fleet.json", text, rows, made_by(result["environment"]))
-
-
-def kills_page(result: dict[str, Any]) -> str:
-    """Lives of the main example that were ended by kill -9."""
-    text = (
-        "Processes of the main example ended by `kill -9` at random moments, while starting, playing, learning, "
-        f"evaluating or saving. A checkpoint comes every {result['interval']} steps, a batch has {result['batch']}. Rows "
-        "of metrics.csv are compared with those of a run that was never killed."
-    )
-    rows = [
-        ["kills", "gone on from a checkpoint", "begun anew, killed before the first", "runs finished", "rows lost"],
-        [str(result[key]) for key in ("kills", "resumed", "restarted", "runs", "lost")],
-    ]
-    rows[0] += ["rows doubled", "most steps repeated"]
-    rows[1] += [str(result["doubled"]), str(result["most_repeated"])]
-    return table_page("kills.json", text, rows, made_by(result["environment"]))
-
-
-def checkpoint_page(result: dict[str, Any]) -> str:
-    """What checkpoints cost."""
-    run, replay = result["run"], result["replay"]
-    text = (
-        "The quick run's checkpoint without its replay; and a full prioritised replay, saved and restored with checksums, "
-        "against `dd` of as many bytes on the same disk, flushed to it and read from it."
-    )
-    rows = [
-        ["what", "GB", "save s", "disk's own s", "restore s", "disk's own s", "memory beside, MB"],
-        ["quick run", f"{run['megabytes'] / 1e3:.3f}", f"{run['save_seconds']:.2f}", "", "", "", ""],
-        [
-            f"{replay['transitions']:,} transitions",
-            f"{replay['gigabytes']:.2f}",
-            f"{replay['save_seconds']:.1f}",
-            f"{replay['disk_write_seconds']:.1f}",
-            f"{replay['restore_seconds']:.1f}",
-            f"{replay['disk_read_seconds']:.1f}",
-            f"{replay['extra_megabytes_while_saving']:.0f}",
-        ],
-    ]
-    return table_page("checkpoint.json", text, rows, made_by(result["environment"]))
-
-
-def soak_page(result: dict[str, Any]) -> str:
-    """A long run."""
-    text = (
-        f"The main example for {result['minutes']:.0f} minutes, {result['steps']:,.0f} steps, from the moment its replay "
-        "was full: the second fifth of that time against the last."
-    )
-    files, threads = (" to ".join(str(n) for n in sorted(set(result[key]))) for key in ("files", "threads"))
-    rows = [
-        ["", "early", "late", "change"],
-        [
-            "resident memory, MB",
-            f"{result['resident_mb_early']:.0f}",
-            f"{result['resident_mb_late']:.0f}",
-            f"{result['growth_percent_an_hour']:+.2f} % an hour",
-        ],
-        [
-            "steps a second, evaluation left out",
-            f"{result['steps_per_second_early']:.1f}",
-            f"{result['steps_per_second_late']:.1f}",
-            f"{result['drift_percent']:+.1f} %",
-        ],
-        ["open files", files, "", ""],
-        ["Python threads", threads, "", ""],
-        ["values the trainer keeps of its log", f"at most {result['logged_values_most']:,}", "", ""],
-    ]
-    return table_page("soak.json", text, rows, made_by(result["environment"]))
 
 
 def pages() -> dict[str, str]:
