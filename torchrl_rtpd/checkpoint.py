@@ -125,12 +125,13 @@ class VerifiedCheckpoint(Checkpoint):
 
     Examples:
         >>> import tempfile
+        >>> from torch import nn
         >>> folder = tempfile.mkdtemp() + "/step100"
-        >>> network, other = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
+        >>> network, other = nn.Linear(2, 1), nn.Linear(2, 1)
         >>> _ = VerifiedCheckpoint(network=network).save(folder)
         >>> VerifiedCheckpoint(network=other).load(folder).loaded
         {'network'}
-        >>> torch.equal(other.weight, network.weight)
+        >>> other.weight.equal(network.weight)
         True
     """
 
