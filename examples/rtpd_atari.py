@@ -414,7 +414,9 @@ def final_results(config: Config, monitor: RunMonitor, start: float) -> dict[str
     }
 
 
-def protect(config: Config, trainer: DQNTrainer, hook: RealTimeDistillTrainer | None, monitor: RunMonitor) -> Any:
+def protect(
+    config: Config, trainer: DQNTrainer, hook: RealTimeDistillTrainer | None, monitor: RunMonitor
+) -> tuple[StopOnSignal, SaveCheckpoints]:
     """Checkpoints, guards and ways to stop; a run that is resumed is put where it was."""
     stopper = StopOnSignal()
     stopper.register(trainer)

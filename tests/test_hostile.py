@@ -362,6 +362,19 @@ def test_a_damaged_metrics_file_is_refused_by_its_line_or_read_as_numbers(tmp_pa
 
 
 @some
+@given(**DAMAGE)
+def test_a_damaged_storage_file_is_refused_or_holds_other_bytes(tmp_path_factory, rollout, how, where, length, byte):
+    folder = tmp_path_factory.mktemp("storage")
+    storage = FrameStackStorage(16, num_envs=SLOTS, steps_per_write=4)
+    make_replay_buffer(storage, batch_size=2).extend(rollout)
+    storage.dumps(folder)
+    _damage(folder / "frames.pt", how, where, length, byte)
+    with contextlib.suppress(ValueError):
+        FrameStackStorage(16, num_envs=SLOTS, steps_per_write=4).loads(folder)
+    shutil.rmtree(folder)
+
+
+@some
 @given(number=st.integers(0, 6), shape=SHAPES)
 def test_a_replay_of_other_shapes_is_refused(number, shape):
     """Tensor by tensor, with both shapes."""

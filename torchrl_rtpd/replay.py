@@ -15,6 +15,7 @@ slot's next step is ``N`` further, its entries lie at ``number % C`` and the new
 
 from __future__ import annotations
 
+import pickle
 import sys
 from collections.abc import Sequence
 from copy import copy
@@ -498,7 +499,15 @@ class FrameStackStorage(TensorStorage):
 
     def loads(self, path: Path | str) -> None:
         """Restore what :meth:`dumps` saved."""
-        self.load_state_dict(torch.load(Path(path) / _FILE, map_location="cpu", mmap=True, weights_only=True))
+        file = Path(path) / _FILE
+        try:
+            state = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            raise ValueError(
+                f"{file} must be a storage that dumps wrote, and whole: {str(error).splitlines()[0]}; it is damaged, "
+                "or another file."
+            ) from error
+        self.load_state_dict(state)
 
     def contains(self, item: int | Tensor) -> bool | Tensor:
         """Whether an index was written."""

@@ -217,6 +217,11 @@ class SaveCheckpoints(TrainerHookBase):
             if isinstance(buffer.storage, FrameStackStorage):
                 buffer.storage.cut()
             return
+        if not hasattr(trainer.collector, "rollout"):
+            raise CheckpointError(
+                f"the checkpoint has no replay, and a {type(trainer.collector).__name__} cannot fill it anew; resume one "
+                "that was saved with replay=True."
+            )
         wanted = min(int(manifest["metadata"]["stored"]), max(trainer.collector.init_random_frames or 0, 1))
         storer = ReplayBufferTrainer(buffer, flatten_tensordicts=True)
         while len(buffer) < wanted:

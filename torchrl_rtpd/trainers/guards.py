@@ -36,7 +36,7 @@ class DivergenceGuard(TrainerHookBase):
     """Hook that notices non-finite losses, gradients and weights, exploding student losses and a collapsing teacher.
 
     Args:
-        distiller: the students' hook; None watches the teacher alone.
+        distiller: the students' hook; None takes the trainer's own, if it has one.
         policy: what to do.
 
             - ``"stop"``: raise a :class:`DivergenceError`. With a ``saver`` the state as it is lies in
@@ -108,6 +108,9 @@ class DivergenceGuard(TrainerHookBase):
     def register(self, trainer: Trainer, name: str = "divergence_guard") -> None:
         """Attach to a trainer, after the students' hook and the monitor."""
         self._trainer = trainer
+        if self.distiller is None:
+            hooks = (hook for hook in trainer._modules.values() if isinstance(hook, RealTimeDistillTrainer))
+            self.distiller = next(hooks, None)
         students = {} if self.distiller is None else self.distiller.optimizers
         self._optimizers = {"teacher": trainer.optimizer, **students}
         if self.policy == "skip":

@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
 from statistics import NormalDist
 from types import FrameType
 from typing import Any
@@ -22,14 +21,14 @@ from torchrl_rtpd.evaluation import Scores
 __all__ = ["StopOnSignal", "StopWhenCaughtUp", "catches_up"]
 
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
 class StopOnSignal(TrainerHookBase):
     """Hook that lets Ctrl-C, or a scheduler's SIGTERM, end training after the batch it is at.
 
     A second signal ends the process at once, without another word to the disk; the last checkpoint stays whole. Signals
     are taken while ``train`` runs, in the process's main thread, and given back afterwards.
-
-    Args:
-        signals: which ones.
 
     Attributes:
         received: the signal that came, None before.
@@ -40,8 +39,7 @@ class StopOnSignal(TrainerHookBase):
         True
     """
 
-    def __init__(self, signals: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM)) -> None:
-        self.signals = tuple(signals)
+    def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
 
@@ -54,7 +52,7 @@ class StopOnSignal(TrainerHookBase):
     def take(self) -> None:
         """Take the signals; called when training begins."""
         if threading.current_thread() is threading.main_thread():  # Python has others handle none
-            self._before = {number: signal.signal(number, self._receive) for number in self.signals}
+            self._before = {number: signal.signal(number, self._receive) for number in _SIGNALS}
 
     def give_back(self) -> None:
         """Put back whoever had them; called when training ends. Doing it again does nothing."""
