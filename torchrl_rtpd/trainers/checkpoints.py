@@ -219,8 +219,8 @@ class SaveCheckpoints(TrainerHookBase):
             return
         if not hasattr(trainer.collector, "rollout"):
             raise CheckpointError(
-                f"the checkpoint has no replay, and a {type(trainer.collector).__name__} cannot fill it anew; resume one "
-                "that was saved with replay=True."
+                f"the checkpoint has no replay, and a {type(trainer.collector).__name__} cannot fill it anew; resume "
+                "one that was saved with replay=True."
             )
         wanted = min(int(manifest["metadata"]["stored"]), max(trainer.collector.init_random_frames or 0, 1))
         storer = ReplayBufferTrainer(buffer, flatten_tensordicts=True)
@@ -253,10 +253,10 @@ class _Rotation(CheckpointRotation):
         destination = self._checkpoint_path(step, "directory")
         kwargs["components"] = checkpoint.components.keys() - self.left_out
         try:
-            super().save(checkpoint, step=step, **kwargs)
-            for record in self._all_records():
+            for record in self._all_records():  # first, lest they count as the newest
                 if record.step > step:
                     self._remove_atomically(record.path)
+            super().save(checkpoint, step=step, **kwargs)
         except OSError as error:
             latest = self.latest()
             warnings.warn(
