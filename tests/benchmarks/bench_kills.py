@@ -127,8 +127,9 @@ def kill_runs(folder: Path, kills: int, seed: int, longest_seconds: float = 8.0)
     )
     while found["kills"] < kills:
         run = folder / f"run{found['runs']}"
+        alive = False
         while True:
-            life, begins = _next_life(run, found)
+            life, begins = _next_life(run, found, killed=alive)
             alive = False
             if found["kills"] < kills:
                 starting = moments.random() < 0.2
@@ -152,11 +153,11 @@ def kill_runs(folder: Path, kills: int, seed: int, longest_seconds: float = 8.0)
     return {**found, "interval": INTERVAL, "batch": BATCH, "seed": seed}
 
 
-def _next_life(run: Path, found: dict[str, int]) -> tuple[Life, int]:
+def _next_life(run: Path, found: dict[str, int], *, killed: bool) -> tuple[Life, int]:
     """Start or resume; the process and the steps it begins with."""
     steps = _checkpoint_steps(run)
     if steps < 0:  # killed before there was anything to go on from
-        found["restarted"] += run.exists()
+        found["restarted"] += killed
         return Life([f"output_dir={run}", f"seed={found['runs']}", *SETTINGS]), 0
     found["resumed"] += 1
     return Life([f"resume={run}"]), steps
