@@ -51,8 +51,9 @@ class DivergenceGuard(TrainerHookBase):
         saver: keeps the state that diverged and the checkpoints to go back to.
         explosion: how many times its usual value, the median of the last hundred batches, a student's loss may reach.
             Default: 100, which no healthy run of ours comes near.
-        collapse: share of the teacher's best score above random that it must keep, with two standard errors' grace.
-        collapse_evaluations: how many times in a row it must fail to.
+        collapse: share of the teacher's best score above random that it must keep.
+        collapse_evaluations: evaluations in a row over which its score is averaged, now and at its best, with two
+            standard errors' grace each.
         max_rollbacks: after so many, stop.
 
     Raises:
@@ -101,7 +102,8 @@ class DivergenceGuard(TrainerHookBase):
         self._rollbacks = 0
         self._bad_batches = 0  # in a row
         self._usual: dict[str, deque[float]] = {}
-        self._low = 0  # evaluations of the teacher in a row
+        self._means: list[float] = []  # scores of the teacher's last evaluations
+        self._best: float | None = None  # what it surely scored at its best
         self._looked_at = -1
         self._skippers: dict[str, _Skipper] = {}
 
@@ -186,20 +188,29 @@ class DivergenceGuard(TrainerHookBase):
         return {"skipped_updates": float(self.skipped)} if self.skipped else None
 
     def _look_at_scores(self) -> None:
-        """A teacher that plays far below its best, several evaluations in a row, has collapsed."""
-        monitor = self.monitor
+        """A teacher that surely played well several evaluations in a row, and surely no longer does, has collapsed.
+
+        Sure is a mean over that many evaluations, two standard errors of it taken off or added: a lucky network among
+        bad ones, as they come early in training, proves nothing.
+        """
+        monitor, count = self.monitor, self.collapse_evaluations
         if monitor is None or monitor.evaluated_steps in (-1, self._looked_at) or monitor.random_return is None:
             return
         self._looked_at = monitor.evaluated_steps
         name = next(iter(monitor.networks))
-        best, now, chance = monitor.best_scores[name], monitor.last_scores[name], monitor.random_return
-        least = chance + self.collapse * (best.mean - chance)
-        self._low = self._low + 1 if best.mean > chance and now.mean + 2 * now.standard_error < least else 0
-        if self._low >= self.collapse_evaluations:
-            self._low = 0
-            self._diverged(
-                name, f"a score of {now.mean:.1f} after a best of {best.mean:.1f}, {chance:.1f} being random"
+        self._means = [*self._means, monitor.last_scores[name].mean][-count:]
+        if len(self._means) < count:
+            return
+        mean, chance = statistics.fmean(self._means), monitor.random_return
+        error = statistics.stdev(self._means) / count**0.5 if count > 1 else 0.0
+        best = self._best if self._best is not None else chance
+        self._best = max(best, mean - 2 * error)
+        if best > chance and mean + 2 * error < chance + self.collapse * (best - chance):
+            self._means = []
+            scores = (
+                f"scores of {mean:.1f} over {count} evaluations after {best:.1f} at least, {chance:.1f} being random"
             )
+            self._diverged(name, scores)
 
     def _where(self, part: str) -> str:
         trainer = self._trainer
@@ -238,7 +249,8 @@ class DivergenceGuard(TrainerHookBase):
             "skipped": self.skipped,
             "rollbacks": self._rollbacks,
             "bad_batches": self._bad_batches,
-            "low": self._low,
+            "means": list(self._means),
+            "best": self._best,
             "looked_at": self._looked_at,
             "usual": {part: list(losses) for part, losses in self._usual.items()},
         }
@@ -246,7 +258,8 @@ class DivergenceGuard(TrainerHookBase):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
         self.skipped, self._rollbacks = state_dict["skipped"], state_dict["rollbacks"]
-        self._bad_batches, self._low = state_dict["bad_batches"], state_dict["low"]
+        self._bad_batches, self._best = state_dict["bad_batches"], state_dict["best"]
+        self._means = list(state_dict["means"])
         self._looked_at = state_dict["looked_at"]
         self._usual = {part: deque(losses, maxlen=_REMEMBERED) for part, losses in state_dict["usual"].items()}
 
