@@ -3,14 +3,16 @@
     python examples/rtpd_atari.py                                   the quick run, ten minutes on two CPU cores
     python examples/rtpd_atari.py game=pong students=[net1,net5] seed=3
     python examples/rtpd_atari.py preset=paper game=breakout device=cuda
+    python examples/rtpd_atari.py resume=outputs/...                a run that was interrupted, from its last checkpoint
 
 Everything a run leaves lies in ``output_dir``: results.json, table.md, metrics.csv, curves.png, front.png, config.yaml,
-weights/ and TensorBoard events. The keys are explained in config/rtpd_atari.yaml. Method: Sun & Fazli 2019,
-https://arxiv.org/abs/1912.12630.
+weights/, checkpoints/ and TensorBoard events. The keys are explained in config/rtpd_atari.yaml. Method: Sun & Fazli
+2019, https://arxiv.org/abs/1912.12630.
 """
 
 from __future__ import annotations
 
+import re
 import time
 import warnings
 from dataclasses import dataclass, field
@@ -21,6 +23,7 @@ from typing import Any
 import hydra
 import torch
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, OmegaConf
 from tensordict.nn import TensorDictModule
 from torchrl.modules import EGreedyModule
@@ -48,6 +51,9 @@ from torchrl_rtpd.evaluation import agreement_with_teacher, latency_ms, normalis
 from torchrl_rtpd.memory import keep_freed_memory
 from torchrl_rtpd.monitor import RunMonitor
 from torchrl_rtpd.networks import num_parameters
+from torchrl_rtpd.objectives import DIVERGENCES
+from torchrl_rtpd.pretrained import load_pretrained
+from torchrl_rtpd.ranges import check_choices, check_ranges
 from torchrl_rtpd.recycling import UnitRecycler
 from torchrl_rtpd.report import (
     pareto_front,
@@ -58,8 +64,40 @@ from torchrl_rtpd.report import (
     run_environment,
     write_json,
 )
+from torchrl_rtpd.resume import resumed_config, resumed_steps
+from torchrl_rtpd.trainers import DivergenceGuard, SaveCheckpoints, StopOnSignal, StopWhenCaughtUp
+from torchrl_rtpd.trainers.guards import POLICIES
 
+# What a resumed run takes from the command line.
+FREE = (
+    "threads",
+    "tensorboard",
+    "progress_bar",
+    "checkpoint_every_steps",
+    "checkpoint_keep",
+    "checkpoint_replay",
+    "on_divergence",
+)
+
+# Where the numbers of a configuration must lie, None aside.
+RANGES = {
+    "[1, 1e12]": "threads total_steps num_envs rollout_steps batch_size steps_per_update n_step replay_capacity "
+    "target_every_updates epsilon_steps evaluation_episodes final_episodes max_episode_steps checkpoint_every_steps "
+    "checkpoint_keep recycle_every_updates stop_after_evaluations",
+    "[0, 1e12]": "warmup_steps td_coeff evaluate_every_steps evaluate_from_steps",
+    "[0, 1e6]": "seed",
+    "(0, 1e12]": "evaluation_seconds",
+    "(0, 1]": "teacher_learning_rate student_learning_rate",
+    "[0, 1]": "gamma epsilon_end evaluation_epsilon",
+}
 METHODS = ("rtpd", "teacher_only")
+
+
+@dataclass
+class TeacherSource:
+    """Where the teacher's first weights come from."""
+
+    checkpoint: str | None = None
 
 
 @dataclass
@@ -109,6 +147,14 @@ class Config:
     final_episodes: int = MISSING
     evaluation_epsilon: float = MISSING
     max_episode_steps: int = MISSING
+    evaluation_seconds: float | None = 3_600.0
+    teacher: TeacherSource = field(default_factory=TeacherSource)
+    resume: str | None = None
+    checkpoint_every_steps: int = MISSING
+    checkpoint_keep: int = 2
+    checkpoint_replay: bool = False
+    on_divergence: str = "stop"
+    stop_after_evaluations: int | None = None
 
 
 ConfigStore.instance().store(name="rtpd_atari_schema", node=Config)
@@ -118,6 +164,12 @@ def check(config: Config) -> None:
     """Refuse, before anything is built, what could only fail later."""
     if config.method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}: got {config.method!r}.")
+    check_ranges(config, RANGES)
+    if config.warmup_steps >= config.total_steps:
+        raise ValueError(
+            f"nothing is learned in the warm-up: got warmup_steps={config.warmup_steps} of total_steps="
+            f"{config.total_steps}; make it shorter."
+        )
     if config.method == "rtpd" and not config.students:
         raise ValueError("method=rtpd needs students: got []; name some, or use method=teacher_only.")
     if len(set(config.students)) != len(config.students):
@@ -133,6 +185,11 @@ def check(config: Config) -> None:
             raise ValueError(
                 f"a learning rate settles between two shares of the run, such as [0.6, 0.9]: got {list(share)}."
             )
+    check_choices(config, divergence=DIVERGENCES, loss_function=("smooth_l1", "l2", "l1"), on_divergence=POLICIES)
+    if config.temperature != "auto":
+        check_ranges(config, {"(0, inf)": "temperature"})
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", config.device):
+        raise ValueError(f"device must be cpu, cuda or cuda:<number>: got {config.device!r}.")
     if config.device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device={config.device} needs a GPU that torch can see: there is none; use device=cpu.")
     if config.cudagraph and not config.device.startswith("cuda"):
@@ -157,6 +214,8 @@ def build_networks(config: Config, env: AtariVecEnv) -> dict[str, TensorDictModu
         )
         for index, name in enumerate(names)
     }
+    if config.teacher.checkpoint is not None and config.resume is None:
+        print(f"Teacher: {load_pretrained(networks['teacher'], config.teacher.checkpoint)}.")
     if config.compile:
         torch._dynamo.config.recompile_limit = 100  # networks, batch sizes and modes share one cache
         for network in networks.values():
@@ -362,13 +421,36 @@ def final_results(config: Config, monitor: RunMonitor, start: float) -> dict[str
         "seed": config.seed,
         "steps": monitor.steps,
         "updates": monitor.updates,
-        "seconds": round(time.perf_counter() - start, 1),
+        "seconds": round(time.perf_counter() - start + monitor.seconds_before, 1),
         "steps_per_second": monitor.steps_per_second,
         "evaluation_seconds": round(monitor.evaluation_seconds, 1),
         **played,
         "networks": networks,
         "environment": run_environment(config.device),
     }
+
+
+def protect(
+    config: Config, trainer: DQNTrainer, hook: RealTimeDistillTrainer | None, monitor: RunMonitor
+) -> tuple[StopOnSignal, SaveCheckpoints]:
+    """Checkpoints, guards and ways to stop; a run that is resumed is put where it was."""
+    stopper = StopOnSignal()
+    stopper.register(trainer)
+    if config.stop_after_evaluations is not None:
+        StopWhenCaughtUp(monitor, evaluations=config.stop_after_evaluations).register(trainer)
+    saver = SaveCheckpoints(
+        Path(config.output_dir) / "checkpoints",
+        every_steps=config.checkpoint_every_steps,
+        keep_last=config.checkpoint_keep,
+        replay=config.checkpoint_replay,
+        metadata={"config": OmegaConf.to_container(OmegaConf.create(config), resolve=True)},
+        monitor=monitor,
+    )
+    DivergenceGuard(hook, policy=config.on_divergence, monitor=monitor, saver=saver).register(trainer)
+    saver.register(trainer)
+    if config.resume is not None:
+        saver.restore(config.resume)
+    return stopper, saver
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -383,7 +465,8 @@ def run(config: Config) -> dict[str, Any]:
     OmegaConf.save(config, output_dir / "config.yaml", resolve=True)
     make_env = partial(AtariVecEnv, config.game, num_threads=config.threads)
 
-    env = make_env(config.num_envs, seed=1_000 * config.seed, frame_stack=1 if config.single_frames else 4)
+    seed = 1_000 * config.seed + resumed_steps(config.resume)
+    env = make_env(config.num_envs, seed=seed, frame_stack=1 if config.single_frames else 4)
     networks = build_networks(config, env)
     logger = TensorboardLogger("tensorboard", log_dir=str(output_dir)) if config.tensorboard else None
     trainer, hook = build_trainer(config, env, networks, logger)
@@ -392,6 +475,7 @@ def run(config: Config) -> dict[str, Any]:
         episodes=config.evaluation_episodes,
         epsilon=config.evaluation_epsilon,
         seed=1_000_000 * (config.seed + 1),
+        max_seconds=config.evaluation_seconds,
     )
     monitor = RunMonitor(
         networks,
@@ -404,10 +488,20 @@ def run(config: Config) -> dict[str, Any]:
         progress_bar=config.progress_bar,
     )
     monitor.register(trainer)
+    stopper, saver = protect(config, trainer, hook, monitor)
     try:
         trainer.train()
+    except Exception:
+        print(saver.how_to_resume)
+        raise
     finally:  # a run that fails leaves its metrics and weights, too
+        stopper.give_back()
+        trainer.shutdown()
         monitor.save_last()
+    if stopper.received is not None:
+        evaluator.close()
+        print(saver.how_to_resume)
+        raise SystemExit(128 + stopper.received)
     results = final_results(config, monitor, start)
     evaluator.close()
     report(config, results, output_dir)
@@ -437,6 +531,8 @@ def main(config: Config) -> None:
     # TorchRL says that DQNTrainer is experimental and that its own optimiser hook will be replaced; neither helps here.
     warnings.filterwarnings("ignore", message="DQNTrainer is an experimental", category=UserWarning)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torchrl")
+    if config.resume is not None:
+        config = resumed_config(config, HydraConfig.get().overrides.task, free=FREE)
     run(config)
 
 

@@ -15,6 +15,7 @@ slot's next step is ``N`` further, its entries lie at ``number % C`` and the new
 
 from __future__ import annotations
 
+import pickle
 import sys
 import warnings
 from collections import deque
@@ -469,6 +470,7 @@ class FrameStackStorage(TensorStorage):
                 f"a saved storage fits only one of its sizes, {state_dict['sizes']}: got {self._sizes()}; "
                 "build it with the same max_size, num_envs, steps_per_write and frame_stack."
             )
+        self._check_saved(state_dict)
         for name in self._STATE:
             value = state_dict[name]
             if name == "_frames" and self.scratch_dir is not None and value.numel():
@@ -478,6 +480,28 @@ class FrameStackStorage(TensorStorage):
         self._extra = TensorDict(state_dict["extra"], [self.max_size]).to(self.device).clone()
         self._bump_mutation_revision()
 
+    def _check_saved(self, state_dict: dict[str, Any]) -> None:
+        """That saved tensors are of this storage's sizes; those of frames are known with the first write only."""
+        size = list(state_dict["_frames"].shape[1:])
+        own = {name: getattr(self, name) for name in ("_final_index", "_stop", "_depth")}
+        wanted = {name: (list(tensor.shape), tensor.dtype) for name, tensor in own.items()}
+        begun = state_dict["_num_written"] > 0
+        wanted["_frames"] = ([self._num_frames + 1, *size] if begun else [0, 0, 0], torch.uint8)
+        wanted["_finals"] = ([len(state_dict["_finals"]), *size], torch.uint8)
+        for name, (shape, dtype) in wanted.items():
+            saved = state_dict[name]
+            if list(saved.shape) != shape or saved.dtype != dtype:
+                raise ValueError(
+                    f"a saved storage of {len(self._depth)} transitions has {name} {dtype} {shape}: got {saved.dtype} "
+                    f"{list(saved.shape)}; the file is damaged or of another version."
+                )
+        last = int(state_dict["_final_index"].max())
+        if last >= len(state_dict["_finals"]):
+            raise ValueError(
+                f"a saved storage knows {len(state_dict['_finals'])} final frames: got one numbered {last}; the file "
+                "is damaged."
+            )
+
     def dumps(self, path: Path | str) -> None:
         """Save to a folder, as the buffer's own ``dumps`` does with each of its parts."""
         Path(path).mkdir(parents=True, exist_ok=True)
@@ -485,7 +509,17 @@ class FrameStackStorage(TensorStorage):
 
     def loads(self, path: Path | str) -> None:
         """Restore what :meth:`dumps` saved."""
-        self.load_state_dict(torch.load(Path(path) / _FILE, map_location="cpu", mmap=True, weights_only=True))
+        file = Path(path) / _FILE
+        try:
+            state = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+        except FileNotFoundError:
+            raise
+        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+            raise ValueError(
+                f"{file} must be a storage that dumps wrote, and whole: {str(error).splitlines()[0]}; it is damaged, "
+                "or another file."
+            ) from error
+        self.load_state_dict(state)
 
     def contains(self, item: int | Tensor) -> bool | Tensor:
         """Whether an index was written."""

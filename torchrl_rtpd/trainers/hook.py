@@ -358,6 +358,7 @@ class RealTimeDistillTrainer(TrainerHookBase):
             "returns": copy.deepcopy(self._returns),
             "teacher": {} if self._teacher.copy is None else self._teacher.copy.state_dict(),
             "updates": self.updates,
+            "measured": {"dormant": self._dormant, "drift": self._drift, "warned": sorted(self._warned)},
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -382,6 +383,10 @@ class RealTimeDistillTrainer(TrainerHookBase):
         if self._teacher.copy is not None:
             self._teacher.copy.load_state_dict(state_dict["teacher"])
         self.updates = int(state_dict["updates"])
+        measured = state_dict.get("measured", {})
+        self._dormant = measured.get("dormant")
+        self._drift = dict(measured.get("drift", {}))
+        self._warned = set(measured.get("warned", ()))
 
 
 def _check_students(students: Mapping[str, PolicyDistillationLoss]) -> None:
