@@ -46,6 +46,7 @@ def test_a_signal_ends_training_after_its_batch_with_a_checkpoint(tmp_path, capf
     assert newest_checkpoint(tmp_path).name == "checkpoint-000000000064"
     assert run.collector.closed
     assert signal.getsignal(number) is before
+    assert run.evaluator(run.networks["teacher"]).episodes == 2  # games after the run go to their end
     assert "stopping after this batch; a second one leaves at once" in capfd.readouterr().err
     assert "Go on from step 64 with: python" in run.saver.how_to_resume
 

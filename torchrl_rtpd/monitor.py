@@ -144,6 +144,7 @@ class RunMonitor(TrainerHookBase):
 
     def _end(self) -> None:
         self._ended = self.seconds
+        self.evaluator.should_stop = lambda: False  # what is played from now on is not the run's
         if self._bar is not None:
             self._bar.close()
 
