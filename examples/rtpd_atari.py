@@ -2,7 +2,8 @@
 
     python examples/rtpd_atari.py                                   the quick run, ten minutes on two CPU cores
     python examples/rtpd_atari.py game=pong students=[net1,net5] seed=3
-    python examples/rtpd_atari.py preset=paper game=breakout device=cuda
+    python examples/rtpd_atari.py preset=paper game=breakout device=cuda cudagraph=true
+    python examples/rtpd_atari.py method=two_stage                  the teacher first, then the students; see methods.py
     python examples/rtpd_atari.py resume=outputs/...                a run that was interrupted, from its last checkpoint
 
 Everything a run leaves lies in ``output_dir``: results.json, table.md, metrics.csv, curves.png, front.png, config.yaml,
@@ -12,7 +13,7 @@ weights/, checkpoints/ and TensorBoard events. The keys are explained in config/
 
 from __future__ import annotations
 
-import re
+import copy
 import time
 import warnings
 from dataclasses import dataclass, field
@@ -24,9 +25,13 @@ import hydra
 import torch
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from methods import TEACHERS, FrozenTeacher, RecycleUnits, Task, check_method, load_teacher, num_steps
 from omegaconf import MISSING, OmegaConf
+from safeguards import FREE, TeacherSource, check_values, protect
+from scoreboard import during_training, final_scores
 from tensordict.nn import TensorDictModule
-from torchrl.modules import EGreedyModule
+from torchrl.data import ReplayBuffer
+from torchrl.modules import EGreedyModule, QValueActor
 from torchrl.objectives import DQNLoss, HardUpdate
 from torchrl.record.loggers import Logger, TensorboardLogger
 from torchrl.trainers import LRSchedulerHook
@@ -47,13 +52,11 @@ from torchrl_rtpd import (
     make_actor,
     make_replay_buffer,
 )
-from torchrl_rtpd.evaluation import agreement_with_teacher, latency_ms, normalised_score
+from torchrl_rtpd.evaluation import latency_ms
 from torchrl_rtpd.memory import keep_freed_memory
 from torchrl_rtpd.monitor import RunMonitor
 from torchrl_rtpd.networks import num_parameters
-from torchrl_rtpd.objectives import DIVERGENCES
 from torchrl_rtpd.pretrained import load_pretrained
-from torchrl_rtpd.ranges import check_choices, check_ranges
 from torchrl_rtpd.recycling import UnitRecycler
 from torchrl_rtpd.report import (
     pareto_front,
@@ -65,39 +68,6 @@ from torchrl_rtpd.report import (
     write_json,
 )
 from torchrl_rtpd.resume import resumed_config, resumed_steps
-from torchrl_rtpd.trainers import DivergenceGuard, SaveCheckpoints, StopOnSignal, StopWhenCaughtUp
-from torchrl_rtpd.trainers.guards import POLICIES
-
-# What a resumed run takes from the command line.
-FREE = (
-    "threads",
-    "tensorboard",
-    "progress_bar",
-    "checkpoint_every_steps",
-    "checkpoint_keep",
-    "checkpoint_replay",
-    "on_divergence",
-)
-
-# Where the numbers of a configuration must lie, None aside.
-RANGES = {
-    "[1, 1e12]": "threads total_steps num_envs rollout_steps batch_size steps_per_update n_step replay_capacity "
-    "target_every_updates epsilon_steps evaluation_episodes final_episodes max_episode_steps checkpoint_every_steps "
-    "checkpoint_keep recycle_every_updates stop_after_evaluations",
-    "[0, 1e12]": "warmup_steps td_coeff evaluate_every_steps evaluate_from_steps",
-    "[0, 1e6]": "seed",
-    "(0, 1e12]": "evaluation_seconds",
-    "(0, 1]": "teacher_learning_rate student_learning_rate",
-    "[0, 1]": "gamma epsilon_end evaluation_epsilon",
-}
-METHODS = ("rtpd", "teacher_only")
-
-
-@dataclass
-class TeacherSource:
-    """Where the teacher's first weights come from."""
-
-    checkpoint: str | None = None
 
 
 @dataclass
@@ -120,8 +90,14 @@ class Config:
     progress_bar: bool = True
     divergence: str = "forward_kl"
     temperature: Any = 0.1  # a number or "auto"
+    student_temperature: float | None = None
     imitation: bool = True
     td_coeff: float = 1.0
+    distill_coeff: float = 1.0
+    learn_from: str = "latest"
+    acting: Any = "teacher"  # a name or a probability
+    teacher_from: str | None = None
+    two_stage_epsilon: float = 0.05
     total_steps: int = MISSING
     warmup_steps: int = MISSING
     num_envs: int = MISSING
@@ -162,16 +138,8 @@ ConfigStore.instance().store(name="rtpd_atari_schema", node=Config)
 
 def check(config: Config) -> None:
     """Refuse, before anything is built, what could only fail later."""
-    if config.method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}: got {config.method!r}.")
-    check_ranges(config, RANGES)
-    if config.warmup_steps >= config.total_steps:
-        raise ValueError(
-            f"nothing is learned in the warm-up: got warmup_steps={config.warmup_steps} of total_steps="
-            f"{config.total_steps}; make it shorter."
-        )
-    if config.method == "rtpd" and not config.students:
-        raise ValueError("method=rtpd needs students: got []; name some, or use method=teacher_only.")
+    check_method(config)
+    check_values(config)
     if len(set(config.students)) != len(config.students):
         raise ValueError(f"students must differ: got {list(config.students)}.")
     batch_steps = config.num_envs * config.rollout_steps
@@ -185,15 +153,12 @@ def check(config: Config) -> None:
             raise ValueError(
                 f"a learning rate settles between two shares of the run, such as [0.6, 0.9]: got {list(share)}."
             )
-    check_choices(config, divergence=DIVERGENCES, loss_function=("smooth_l1", "l2", "l1"), on_divergence=POLICIES)
-    if config.temperature != "auto":
-        check_ranges(config, {"(0, inf)": "temperature"})
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", config.device):
-        raise ValueError(f"device must be cpu, cuda or cuda:<number>: got {config.device!r}.")
     if config.device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device={config.device} needs a GPU that torch can see: there is none; use device=cpu.")
     if config.cudagraph and not config.device.startswith("cuda"):
         raise ValueError(f"cudagraph=true needs device=cuda: got device={config.device}; use compile=true on a CPU.")
+    if config.cudagraph and config.method == "two_stage":
+        raise ValueError("cudagraph=true captures the teacher's update: got method=two_stage, whose teacher is frozen.")
     if config.final_episodes % config.evaluation_episodes:
         raise ValueError(
             "final_episodes must be a multiple of evaluation_episodes: got "
@@ -201,18 +166,45 @@ def check(config: Config) -> None:
         )
 
 
-def build_networks(config: Config, env: AtariVecEnv) -> dict[str, TensorDictModule]:
-    """The teacher and the students by name; each draws its weights from a generator of its own."""
-    names = ["teacher", *(config.students if config.method == "rtpd" else [])]
+def make_env(config: Config, slots: int, *, seed: int | None = None, evaluation: bool = False) -> AtariVecEnv:
+    """Games side by side; those of evaluation are bounded."""
+    if evaluation:
+        return AtariVecEnv(config.game, slots, num_threads=config.threads, max_frames=4 * config.max_episode_steps)
+    frame_stack = 1 if config.single_frames else 4
+    return AtariVecEnv(config.game, slots, num_threads=config.threads, seed=seed, frame_stack=frame_stack)
+
+
+def make_tower(config: Config, name: str, env: AtariVecEnv, seed: int) -> QValueActor:
+    """One of the paper's networks."""
+    dtype = torch.bfloat16 if config.amp else None
+    return make_actor(name, env.action_spec, seed=seed, autocast_dtype=dtype, device=config.device)
+
+
+def make_replay(config: Config) -> ReplayBuffer:
+    """Single frames, restacked when sampled."""
+    storage = FrameStackStorage(
+        config.replay_capacity - config.replay_capacity % (config.num_envs * config.rollout_steps),
+        num_envs=config.num_envs,
+        steps_per_write=config.rollout_steps,
+        n_step=config.n_step,
+        gamma=config.gamma,
+        device=config.device,
+    )
+    print(f"Replay: {storage.max_size:,} transitions, {storage.estimated_bytes / 1e9:.2f} GB when full.")
+    together = updates_per_batch(config) if config.device.startswith("cuda") else 1
+    return make_replay_buffer(storage, batch_size=config.batch_size, minibatches_at_once=together)
+
+
+ATARI = Task(make_env, make_tower, make_replay, make_postproc=lambda config: None, terminated="end_of_life")
+
+
+def build_networks(config: Config, env: AtariVecEnv, task: Task = ATARI) -> dict[str, TensorDictModule]:
+    """The network that acts and those that learn from it; each draws its weights from a generator of its own."""
+    names = ["teacher", *(() if config.method == "teacher_only" else config.students)]
     networks = {
-        name: make_actor(
-            "teacher" if name == "teacher" else name,
-            env.action_spec,
-            seed=1_000 * config.seed + index,
-            autocast_dtype=torch.bfloat16 if config.amp else None,
-            device=config.device,
-        )
+        name: task.make_actor(config, name, env, 1_000 * config.seed + index)
         for index, name in enumerate(names)
+        if config.method != "scratch" or name != "teacher"
     }
     if config.teacher.checkpoint is not None and config.resume is None:
         print(f"Teacher: {load_pretrained(networks['teacher'], config.teacher.checkpoint)}.")
@@ -224,54 +216,49 @@ def build_networks(config: Config, env: AtariVecEnv) -> dict[str, TensorDictModu
 
 
 def build_trainer(
-    config: Config, env: AtariVecEnv, networks: dict[str, TensorDictModule], logger: Logger | None
+    config: Config,
+    env: AtariVecEnv,
+    networks: dict[str, TensorDictModule],
+    logger: Logger | None,
+    task: Task = ATARI,
 ) -> tuple[DQNTrainer, RealTimeDistillTrainer | None]:
-    """TorchRL's DQN trainer for the teacher and our hook for the students."""
-    teacher = networks["teacher"]
+    """TorchRL's DQN trainer for the network that acts, a teacher or not, and our hook for its students."""
+    (learner, teacher), *students = networks.items()
+    frozen = config.method == "two_stage"
     exploration = EGreedyModule(
         spec=env.action_spec_unbatched,
-        eps_init=1.0,
-        eps_end=config.epsilon_end,
+        eps_init=config.two_stage_epsilon if frozen else 1.0,
+        eps_end=config.two_stage_epsilon if frozen else config.epsilon_end,
         annealing_num_steps=config.epsilon_steps,
         device=config.device,
     )
     collector = DualNetworkCollector(
         env,
         teacher,
+        dict(students) if config.acting != "teacher" else None,
+        acting=config.acting,
+        acting_seed=config.seed,
         exploration=exploration,
         frames_per_batch=config.num_envs * config.rollout_steps,
-        total_frames=config.total_steps,
-        init_random_frames=config.warmup_steps,
+        total_frames=num_steps(config),
+        init_random_frames=0 if frozen else config.warmup_steps,
+        postproc=task.make_postproc(config),
         overlap=config.overlap,
         frame_stack=4 if config.single_frames else None,
         policy_device=config.device,
         env_device="cpu",
         storing_device=config.device,
     )
-    storage = FrameStackStorage(
-        config.replay_capacity - config.replay_capacity % (config.num_envs * config.rollout_steps),
-        num_envs=config.num_envs,
-        steps_per_write=config.rollout_steps,
-        n_step=config.n_step,
-        gamma=config.gamma,
-        device=config.device,
-    )
-    print(f"Replay: {storage.max_size:,} transitions, {storage.estimated_bytes / 1e9:.2f} GB when full.")
-    updates_per_batch = config.num_envs * config.rollout_steps // config.steps_per_update
-    replay_buffer = make_replay_buffer(
-        storage,
-        batch_size=config.batch_size,
-        minibatches_at_once=updates_per_batch if config.device.startswith("cuda") else 1,
-    )
+    replay_buffer = task.make_replay(config)
     loss = DQNLoss(teacher, loss_function=config.loss_function, action_space="categorical", delay_value=True)
-    loss.set_keys(terminated="end_of_life")
+    loss.set_keys(terminated=task.terminated)
     loss.make_value_estimator(gamma=config.gamma)
-    optimizer = teacher_optimizer(config)(loss.parameters())
+    optimizer = None if frozen else learner_optimizer(config, learner)(loss.parameters())
     trainer = DQNTrainer(
         collector=collector,
-        total_frames=config.total_steps,
+        total_frames=num_steps(config),
         frame_skip=1,  # we count steps
-        optim_steps_per_batch=updates_per_batch,
+        optim_steps_per_batch=updates_per_batch(config),
         loss_module=loss,
         optimizer=optimizer,
         logger=logger,
@@ -286,16 +273,22 @@ def build_trainer(
     BoundedHistory().register(trainer)
     KeepWarmupData(replay_buffer).register(trainer)
     SampleToDevice(config.device).register(trainer)
-    settle(config, trainer, "teacher", optimizer, config.teacher_settles)
-    if len(networks) == 1:
+    if frozen:
+        trainer.optimization_stepper = FrozenTeacher(with_next=config.imitation and config.td_coeff > 0)
+    else:
+        share = config.teacher_settles if learner == "teacher" else config.student_settles
+        settle(config, trainer, learner, optimizer, share)
+    if learner != "teacher" and config.recycle_every_updates:
+        RecycleUnits(recycler(config)).register(trainer)
+    if not students:
         if config.cudagraph:
             CudaGraphStepper().register(trainer)
         return trainer, None
-    students = {name: student_loss(config, network) for name, network in networks.items() if name != "teacher"}
     hook = RealTimeDistillTrainer(
-        students,
-        optimizer=partial(torch.optim.Adam, lr=config.student_learning_rate, eps=1e-5, fused=True),
+        {name: student_loss(config, network, task) for name, network in students},
+        optimizer=student_optimizer(config),
         recycler=recycler(config),
+        teacher=TEACHERS[config.learn_from](),
     )
     if config.cudagraph:
         CudaGraphStepper(hook).register(trainer)
@@ -306,8 +299,20 @@ def build_trainer(
     return trainer, hook
 
 
-def teacher_optimizer(config: Config) -> Any:
-    """The teacher's optimiser, without parameters yet."""
+def updates_per_batch(config: Config) -> int:
+    """Updates between two batches."""
+    return config.num_envs * config.rollout_steps // config.steps_per_update
+
+
+def student_optimizer(config: Config) -> Any:
+    """A student's optimiser, without parameters yet."""
+    return partial(torch.optim.Adam, lr=config.student_learning_rate, eps=1e-5, fused=True)
+
+
+def learner_optimizer(config: Config, learner: str) -> Any:
+    """The optimiser of the network that acts: the teacher's, or that of a student which learns alone."""
+    if learner != "teacher":
+        return student_optimizer(config)
     if config.teacher_optimizer == "adam":
         return partial(torch.optim.Adam, lr=config.teacher_learning_rate, eps=1.5e-4, fused=True)
     if config.teacher_optimizer == "rmsprop":
@@ -343,12 +348,12 @@ def recycler(config: Config) -> UnitRecycler | None:
     )
 
 
-def student_loss(config: Config, student: TensorDictModule) -> DistillationLoss:
+def student_loss(config: Config, student: TensorDictModule, task: Task = ATARI) -> DistillationLoss:
     """The paper's loss, or its divergence alone; the hook puts the teacher's values into each minibatch."""
     distillation = {
         "divergence": config.divergence,
         "teacher_temperature": config.temperature,
-        "student_temperature": None,  # the teacher's
+        "student_temperature": config.student_temperature,
     }
     if config.td_coeff == 0:
         return DistillationLoss(student, **distillation)
@@ -356,62 +361,34 @@ def student_loss(config: Config, student: TensorDictModule) -> DistillationLoss:
         student,
         imitation=config.imitation,
         td_coeff=config.td_coeff,
+        distill_coeff=config.distill_coeff,
         loss_function=config.loss_function,
         **distillation,
     )
-    loss.set_keys(terminated="end_of_life")
+    loss.set_keys(terminated=task.terminated)
     loss.make_value_estimator(gamma=config.gamma)
     return loss
 
 
-def final_scores(config: Config, monitor: RunMonitor) -> dict[str, Any]:
-    """Play the kept networks on games that chose none of them, and compare them with the kept teacher."""
-    evaluator, networks = monitor.evaluator, monitor.best
-    evaluator.quota = config.final_episodes // config.evaluation_episodes
-    seed = 10_000_000 + config.seed  # not a seed of an evaluation during the run
-    scores = {
-        name: evaluator(network, seed=seed, keep_observations=512 if name == "teacher" else 0)
-        for name, network in networks.items()
-    }
-    random_score = evaluator(networks["teacher"], seed=seed, epsilon=1.0)
-    teacher_mean, states = scores["teacher"].mean, scores["teacher"].observations
-    agreements = agreement_with_teacher(networks["teacher"], networks, states)
-    rows = {
-        name: {
-            "score_mean": score.mean,
-            "score_std": score.std,
-            "score_standard_error": score.standard_error,
-            "episodes": score.episodes,
-            "cut_episodes": score.cut,
-            "percent_of_teacher": 100 * score.mean / teacher_mean if teacher_mean else None,
-            "normalised": normalised_score(score.mean, random_score.mean, teacher_mean),
-            "agreement": agreements[name],
-            "kept_score": monitor.best_scores[name].mean if name in monitor.best_scores else None,
-            "last_score": monitor.last_scores[name].mean if name in monitor.last_scores else None,
-        }
-        for name, score in scores.items()
-    }
-    return {
-        "random_score": random_score.mean,
-        "random_standard_error": random_score.standard_error,
-        "rows": rows,
-    }
-
-
 def final_results(config: Config, monitor: RunMonitor, start: float) -> dict[str, Any]:
     """The content of results.json; without scores where the run was to play no games."""
-    played = {"rows": {}} if config.evaluate_every_steps is None else final_scores(config, monitor)
+    played = {"rows": {}}
+    if config.evaluate_every_steps is not None:
+        seed = 10_000_000 + config.seed  # not one of an evaluation during the run
+        played = final_scores(monitor, config.final_episodes // config.evaluation_episodes, seed=seed)
     rows = played.pop("rows")
-    teacher = monitor.best["teacher"]
-    pixels = monitor.evaluator.env.reset()["pixels"][:1]
+    ratios = during_training(read_metrics(monitor.metrics.path), list(monitor.best), played.get("random_score"))
+    first = next(iter(monitor.best.values()))
+    observation = monitor.evaluator.env.reset()[first.in_keys[0]][:1]
     networks = [
         {
             "name": name,
             "role": "teacher" if name == "teacher" else "student",
             "parameters": num_parameters(network),
-            "parameter_ratio": num_parameters(network) / num_parameters(teacher),
-            "latency_ms": latency_ms(network, pixels),
+            "parameter_ratio": num_parameters(network) / num_parameters(first) if "teacher" in monitor.best else None,
+            "latency_ms": latency_ms(network, observation),
             **rows.get(name, {}),
+            **ratios.get(name, {}),
         }
         for name, network in monitor.best.items()
     ]
@@ -421,7 +398,10 @@ def final_results(config: Config, monitor: RunMonitor, start: float) -> dict[str
         "seed": config.seed,
         "steps": monitor.steps,
         "updates": monitor.updates,
+        "spent_before": monitor.spent_before,
         "seconds": round(time.perf_counter() - start + monitor.seconds_before, 1),
+        "training_seconds": round(monitor.training_seconds, 2),
+        "cpu_seconds": round(monitor.cpu_seconds, 2),
         "steps_per_second": monitor.steps_per_second,
         "evaluation_seconds": round(monitor.evaluation_seconds, 1),
         **played,
@@ -430,32 +410,13 @@ def final_results(config: Config, monitor: RunMonitor, start: float) -> dict[str
     }
 
 
-def protect(
-    config: Config, trainer: DQNTrainer, hook: RealTimeDistillTrainer | None, monitor: RunMonitor
-) -> tuple[StopOnSignal, SaveCheckpoints]:
-    """Checkpoints, guards and ways to stop; a run that is resumed is put where it was."""
-    stopper = StopOnSignal()
-    stopper.register(trainer)
-    if config.stop_after_evaluations is not None:
-        StopWhenCaughtUp(monitor, evaluations=config.stop_after_evaluations).register(trainer)
-    saver = SaveCheckpoints(
-        Path(config.output_dir) / "checkpoints",
-        every_steps=config.checkpoint_every_steps,
-        keep_last=config.checkpoint_keep,
-        replay=config.checkpoint_replay,
-        metadata={"config": OmegaConf.to_container(OmegaConf.create(config), resolve=True)},
-        monitor=monitor,
-    )
-    DivergenceGuard(hook, policy=config.on_divergence, monitor=monitor, saver=saver).register(trainer)
-    saver.register(trainer)
-    if config.resume is not None:
-        saver.restore(config.resume)
-    return stopper, saver
-
-
-def run(config: Config) -> dict[str, Any]:
+def run(config: Config, task: Task = ATARI) -> dict[str, Any]:
     """Train, distil, evaluate, report; returns the content of results.json."""
     check(config)
+    if config.method == "two_stage" and config.teacher_from is None:
+        config = copy.deepcopy(config)
+        config.teacher_from = f"{config.output_dir}/teacher"
+        run_teacher(config, task)
     start = time.perf_counter()
     keep_freed_memory()
     torch.set_num_threads(config.threads)
@@ -463,15 +424,16 @@ def run(config: Config) -> dict[str, Any]:
     output_dir = Path(config.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(config, output_dir / "config.yaml", resolve=True)
-    make_env = partial(AtariVecEnv, config.game, num_threads=config.threads)
 
-    seed = 1_000 * config.seed + resumed_steps(config.resume)
-    env = make_env(config.num_envs, seed=seed, frame_stack=1 if config.single_frames else 4)
-    networks = build_networks(config, env)
+    second = config.method == "two_stage"
+    seed = 1_000 * config.seed + 500 * second + resumed_steps(config.resume)  # new games in a second phase
+    env = task.make_env(config, config.num_envs, seed=seed)
+    networks = build_networks(config, env, task)
+    spent_before = load_teacher(networks["teacher"], config.teacher_from) if second else None
     logger = TensorboardLogger("tensorboard", log_dir=str(output_dir)) if config.tensorboard else None
-    trainer, hook = build_trainer(config, env, networks, logger)
+    trainer, hook = build_trainer(config, env, networks, logger, task)
     evaluator = Evaluator(
-        partial(make_env, config.evaluation_episodes, max_frames=4 * config.max_episode_steps),
+        partial(task.make_env, config, config.evaluation_episodes, evaluation=True),
         episodes=config.evaluation_episodes,
         epsilon=config.evaluation_epsilon,
         seed=1_000_000 * (config.seed + 1),
@@ -486,6 +448,7 @@ def run(config: Config) -> dict[str, Any]:
         evaluate_from_steps=config.evaluate_from_steps,
         logger=logger,
         progress_bar=config.progress_bar,
+        spent_before=spent_before,
     )
     monitor.register(trainer)
     stopper, saver = protect(config, trainer, hook, monitor)
@@ -508,6 +471,13 @@ def run(config: Config) -> dict[str, Any]:
     return results
 
 
+def run_teacher(config: Config, task: Task) -> None:
+    """The first phase of ``two_stage``, a run of its own."""
+    first = copy.deepcopy(config)
+    first.method, first.output_dir, first.teacher_from = "teacher_only", config.teacher_from, None
+    run(first, task)
+
+
 def report(config: Config, results: dict[str, Any], output_dir: Path) -> None:
     """Write the results, the table and the figure; print the table."""
     write_json(output_dir / "results.json", results)
@@ -525,15 +495,20 @@ def report(config: Config, results: dict[str, Any], output_dir: Path) -> None:
     print(f"\n{table}\n\nEverything lies in {output_dir}")
 
 
-@hydra.main(config_path="config", config_name="rtpd_atari", version_base="1.3")
-def main(config: Config) -> None:
-    """Run with the resolved configuration."""
+def start(config: Config) -> None:
+    """Run without warnings that help nobody."""
     # TorchRL says that DQNTrainer is experimental and that its own optimiser hook will be replaced; neither helps here.
     warnings.filterwarnings("ignore", message="DQNTrainer is an experimental", category=UserWarning)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torchrl")
     if config.resume is not None:
         config = resumed_config(config, HydraConfig.get().overrides.task, free=FREE)
     run(config)
+
+
+@hydra.main(config_path="config", config_name="rtpd_atari", version_base="1.3")
+def main(config: Config) -> None:
+    """Run with the resolved configuration."""
+    start(config)
 
 
 if __name__ == "__main__":

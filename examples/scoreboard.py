@@ -1,15 +1,19 @@
-"""The score of a teacher beside its student's, as every drop_in_*.py script ends with it."""
+"""The score of a teacher beside its students', as every script ends with it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from tensordict.nn import TensorDictModule
 from torchrl.envs import EnvBase
 
-from torchrl_rtpd.evaluation import Evaluator, normalised_score
+from torchrl_rtpd.comparison import paper_percentages
+from torchrl_rtpd.evaluation import Evaluator, Scores, agreement_with_teacher, normalised_score
+from torchrl_rtpd.monitor import RunMonitor
 from torchrl_rtpd.networks import num_parameters
 from torchrl_rtpd.report import results_table, run_environment, write_json
 
@@ -52,3 +56,68 @@ def report(results: dict[str, Any], out: Path | None) -> dict[str, Any]:
     if out is not None:
         write_json(Path(out) / "results.json", results)
     return results
+
+
+def final_scores(monitor: RunMonitor, games: int, *, seed: int) -> dict[str, Any]:
+    """Play the kept networks of a run on games that chose none of them, and compare them with the kept teacher.
+
+    ``final_score`` is that of the last weights in the same games. Without a teacher there is nothing to compare with.
+    """
+    evaluator, networks = monitor.evaluator, monitor.best
+    evaluator.quota = games
+    scores = {
+        name: evaluator(network, seed=seed, keep_observations=512 if name == "teacher" else 0)
+        for name, network in networks.items()
+    }
+    last = {name: _of_last_weights(monitor, name, scores[name], seed) for name in networks}
+    random_score = evaluator(next(iter(networks.values())), seed=seed, epsilon=1.0)
+    compared: dict[str, dict[str, Any]] = {name: {} for name in networks}
+    if "teacher" in networks:
+        teacher_mean, states = scores["teacher"].mean, scores["teacher"].observations
+        agreements = agreement_with_teacher(networks["teacher"], networks, states)
+        for name, score in scores.items():
+            compared[name] = {
+                "percent_of_teacher": 100 * score.mean / teacher_mean if teacher_mean else None,
+                "normalised": normalised_score(score.mean, random_score.mean, teacher_mean),
+                "agreement": agreements[name],
+            }
+    rows = {
+        name: {
+            "score_mean": score.mean,
+            "score_std": score.std,
+            "score_standard_error": score.standard_error,
+            "episodes": score.episodes,
+            "cut_episodes": score.cut,
+            **compared[name],
+            "kept_score": monitor.best_scores[name].mean if name in monitor.best_scores else None,
+            "last_score": monitor.last_scores[name].mean if name in monitor.last_scores else None,
+            "final_score": last[name].mean,
+        }
+        for name, score in scores.items()
+    }
+    return {
+        "random_score": random_score.mean,
+        "random_standard_error": random_score.standard_error,
+        "rows": rows,
+    }
+
+
+def during_training(
+    metrics: Mapping[str, Sequence[float]], networks: Sequence[str], random_score: float | None
+) -> dict[str, dict[str, float | None]]:
+    """The paper's Max and Mean of each student, and what is sane beside them, from the evaluations of a run."""
+    scores = {name: [score for score in metrics[f"{name}/score"] if not math.isnan(score)] for name in networks}
+    if random_score is None or not scores.get("teacher"):
+        return {}
+    return {
+        name: paper_percentages(own, scores["teacher"], random_score)
+        for name, own in scores.items()
+        if name != "teacher"
+    }
+
+
+def _of_last_weights(monitor: RunMonitor, name: str, kept: Scores, seed: int) -> Scores:
+    """Scores of the last weights, which often are the kept ones."""
+    state, last = monitor.best[name].state_dict(), monitor.networks[name].state_dict()
+    same = all(torch.equal(state[key], value) for key, value in last.items())
+    return kept if same else monitor.evaluator(monitor.networks[name], seed=seed)

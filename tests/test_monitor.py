@@ -135,6 +135,27 @@ def test_speed_is_that_of_training_however_long_ago_it_ended(tmp_path):
     assert monitor.steps_per_second == speed
 
 
+def test_what_was_spent_before_is_added_and_evaluation_is_left_out(tmp_path):
+    """Steps, updates and both kinds of seconds go on from an earlier phase; evaluating costs none of them."""
+    before = {"steps": 1_000, "updates": 10, "training_seconds": 500.0, "cpu_seconds": 400.0}
+    monitor = _run(tmp_path, spent_before=before, log_every_steps=20, evaluate_every_steps=20)
+    metrics = read_metrics(tmp_path / "metrics.csv")
+    assert metrics["steps"][-1] == monitor.steps == 1_080 and metrics["updates"][-1] == monitor.updates == 26
+    training, processor = metrics["training_seconds"], metrics["cpu_seconds"]
+    assert training == sorted(training) and training[0] >= 500 and processor[0] >= 400
+    clock = metrics["seconds"][-1] - metrics["seconds"][0]
+    assert 0 < monitor.evaluation_seconds < clock
+    assert training[-1] - training[0] == pytest.approx(clock - monitor.evaluation_seconds, abs=0.05)
+    ended = monitor.training_seconds, monitor.cpu_seconds
+    time.sleep(0.05)
+    assert (monitor.training_seconds, monitor.cpu_seconds) == ended
+
+
+def test_only_what_is_counted_can_have_been_spent_before(tmp_path):
+    with pytest.raises(ValueError, match="holds steps, updates, training_seconds, cpu_seconds: got frames"):
+        RunMonitor({}, None, tmp_path, spent_before={"frames": 4})
+
+
 def test_schedules_that_follow_returns_are_told_every_evaluation(tmp_path):
     """Scores of teacher and student as evaluated, the random player's measured once."""
     monitor = _run(tmp_path, schedules={"distill_coeff": GapSchedule()}, evaluate_every_steps=40)

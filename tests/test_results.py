@@ -22,13 +22,16 @@ def _script(name):
     return module
 
 
-make_results, make_students, make_gpu = (_script(name) for name in ("make_results", "make_students", "make_gpu"))
+sys.path.insert(0, str(DOCS))  # scripts there import each other
+make_results, make_students, make_gpu, make_studies = map(
+    _script, ("make_results", "make_students", "make_gpu", "make_studies")
+)
 
 RESULTS = DOCS / "results"
 STUDIES = sorted({path.parents[1].name for path in RESULTS.glob("*/*/metrics.csv")})
 
 
-PAGES = {**make_results.pages(), **make_gpu.pages()}
+PAGES = {**make_results.pages(), **make_gpu.pages(), **make_studies.pages()}
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -38,9 +41,9 @@ def test_published_page_is_generated_from_its_files(name):
 
 
 def test_every_published_page_has_a_generator():
-    """Those of make_results.py, and those that other scripts in docs/ write."""
-    others = {"README.md", "choosing.md", "students.md", *make_gpu.pages()}
-    assert {path.name for path in RESULTS.glob("*.md")} - others == make_results.pages().keys()
+    """Those of PAGES, and the two that other scripts in docs/ write."""
+    others = {"README.md", "choosing.md", "students.md"}
+    assert {path.name for path in RESULTS.glob("*.md")} - others == PAGES.keys()
 
 
 def test_the_page_on_students_is_generated_from_its_files():
@@ -89,3 +92,93 @@ def test_the_teacher_of_the_fleet_is_that_of_the_quick_run() -> None:
     runs = [read_metrics(RESULTS / study / "seed0" / "metrics.csv") for study in ("quick", "six_students")]
     quick, fleet = ([score for score in run["teacher/score"] if not math.isnan(score)] for run in runs)
     assert quick == fleet and len(quick) > 1
+
+
+def _study(**final_scores):
+    """A study of one game, a seed a score, in which teachers score 110 and random players 10."""
+    runs, curves = {}, {}
+    rows = {"teacher_only": [110.0] * 4, **final_scores}
+    for row, scores in rows.items():
+        network = "teacher" if row == "teacher_only" else "small"
+        for seed, score in enumerate(scores):
+            whole = 200.0 if row == "two_stage" else 100.0
+            runs[row, "pole", seed, network] = {"final_score": score, "random_score": 10.0} | dict.fromkeys(
+                ("steps", "updates", "training_seconds", "cpu_seconds"), whole
+            )
+            times = [whole * share for share in (0.7, 0.8, 0.9, 1.0)]
+            curves[row, "pole", seed, network] = {
+                "score": [10.0, score, score, score],
+                **dict.fromkeys(("steps", "updates", "training_seconds", "cpu_seconds"), times),
+            }
+    return sys.modules["study_data"].Study("made_up", runs, curves)
+
+
+def test_scores_of_a_study_are_normalised_by_the_teacher_of_the_seed():
+    """(60 - 10) / (110 - 10) is one half."""
+    study = _study(rtpd=[60.0, 110.0, 10.0, 120.0])
+    assert study.normalised("rtpd", "small") == [[0.5, 1.0, 0.0, 1.1]]
+
+
+def test_time_saved_is_the_ratio_of_pairs_of_one_seed():
+    """80 of 100 steps against 160 of 200 is 0.5; the teacher held its level 20 steps before its end: 80 / 140."""
+    study = _study(rtpd=[110.0] * 4, two_stage=[110.0] * 4)
+    row = make_studies.saved_rows(study)[1]
+    assert row[:4] == ["pole", "small", "steps", "0.50 [0.50, 0.50]"]
+    assert row[4:] == ["0.57 [0.57, 0.57]", "4"]
+
+
+def test_a_student_that_never_gets_there_is_counted_with_its_whole_run():
+    """100 of 100 steps against 160 of 200; and it is said to have reached it in no run."""
+    study = _study(rtpd=[50.0] * 4, two_stage=[110.0] * 4)
+    assert make_studies.saved_rows(study)[1][3] == "0.62 [0.62, 0.62]"
+    assert make_studies.held(study, "rtpd", "small") == "0 of 4"
+
+
+def test_rows_of_the_sweep_are_told_by_their_names():
+    found = [
+        sys.modules["study_data"].temperature_of(row) for row in ("both_0.01", "teacher_auto", "rtpd", "teacher_only")
+    ]
+    assert found == [("0.01", "both"), ("auto", "teacher"), ("0.1", "both"), None]
+
+
+def test_the_papers_medians_are_those_of_its_tables():
+    """Over its seven games Net1 has 95.2 and 100.1 % by forward KL, Net3 101.2 and 100.5 % by reverse KL."""
+    rows = sys.modules["study_published"].papers_rows(RESULTS / "published.csv")
+    found = {(row[0], row[1]): row[3:5] for row in rows}
+    assert found["Sun & Fazli, net1", "forward_kl"] == ["95.2", "100.1"]
+    assert found["Sun & Fazli, net3", "reverse_kl"] == ["101.2", "100.5"]
+    assert found["Sun & Fazli, net5, no imitation", "forward_kl"] == ["87.5", "89.3"]
+
+
+def test_figures_of_a_study_are_drawn(tmp_path):
+    """Each is a PNG, also where a row has not all games or never reached the level."""
+    figures = sys.modules["study_figures"]
+    study = _study(rtpd=[50.0, 110.0], two_stage=[110.0] * 4, both_1=[60.0], teacher_auto=[80.0, 90.0])
+    figures.plot_curves(study, ["rtpd", "two_stage"], tmp_path / "curves.png")
+    for plot in (figures.plot_intervals, figures.plot_times, figures.plot_temperatures):
+        plot(study, tmp_path / f"{plot.__name__}.png")
+    drawn = list(tmp_path.glob("*.png"))
+    assert len(drawn) == 4 and all(path.read_bytes()[:4] == b"\x89PNG" for path in drawn)
+
+
+def test_verdicts_say_yes_no_or_that_they_cannot_tell():
+    """Half the steps is a yes; a student that ends at half its teacher's level is a no; equal runs decide nothing."""
+    sentences = sys.modules["study_verdicts"].verdicts
+    yes, level, same, *_ = sentences(_study(rtpd=[110.0] * 4, two_stage=[110.0] * 4))
+    assert yes.startswith(
+        "**pole: half the time or less?** Yes: small holds 95 % of the final teacher after 0.50 [0.50, 0.50]"
+    )
+    assert "** Yes: 1.00 [1.00, 1.00]" in level and "These runs cannot tell" in same
+    slow, level, *_ = sentences(_study(rtpd=[60.0] * 4, two_stage=[110.0] * 4))
+    assert "** No: small holds" in slow and "** No: 0.50 [0.50, 0.50]" in level
+    worse = sentences(_study(rtpd=[60.0] * 4, scratch=[110.0] * 4))[1]
+    assert "No, the other way round: rtpd scores higher than scratch with probability 0.00 [0.00, 0.00]" in worse
+
+
+def test_temperatures_are_better_worse_or_alike():
+    """Runs that all score more, all less, or the same as those at the default."""
+    study = _study(rtpd=[90.0, 91.0], both_1=[20.0, 30.0], both_auto=[100.0, 99.0], teacher_10=[90.0, 91.0])
+    assert sys.modules["study_verdicts"].default_verdict(study) == (
+        "Against the default of `StudentDQNLoss`, 0.1 on both: better auto on both; worse 1 on both; not to be told "
+        "apart by these runs 10 on teacher."
+    )

@@ -25,6 +25,7 @@ from torchrl_rtpd.trainers import RealTimeDistillTrainer
 
 __all__ = ["RunMonitor"]
 
+_SPENT = ("steps", "updates", "training_seconds", "cpu_seconds")
 _STUDENT_METRICS = ("agreement", "kl_to_teacher", "student_entropy", "loss_distill", "loss_td", "dormant")
 
 
@@ -42,6 +43,13 @@ class RunMonitor(TrainerHookBase):
         evaluate_from_steps: no evaluation before this step.
         logger: receives the scores, as TorchRL's trainers log everything else.
         progress_bar: whether to draw one.
+        spent_before: ``steps``, ``updates``, ``training_seconds`` and ``cpu_seconds`` that an earlier run took without
+            which this one could not be, such as that of a teacher who is to be distilled; they are added to what is
+            reported.
+
+    ``metrics.csv`` counts ``steps``, ``updates``, ``seconds`` by the clock, and ``training_seconds``, those without
+    evaluations; ``cpu_seconds`` are the processor's, of all threads and without evaluations, which say more than the
+    clock where other work shares a CPU.
 
     Attributes:
         last_scores: of each network's last evaluation.
@@ -56,7 +64,7 @@ class RunMonitor(TrainerHookBase):
     took too long, with a warning, and if the run is to end, it is made up for when the run is resumed.
 
     Raises:
-        ValueError: an interval out of range.
+        ValueError: an interval out of range, or something else than these in ``spent_before``.
 
     Examples:
         ``RunMonitor(networks, evaluator, "outputs/run", distiller=hook).register(trainer)`` after the other hooks;
@@ -75,6 +83,7 @@ class RunMonitor(TrainerHookBase):
         evaluate_from_steps: int = 0,
         logger: Logger | None = None,
         progress_bar: bool = True,
+        spent_before: Mapping[str, float] | None = None,
     ) -> None:
         if log_every_steps < 1 or (evaluate_every_steps or 0) < 0 or evaluate_from_steps < 0:
             raise ValueError(
@@ -82,6 +91,10 @@ class RunMonitor(TrainerHookBase):
                 f"log_every_steps={log_every_steps}, evaluate_every_steps={evaluate_every_steps}, "
                 f"evaluate_from_steps={evaluate_from_steps}."
             )
+        unknown = set(spent_before or {}) - set(_SPENT)
+        if unknown:
+            raise ValueError(f"spent_before holds {', '.join(_SPENT)}: got {', '.join(sorted(unknown))}.")
+        self.spent_before = {**dict.fromkeys(_SPENT, 0), **(spent_before or {})}
         self.networks = dict(networks)
         self.evaluator = evaluator
         self.output_dir = Path(output_dir)
@@ -95,11 +108,12 @@ class RunMonitor(TrainerHookBase):
         self.best_scores: dict[str, Scores] = {}
         self.last_scores: dict[str, Scores] = {}
         self.evaluation_seconds = 0.0
+        self._evaluation_cpu_seconds = 0.0
         self.evaluated_steps = -1
         # Seconds of the run, steps and evaluation seconds at the first update.
         self._learning_since: tuple[float, int, float] | None = None
         self._ended: float | None = None  # seconds of the run at the end of training
-        self.seconds_before = 0.0  # of the run, in processes before this one
+        self.seconds_before = self._cpu_before = 0.0  # of the run, in processes before this one
         self._bar: tqdm | None = None
         self.random_return: float | None = None  # not measured yet
         self.measures_random = False
@@ -110,13 +124,14 @@ class RunMonitor(TrainerHookBase):
         students = [f"{name}/{metric}" for name in list(self.networks)[1:] for metric in _STUDENT_METRICS]
         scores = [f"{name}/{metric}" for name in self.networks for metric in ("score", "score_std")]
         self.metrics = MetricsFile(
-            self.output_dir / "metrics.csv", ["steps", "updates", "seconds", "steps_per_second", *scores, *students]
+            self.output_dir / "metrics.csv",
+            [*_SPENT[:2], "seconds", *_SPENT[2:], "steps_per_second", *scores, *students],
         )
 
     def register(self, trainer: Trainer, name: str = "run_monitor") -> None:
         """Attach to a trainer; after its other hooks, so that it sees their work."""
         self._trainer = trainer
-        self._start = time.monotonic()
+        self._start, self._cpu_start = time.monotonic(), time.process_time()
         self._bar = tqdm(total=trainer.total_frames, unit="step", disable=not self.progress_bar, dynamic_ncols=True)
         trainer.register_op("post_steps", self.watch)
         trainer.register_op("shutdown", self._end)
@@ -128,22 +143,23 @@ class RunMonitor(TrainerHookBase):
         steps = self._trainer.collected_frames
         if self._bar is not None:
             self._bar.update(steps - self._bar.n)
-        if self.updates and self._learning_since is None:
+        learning = self._trainer._optim_count > 0
+        if learning and self._learning_since is None:
             self._learning_since = (self.seconds, steps, self.evaluation_seconds)
         self._add_up()
         row: dict[str, float] = {}
         due = steps >= max(self._next_evaluation, self.evaluate_from_steps) or steps >= self._trainer.total_frames
-        if self.evaluate_every_steps and due and self.updates:
+        if self.evaluate_every_steps and due and learning:
             row = self._evaluate(steps)
             if not self._trainer._stop_training:  # else the resumed run evaluates at once
                 self._next_evaluation = steps - steps % self.evaluate_every_steps + self.evaluate_every_steps
         if row or steps >= self._next_log:
             self._next_log = steps - steps % self.log_every_steps + self.log_every_steps
-            self.metrics.append({**self._counters(steps), **row, **self._averages()})
+            self.metrics.append({**self._counters(), **row, **self._averages()})
             self._show()
 
     def _end(self) -> None:
-        self._ended = self.seconds
+        self._ended, self._cpu_ended = self.seconds, self._cpu_seconds
         self.evaluator.should_stop = lambda: False  # what is played from now on is not the run's
         if self._bar is not None:
             self._bar.close()
@@ -152,6 +168,10 @@ class RunMonitor(TrainerHookBase):
     def seconds(self) -> float:
         """Time of the run so far, in the processes it was resumed from, too; by a clock that nobody sets."""
         return self.seconds_before + time.monotonic() - self._start
+
+    @property
+    def _cpu_seconds(self) -> float:
+        return self._cpu_before + time.process_time() - self._cpu_start
 
     @property
     def student_score(self) -> float | None:
@@ -163,13 +183,25 @@ class RunMonitor(TrainerHookBase):
 
     @property
     def steps(self) -> int:
-        """Agent steps so far."""
-        return self._trainer.collected_frames
+        """Agent steps so far, those spent before among them."""
+        return int(self.spent_before["steps"]) + self._trainer.collected_frames
 
     @property
     def updates(self) -> int:
-        """Gradient steps of the teacher so far."""
-        return self._trainer._optim_count
+        """Minibatches learned from so far, those spent before among them."""
+        return int(self.spent_before["updates"]) + self._trainer._optim_count
+
+    @property
+    def training_seconds(self) -> float:
+        """By the clock, evaluation left out, from :meth:`register` on, with those spent before."""
+        now = self.seconds if self._ended is None else self._ended
+        return self.spent_before["training_seconds"] + now - self.evaluation_seconds
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Likewise, of the processor in all threads."""
+        now = self._cpu_seconds if self._ended is None else self._cpu_ended
+        return self.spent_before["cpu_seconds"] + now - self._evaluation_cpu_seconds
 
     @property
     def steps_per_second(self) -> float | None:
@@ -182,8 +214,8 @@ class RunMonitor(TrainerHookBase):
         done = self._trainer.collected_frames - steps
         return done / seconds if done and seconds > 0 else None
 
-    def _counters(self, steps: int) -> dict[str, float]:
-        row = {"steps": steps, "updates": self.updates, "seconds": round(self.seconds, 2)}
+    def _counters(self) -> dict[str, float]:
+        row = {name: round(getattr(self, name), 2) for name in (*_SPENT, "seconds")}
         speed = self.steps_per_second
         return row if speed is None else {**row, "steps_per_second": round(speed, 2)}
 
@@ -206,7 +238,7 @@ class RunMonitor(TrainerHookBase):
         return averages
 
     def _evaluate(self, steps: int) -> dict[str, float]:
-        start = time.monotonic()
+        start, cpu_start = time.monotonic(), time.process_time()
         try:
             scores = {
                 name: self.evaluator(network, seed=self.evaluator.seed + steps)
@@ -220,6 +252,7 @@ class RunMonitor(TrainerHookBase):
             return {}
         finally:
             self.evaluation_seconds += time.monotonic() - start
+            self._evaluation_cpu_seconds += time.process_time() - cpu_start
         self.evaluated_steps = steps
         for name, found in scores.items():
             self._keep_if_best(name, found)
@@ -266,7 +299,14 @@ class RunMonitor(TrainerHookBase):
                 self.best[name].load_state_dict(network.state_dict())
                 save_weights(network, self.output_dir / "weights" / f"{name}.safetensors")
 
-    _COUNTERS = ("evaluation_seconds", "evaluated_steps", "_next_log", "_next_evaluation", "_num_summed")
+    _COUNTERS = (
+        "evaluation_seconds",
+        "_evaluation_cpu_seconds",
+        "evaluated_steps",
+        "_next_log",
+        "_next_evaluation",
+        "_num_summed",
+    )
 
     def state_dict(self) -> dict[str, Any]:
         """Best networks, all scores, clocks, sums of the next row, and where in the metrics file it will come."""
@@ -275,8 +315,9 @@ class RunMonitor(TrainerHookBase):
             "best_scores": _plain(self.best_scores),
             "last_scores": _plain(self.last_scores),
             "random_return": self.random_return,
-            "steps": self.steps,
+            "steps": self._trainer.collected_frames,
             "seconds": self.seconds,
+            "cpu_seconds": self._cpu_seconds,
             "learning_since": self._learning_since,
             "sums": dict(self._sums),
             "shown": dict(self._shown),
@@ -298,6 +339,7 @@ class RunMonitor(TrainerHookBase):
         for name in self._COUNTERS:
             setattr(self, name, state_dict[name])
         self.seconds_before, self._start = state_dict["seconds"], time.monotonic()
+        self._cpu_before, self._cpu_start = state_dict["cpu_seconds"], time.process_time()
         if self._bar is not None:
             self._bar.initial = self._bar.n = state_dict["steps"]
             self._bar.refresh()

@@ -202,6 +202,8 @@ _COLUMNS = (
     ("games", "episodes", "{}"),
     ("% of teacher", "percent_of_teacher", "{:.1f}"),
     ("normalised", "normalised", "{:.3f}"),
+    ("Max %", "max_percent", "{:.1f}"),
+    ("Mean %", "mean_percent", "{:.1f}"),
     ("agreement", "agreement", "{:.3f}"),
     ("CPU ms", "latency_ms", "{:.2f}"),
     ("front", "front", "{}"),

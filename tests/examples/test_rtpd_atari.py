@@ -153,7 +153,7 @@ def test_failing_run_leaves_metrics_and_weights(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("method=magic", "method must be one of rtpd, teacher_only: got 'magic'"),
+        ("method=magic", "method must be one of rtpd, two_stage, scratch, teacher_only: got 'magic'"),
         ("students=[]", "method=rtpd needs students"),
         ("students=[net1,net1]", "students must differ"),
         ("students=[net6]", "unknown network 'net6'"),

@@ -114,7 +114,9 @@ class DivergenceGuard(TrainerHookBase):
             hooks = (hook for hook in trainer._modules.values() if isinstance(hook, RealTimeDistillTrainer))
             self.distiller = next(hooks, None)
         students = {} if self.distiller is None else self.distiller.optimizers
-        self._optimizers = {"teacher": trainer.optimizer, **students}
+        self._optimizers = dict(students)
+        if trainer.optimizer is not None:  # a frozen teacher has none
+            self._optimizers = {"teacher": trainer.optimizer, **students}
         if self.policy == "skip":
             self._skippers = {part: _Skipper(optimizer) for part, optimizer in self._optimizers.items()}
         trainer.register_op("post_optim_complete_log", self.look)

@@ -1,0 +1,95 @@
+"""The main example on classic control: real-time policy distillation and its baselines in a minute on one CPU core.
+
+    python examples/rtpd_classic.py
+    python examples/rtpd_classic.py game=acrobot method=two_stage seed=3
+
+Everything but games and networks is that of rtpd_atari.py: keys, methods, budget, and what a run leaves behind. The
+keys are explained in config/rtpd_classic.yaml.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import gymnasium
+import hydra
+import torch
+from gymnasium.vector import AutoresetMode
+from hydra.core.hydra_config import HydraConfig
+from methods import Task
+from rtpd_atari import Config, run
+from safeguards import FREE
+from torch import nn
+from torchrl import torchrl_logger
+from torchrl.data import LazyTensorStorage, MultiStep, TensorDictReplayBuffer
+from torchrl.envs import EnvBase, GymWrapper, RewardSum
+from torchrl.modules import QValueActor
+
+from torchrl_rtpd.resume import resumed_config
+
+GAMES = {"cartpole": "CartPole-v1", "acrobot": "Acrobot-v1"}
+UNITS = {"teacher": 256, "mlp64": 64, "mlp32": 32, "mlp16": 16}  # of both hidden layers
+
+
+def make_env(config: Config, slots: int, *, seed: int | None = None, evaluation: bool = False) -> EnvBase:
+    """Games side by side; the time limit of each is gymnasium's, 500 steps."""
+    if config.game not in GAMES:
+        raise ValueError(f"game must be one of {', '.join(GAMES)}: got {config.game!r}.")
+    # GymEnv(..., num_envs=slots) would reset one step late and mix up the transitions around it.
+    games = gymnasium.make_vec(
+        GAMES[config.game], slots, "sync", vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP}
+    )
+    env = GymWrapper(games, categorical_action_encoding=True).append_transform(RewardSum())
+    if seed is not None:
+        env.set_seed(seed)
+    return env
+
+
+def make_mlp(config: Config, name: str, env: EnvBase, seed: int) -> QValueActor:
+    """Two hidden layers. Drawing the weights leaves the random stream of training alone."""
+    if name not in UNITS:
+        raise ValueError(f"unknown network {name!r}; students are named {', '.join(list(UNITS)[1:])}.")
+    units, inputs, actions = UNITS[name], env.observation_spec["observation"].shape[-1], env.action_spec.space.n
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layers = [nn.Linear(inputs, units), nn.ReLU(), nn.Linear(units, units), nn.ReLU(), nn.Linear(units, actions)]
+    return QValueActor(nn.Sequential(*layers), in_keys=["observation"], spec=env.action_spec_unbatched).to(
+        config.device
+    )
+
+
+def make_replay(config: Config) -> TensorDictReplayBuffer:
+    """Whole transitions: observations are small here."""
+    storage = LazyTensorStorage(config.replay_capacity, device=config.device)
+    return TensorDictReplayBuffer(storage=storage, batch_size=config.batch_size)
+
+
+def make_postproc(config: Config) -> MultiStep:
+    """Returns over several steps, within the batches collected."""
+    postproc = MultiStep(gamma=config.gamma, n_steps=config.n_step)
+    postproc.done_keys = ("done",)  # move "terminated" on, too: else games that end within the steps look endless
+    return postproc
+
+
+CLASSIC = Task(make_env, make_mlp, make_replay, make_postproc, terminated="terminated")
+
+
+def start(config: Config) -> None:
+    """Run without warnings that help nobody."""
+    # TorchRL says that DQNTrainer is experimental and that its own optimiser hook will be replaced; neither helps here.
+    warnings.filterwarnings("ignore", message="DQNTrainer is an experimental", category=UserWarning)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torchrl")
+    torchrl_logger.setLevel("WARNING")
+    if config.resume is not None:
+        config = resumed_config(config, HydraConfig.get().overrides.task, free=FREE)
+    run(config, CLASSIC)
+
+
+@hydra.main(config_path="config", config_name="rtpd_classic", version_base="1.3")
+def main(config: Config) -> None:
+    """Run with the resolved configuration."""
+    start(config)
+
+
+if __name__ == "__main__":
+    main()

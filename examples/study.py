@@ -1,0 +1,178 @@
+"""A whole study: every row of a YAML file on every game and seed, skipping what is done.
+
+    python examples/study.py classic --list                      the command of each run, one a line
+    python examples/study.py classic                             run what is missing, into outputs/classic
+    python examples/study.py classic --rows rtpd --seeds 0 1     some of it
+    python examples/study.py classic --publish docs/results/classic     collect its CSV files
+
+A study is a file in config/study/: the script, its games, seeds, common overrides, and for each row the overrides that
+make it. ``{out}``, ``{game}``, ``{seed}`` stand for the folder of the study and the run's own; so a row can begin from
+what an earlier row left. A run lies in ``<out>/<game>/<row>/seed<seed>`` and is done when it has its results.json; one
+that was cut begins anew. Runs follow one another, each in a process of its own. Elsewhere, such as on a cluster, give
+the listed commands to whatever runs them there, or use Hydra's launchers (docs/studies.md).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import importlib
+import json
+import math
+import multiprocessing
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from torchrl_rtpd.comparison import COSTS
+from torchrl_rtpd.report import read_metrics
+
+CONFIG = Path(__file__).resolve().parent / "config"
+TOTALS = (*COSTS, "seconds", "evaluation_seconds", "steps_per_second", "random_score", "random_standard_error")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a study.
+
+    Attributes:
+        row, game, seed: what it is.
+        script: module in this folder with ``run`` and a ``main`` of Hydra's.
+        overrides: of the script's configuration, complete.
+        folder: where it writes.
+    """
+
+    row: str
+    game: str
+    seed: int
+    script: str
+    overrides: tuple[str, ...]
+    folder: Path
+
+    @property
+    def command(self) -> str:
+        """What reproduces it from the repository's root."""
+        return f"python examples/{self.script}.py {' '.join(self.overrides)}"
+
+    @property
+    def done(self) -> bool:
+        """Whether it has its results."""
+        return (self.folder / "results.json").exists()
+
+
+def runs_of(study: dict[str, Any], out: Path) -> Iterator[Run]:
+    """All runs of a study in order: game by game, a row's runs after those of the rows above it."""
+    for game in study["games"]:
+        for row, own in study["rows"].items():
+            for seed in study["seeds"]:
+                folder = out / game / row / f"seed{seed}"
+                given = [*study["overrides"], *own, f"game={game}", f"seed={seed}", f"output_dir={folder}"]
+                values = {"out": out, "game": game, "seed": seed}
+                yield Run(row, game, seed, study["script"], tuple(text.format(**values) for text in given), folder)
+
+
+def chosen(runs: Iterator[Run], **wanted: list[Any] | None) -> list[Run]:
+    """Those whose row, game and seed are wanted; None wants all.
+
+    Raises:
+        ValueError: something that no run of the study has.
+    """
+    found = list(runs)
+    for name, values in wanted.items():
+        known = list(dict.fromkeys(getattr(run, name) for run in found))
+        unknown = set(values or []) - set(known)
+        if unknown:
+            raise ValueError(f"the study has {name}s {', '.join(map(str, known))}: got {', '.join(map(str, unknown))}.")
+        if values is not None:
+            found = [run for run in found if getattr(run, name) in values]
+    return found
+
+
+def make(run: Run) -> bool:
+    """Do a run in a process of its own; whether it got to its end."""
+    shutil.rmtree(run.folder, ignore_errors=True)
+    script = importlib.import_module(run.script)  # once, here: a forked process has it
+    process = multiprocessing.get_context("fork").Process(target=_make, args=(script, run))
+    process.start()
+    process.join()
+    return run.done
+
+
+def _make(script: Any, run: Run) -> None:
+    sys.argv = run.command.split()[1:]  # what results.json notes
+    with initialize_config_dir(str(CONFIG), version_base="1.3"):
+        config = compose(run.script, list(run.overrides))
+    script.start(config)
+
+
+def publish(runs: list[Run], folder: Path) -> None:
+    """Collect what the runs that are done left: ``runs.csv``, a line a network, and ``evaluations.csv``, its curve."""
+    summary, curves = [], []
+    for run in (run for run in runs if run.done):
+        own = {"row": run.row, "game": run.game, "seed": run.seed}
+        results = json.loads((run.folder / "results.json").read_text())
+        metrics = read_metrics(run.folder / "metrics.csv")
+        totals = {name: results[name] for name in TOTALS}
+        origin = {name: results["environment"][name] for name in ("command", "commit", "cpu")}
+        for network in results["networks"]:
+            name = network.pop("name")
+            summary.append({**own, "network": name, **network, **totals, **origin})
+            for line, score in enumerate(metrics[f"{name}/score"]):
+                if not math.isnan(score):
+                    measured = {key: metrics[key][line] for key in COSTS}
+                    curves.append({**own, "network": name, **measured, **_measures(metrics, name, line)})
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_csv(folder / "runs.csv", summary)
+    _write_csv(folder / "evaluations.csv", curves)
+
+
+def _measures(metrics: dict[str, list[float]], network: str, line: int) -> dict[str, float]:
+    """What was measured of a network at an evaluation; a teacher has its score only."""
+    columns = {key: metrics.get(f"{network}/{key}") for key in ("score", "agreement", "kl_to_teacher")}
+    found = {key: column[line] for key, column in columns.items() if column is not None}
+    return {key: float(f"{value:.5g}") for key, value in found.items() if not math.isnan(value)}
+
+
+def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({key: f"{cell:.10g}" if isinstance(cell, float) else cell for key, cell in row.items()})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = sorted(path.stem for path in (CONFIG / "study").glob("*.yaml"))
+    parser.add_argument("study", choices=names)
+    parser.add_argument("--out", type=Path, help="folder of the runs; outputs/<study> if not given")
+    parser.add_argument("--rows", nargs="+", help="these rows only")
+    parser.add_argument("--games", nargs="+", help="these games only")
+    parser.add_argument("--seeds", nargs="+", type=int, help="these seeds only")
+    parser.add_argument("--list", action="store_true", help="print the commands and run nothing")
+    parser.add_argument("--publish", type=Path, metavar="FOLDER", help="collect what is done, and run nothing")
+    options = parser.parse_args()
+    study: Any = OmegaConf.to_container(OmegaConf.load(CONFIG / "study" / f"{options.study}.yaml"))
+    out = options.out or Path("outputs") / options.study
+    runs = chosen(runs_of(study, out), row=options.rows, game=options.games, seed=options.seeds)
+    if options.list:
+        print("\n".join(run.command for run in runs))
+    elif options.publish:
+        publish(runs, options.publish)
+        print(f"{sum(run.done for run in runs)} of {len(runs)} runs are done and in {options.publish}")
+    else:
+        failed = [run for run in runs if not run.done and not make(run)]
+        print(f"{len(runs) - len(failed)} of {len(runs)} runs are done.")
+        if failed:
+            sys.exit("These failed:\n" + "\n".join(run.command for run in failed))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""The launcher of studies: what it runs, skips, begins anew and collects."""
+
+import csv
+from pathlib import Path
+
+import hydra
+import pytest
+import rtpd_atari
+import study
+from omegaconf import OmegaConf
+
+CONFIG = Path(study.__file__).parent / "config"
+NAMES = sorted(path.stem for path in (CONFIG / "study").glob("*.yaml"))
+TINY = {
+    "script": "rtpd_classic",
+    "games": ["cartpole"],
+    "seeds": [0],
+    "overrides": [
+        "total_steps=256",
+        "warmup_steps=128",
+        "rollout_steps=8",
+        "batch_size=16",
+        "evaluate_every_steps=128",
+        "evaluation_episodes=2",
+        "final_episodes=2",
+        "students=[mlp16]",
+        "progress_bar=false",
+    ],
+    "rows": {
+        "teacher_only": ["method=teacher_only"],
+        "two_stage": ["method=two_stage", "teacher_from={out}/{game}/teacher_only/seed{seed}"],
+    },
+}
+CLOCK = {"training_seconds", "cpu_seconds", "seconds", "evaluation_seconds", "steps_per_second", "latency_ms"}
+
+
+def _table(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A tiny study, made."""
+    out = tmp_path_factory.mktemp("study")
+    runs = list(study.runs_of(TINY, out))
+    assert all(study.make(run) for run in runs)
+    return out, runs
+
+
+def test_runs_are_all_rows_games_and_seeds_with_their_folders_filled_in():
+    """Game by game, each row after those above it, so that a row can begin from what an earlier one left."""
+    two = {**TINY, "games": ["cartpole", "acrobot"], "seeds": [3, 4]}
+    runs = list(study.runs_of(two, Path("o")))
+    assert [(run.game, run.row, run.seed) for run in runs[:5]] == [
+        ("cartpole", "teacher_only", 3),
+        ("cartpole", "teacher_only", 4),
+        ("cartpole", "two_stage", 3),
+        ("cartpole", "two_stage", 4),
+        ("acrobot", "teacher_only", 3),
+    ]
+    assert len({run.folder for run in runs}) == len(runs) == 8
+    assert runs[2].overrides[-4:] == (
+        "teacher_from=o/cartpole/teacher_only/seed3",
+        "game=cartpole",
+        "seed=3",
+        "output_dir=o/cartpole/two_stage/seed3",
+    )
+    assert runs[2].command == f"python examples/rtpd_classic.py {' '.join(runs[2].overrides)}"
+
+
+def test_a_part_of_a_study_is_chosen_by_row_game_and_seed():
+    runs = study.runs_of({**TINY, "seeds": [0, 1]}, Path("o"))
+    found = study.chosen(runs, row=["two_stage"], game=None, seed=[1])
+    assert [(run.row, run.seed) for run in found] == [("two_stage", 1)]
+    with pytest.raises(ValueError, match="the study has rows teacher_only, two_stage: got three_stage"):
+        study.chosen(study.runs_of(TINY, Path("o")), row=["three_stage"])
+
+
+def test_a_run_that_is_done_is_left_alone_and_one_that_was_cut_begins_anew(done, tmp_path, monkeypatch, capsys):
+    """A folder without results.json is no run; with it, nothing is run again. What fails is named."""
+    out, runs = done
+    monkeypatch.setitem(study.__dict__, "CONFIG", tmp_path)
+    (tmp_path / "study").mkdir()
+    OmegaConf.save(TINY, tmp_path / "study" / "tiny.yaml")
+    monkeypatch.setattr("sys.argv", ["study.py", "tiny", "--out", str(out)])
+    before = [(run.folder / "results.json").stat().st_mtime_ns for run in runs]
+    study.main()
+    assert "2 of 2 runs are done." in capsys.readouterr().out
+    assert before == [(run.folder / "results.json").stat().st_mtime_ns for run in runs]
+    cut = runs[0].folder / "results.json"
+    saved = cut.read_text()
+    cut.unlink()
+    (runs[0].folder / "left.txt").write_text("of the run that was cut")
+    with pytest.raises(SystemExit, match=r"These failed:\npython examples/rtpd_classic.py .*teacher_only"):
+        study.main()  # there is no configuration of the script beside this study
+    assert "1 of 2 runs are done." in capsys.readouterr().out
+    assert not (runs[0].folder / "left.txt").exists()
+    monkeypatch.undo()
+    assert study.make(runs[0]) and cut.read_text() != saved
+
+
+def test_published_files_hold_every_network_and_evaluation_with_its_command(done, tmp_path):
+    """A line a network in one file, a line an evaluation in the other; the command is the run's own."""
+    _, runs = done
+    study.publish(runs, tmp_path)
+    lines = _table(tmp_path / "runs.csv")
+    assert [(line["row"], line["network"]) for line in lines] == [
+        ("teacher_only", "teacher"),
+        ("two_stage", "teacher"),
+        ("two_stage", "mlp16"),
+    ]
+    assert [line["command"] for line in lines[:2]] == [run.command for run in runs]
+    assert lines[0]["final_score"] == lines[1]["final_score"]  # one teacher, the same games
+    assert float(lines[1]["steps"]) == 256 + 256 - 128 + 64 and lines[2]["agreement"]
+    curve = [
+        line
+        for line in _table(tmp_path / "evaluations.csv")
+        if (line["row"], line["network"]) == ("two_stage", "mlp16")
+    ]
+    assert len(curve) >= 2 and all(line["score"] and line["kl_to_teacher"] for line in curve)
+    assert [float(line["steps"]) for line in curve] == sorted(float(line["steps"]) for line in curve)
+
+
+def test_a_study_made_twice_gives_equal_files(done, tmp_path):
+    """But for the clock and the folder in the commands."""
+    _, runs = done
+    again = list(study.runs_of(TINY, tmp_path / "again"))
+    assert all(study.make(run) for run in again)
+    for part, made in (("one", runs), ("other", again)):
+        study.publish(made, tmp_path / part)
+    for name in ("runs.csv", "evaluations.csv"):
+        one, other = (
+            [
+                {key: cell for key, cell in line.items() if key not in CLOCK | {"command"}}
+                for line in _table(path / name)
+            ]
+            for path in (tmp_path / "one", tmp_path / "other")
+        )
+        assert one == other and one
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_run_of_a_study_has_a_configuration_the_script_accepts(name, monkeypatch):
+    """Each row composes, passes the script's own check and has a folder of its own."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)  # those for a GPU are checked here, too
+    content = OmegaConf.to_container(OmegaConf.load(CONFIG / "study" / f"{name}.yaml"))
+    runs = list(study.runs_of(content, Path("o")))
+    assert len({run.folder for run in runs}) == len(runs) > 0
+    with hydra.initialize_config_dir(str(CONFIG), version_base="1.3"):
+        for run in runs:
+            if run.seed == runs[0].seed:
+                rtpd_atari.check(hydra.compose(run.script, list(run.overrides)))
+
+
+def test_there_are_studies_to_check():
+    assert {"classic", "atari_cpu", "paper"} <= set(NAMES)
