@@ -23,7 +23,9 @@ def uninterrupted(tmp_path_factory):
     run.trainer.train()
     return run, whole_state(run), folder
 
+
 CLOCKS = ("seconds", "training_seconds", "cpu_seconds", "steps_per_second")
+
 
 def _resumed(folder, checkpoint, **options):
     """The same run built anew in another process's stead and resumed."""
