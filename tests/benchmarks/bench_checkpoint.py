@@ -48,10 +48,10 @@ def forget_cache(folder: Path) -> None:
             os.close(descriptor)
 
 
-def quick_run(folder: Path, repetitions: int) -> dict[str, float]:
+def quick_run(folder: Path, repetitions: int, threads: int) -> dict[str, float]:
     """The quick run's whole state without its replay: bytes, seconds to save, and its share of the time of training."""
     with initialize_config_dir(str(ROOT / "examples" / "config"), version_base="1.3"):
-        config = compose("rtpd_atari", ["total_steps=3200", f"output_dir={folder}"])
+        config = compose("rtpd_atari", ["total_steps=2240", f"output_dir={folder}", f"threads={threads}"])
     torch.set_num_threads(config.threads)
     env = AtariVecEnv(config.game, config.num_envs, num_threads=config.threads, seed=0)
     trainer, _ = rtpd_atari.build_trainer(config, env, rtpd_atari.build_networks(config, env), None)
@@ -139,11 +139,12 @@ def len_capacity(capacity: int) -> int:
 
 def main() -> None:
     """Measure, print, save."""
-    options = parsed_options(__doc__, {"capacity": 1_000_000, "repetitions": 5})
-    torch.set_num_threads(1)
-    folder = Path(tempfile.mkdtemp(dir=ROOT))  # not /tmp, which may lie in memory
+    options = parsed_options(__doc__, {"capacity": 1_000_000, "repetitions": 5, "threads": 2})
+    (ROOT / "outputs").mkdir(exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=ROOT / "outputs"))  # not /tmp, which may lie in memory
     try:
-        result = {"run": quick_run(folder, options.repetitions), "replay": replay(folder, options.capacity)}
+        run = quick_run(folder, options.repetitions, options.threads)
+        result = {"run": run, "replay": replay(folder, options.capacity)}
     finally:
         shutil.rmtree(folder)
     print(json.dumps(result))

@@ -98,7 +98,8 @@ def main() -> None:
         watch.look(monitor)
 
     rtpd_atari.RunMonitor.watch = watched
-    with tempfile.TemporaryDirectory(dir=ROOT) as folder:
+    (ROOT / "outputs").mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=ROOT / "outputs") as folder:
         settings = [f"output_dir={folder}", f"total_steps={ENDLESS}", f"threads={options.threads}"]
         settings += [f"replay_capacity={options.capacity}", f"warmup_steps={min(1_600, options.capacity // 2)}"]
         settings += ["evaluate_from_steps=0", "recycle_every_updates=1000", "progress_bar=false", "final_episodes=8"]
