@@ -50,6 +50,7 @@ class Watch:
                     "seconds": seconds,
                     "steps": monitor.steps,
                     "evaluation_seconds": monitor.evaluation_seconds,
+                    "cpu_seconds": monitor.cpu_seconds,
                     "resident_mb": resident_bytes() / 1e6,
                     "files": len(os.listdir("/proc/self/fd")),
                     "threads": threading.active_count(),
@@ -67,11 +68,14 @@ def summary(rows: list[dict[str, float]]) -> dict[str, Any]:
     mean = {name: [statistics.fmean(row[name] for row in part) for part in (early, late)] for name in rows[0]}
     hours = (mean["seconds"][1] - mean["seconds"][0]) / 3600
     growth = 100 * (mean["resident_mb"][1] / mean["resident_mb"][0] - 1)
+
+    def passed(part: list[dict[str, float]], name: str) -> float:
+        return part[-1][name] - part[0][name]
+
     speeds = [
-        (part[-1]["steps"] - part[0]["steps"])
-        / (part[-1]["seconds"] - part[0]["seconds"] - part[-1]["evaluation_seconds"] + part[0]["evaluation_seconds"])
-        for part in (early, late)
+        passed(part, "steps") / (passed(part, "seconds") - passed(part, "evaluation_seconds")) for part in (early, late)
     ]
+    cpu_speeds = [passed(part, "steps") / passed(part, "cpu_seconds") for part in (early, late)]
     return {
         "minutes": rows[-1]["seconds"] / 60,
         "steps": rows[-1]["steps"],
@@ -84,6 +88,7 @@ def summary(rows: list[dict[str, float]]) -> dict[str, Any]:
         "steps_per_second_early": speeds[0],
         "steps_per_second_late": speeds[1],
         "drift_percent": 100 * (speeds[1] / speeds[0] - 1),
+        "cpu_drift_percent": 100 * (cpu_speeds[1] / cpu_speeds[0] - 1),  # whatever else the machine does
     }
 
 
