@@ -74,6 +74,7 @@ def soak_page(result: dict[str, Any]) -> str:
             f"{result['steps_per_second_late']:.1f}",
             f"{result['drift_percent']:+.1f} %",
         ],
+        ["the same in the processor's time, whatever else ran", "", "", f"{result['cpu_drift_percent']:+.1f} %"],
         ["open files", files, "", ""],
         ["Python threads", threads, "", ""],
         ["values the trainer keeps of its log", f"at most {result['logged_values_most']:,}", "", ""],
