@@ -182,19 +182,26 @@ class VerifiedCheckpoint(Checkpoint):
             _flush(place)
 
     def load(
-        self, path: str | os.PathLike, *, components: Collection[str] | None = None, **kwargs: Any
+        self,
+        path: str | os.PathLike,
+        *,
+        components: Collection[str] | None = None,
+        verified: bool = False,
+        **kwargs: Any,
     ) -> CheckpointLoadResult:
         """Verify everything, then give components their states, as TorchRL's does.
 
         Args:
             path: a folder written by :meth:`save`.
             components: names to restore. None restores all that are registered.
+            verified: whether :meth:`verify` has just been called; a replay takes seconds.
             kwargs: as TorchRL's.
 
         Returns:
             TorchRL's report.
         """
-        self.verify(path)
+        if not verified:
+            self.verify(path)
         return super().load(path, components=components, **kwargs)  # type: ignore[arg-type]
 
     @classmethod

@@ -512,12 +512,14 @@ class FrameStackStorage(TensorStorage):
         file = Path(path) / _FILE
         try:
             state = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+            if state.keys() != self.state_dict().keys():
+                raise ValueError(f"it holds {sorted(state)}")
         except FileNotFoundError:
             raise
-        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, AttributeError) as error:
+            reason = str(error).partition("\n")[0] or type(error).__name__
             raise ValueError(
-                f"{file} must be a storage that dumps wrote, and whole: {str(error).splitlines()[0]}; it is damaged, "
-                "or another file."
+                f"{file} must be a storage that dumps wrote, and whole: {reason}; it is damaged, or another file."
             ) from error
         self.load_state_dict(state)
 

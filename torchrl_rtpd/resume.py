@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
@@ -37,7 +38,7 @@ def resumed_config(config: Any, overrides: Sequence[str], *, free: Collection[st
             "it out, or start a new run, from this one's weights if you like (teacher.checkpoint=PATH)."
         )
     path = newest_checkpoint(config.resume)
-    saved = VerifiedCheckpoint.verify(path)["metadata"].get("config")
+    saved = VerifiedCheckpoint.manifest(path)["metadata"].get("config")
     if not isinstance(saved, Mapping):
         raise CheckpointError(
             f"{path} holds no configuration: it was not written by a script that saves one; resume it in its own."
@@ -52,4 +53,5 @@ def resumed_steps(path: str | None) -> int:
     """Agent steps at a checkpoint, 0 for None: a run that is new."""
     if path is None:
         return 0
-    return int(VerifiedCheckpoint.verify(newest_checkpoint(path))["metadata"]["collected_frames"])
+    checkpoint = path if (Path(path) / "manifest.json").exists() else newest_checkpoint(path)
+    return int(VerifiedCheckpoint.manifest(checkpoint)["metadata"]["collected_frames"])

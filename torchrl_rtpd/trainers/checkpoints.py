@@ -190,7 +190,7 @@ class SaveCheckpoints(TrainerHookBase):
                 f"a run is resumed with the parts it was saved with: {path} has {sorted(saved - own - optional)} "
                 f"besides and lacks {sorted(own - saved - optional)}; build it with the same networks and hooks."
             )
-        checkpoint.load(path, components=saved & own, map_location="cpu")
+        checkpoint.load(path, components=saved & own, verified=True, map_location="cpu")
         if hasattr(self._trainer, "_greedy_last_frames"):  # DQNTrainer's; 0 would lower epsilon a second time
             self._trainer._greedy_last_frames = self._trainer.collected_frames
         self._trainer.collector.update_policy_weights_()
