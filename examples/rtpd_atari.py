@@ -500,14 +500,14 @@ def start(config: Config) -> None:
     # TorchRL says that DQNTrainer is experimental and that its own optimiser hook will be replaced; neither helps here.
     warnings.filterwarnings("ignore", message="DQNTrainer is an experimental", category=UserWarning)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torchrl")
-    if config.resume is not None:
-        config = resumed_config(config, HydraConfig.get().overrides.task, free=FREE)
     run(config)
 
 
 @hydra.main(config_path="config", config_name="rtpd_atari", version_base="1.3")
 def main(config: Config) -> None:
-    """Run with the resolved configuration."""
+    """Run with the resolved configuration, or with that of the run to be resumed."""
+    if config.resume is not None:
+        config = resumed_config(config, HydraConfig.get().overrides.task, free=FREE)
     start(config)
 
 

@@ -80,14 +80,14 @@ def start(config: Config) -> None:
     warnings.filterwarnings("ignore", message="DQNTrainer is an experimental", category=UserWarning)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torchrl")
     torchrl_logger.setLevel("WARNING")
-    if config.resume is not None:
-        config = resumed_config(config, HydraConfig.get().overrides.task, free=FREE)
     run(config, CLASSIC)
 
 
 @hydra.main(config_path="config", config_name="rtpd_classic", version_base="1.3")
 def main(config: Config) -> None:
-    """Run with the resolved configuration."""
+    """Run with the resolved configuration, or with that of the run to be resumed."""
+    if config.resume is not None:
+        config = resumed_config(config, HydraConfig.get().overrides.task, free=FREE)
     start(config)
 
 
