@@ -11,9 +11,13 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable
+import sys
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))  # the scripts of this folder are no package
+from survival_pages import checkpoint_page, kills_page, soak_page
+from tables import made_by, markdown, table_page
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -22,25 +26,6 @@ def load_runs(study: Path) -> list[dict[str, Any]]:
     """The ``results.json`` of every run of a study, by seed."""
     runs = [json.loads(path.read_text()) for path in sorted(study.glob("*/results.json"))]
     return sorted(runs, key=lambda run: run["seed"])
-
-
-def markdown(rows: Iterable[Iterable[str]]) -> str:
-    """A Markdown table whose first row is the heading."""
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    lines.insert(1, "|" + " --- |" * (lines[0].count("|") - 1))
-    return "\n".join(lines)
-
-
-def made_by(environment: dict[str, Any], label: str = "Command") -> str:
-    """The line on where a page's numbers come from."""
-    commit, command = environment["commit"][:10], environment["command"]
-    return f"Hardware: {environment['cpu']}. Commit {commit}. {label}: `{command}`."
-
-
-def table_page(source: str, text: str, rows: Iterable[Iterable[str]], origin: str) -> str:
-    """A page of a sentence or two, one table and where its numbers come from."""
-    head = f"<!-- written by docs/make_results.py from docs/results/{source} -->"
-    return "\n".join([head, "", text, "", markdown(rows), "", origin, ""])
 
 
 def errors_above_random(run: dict[str, Any], network: dict[str, Any]) -> float:
@@ -352,6 +337,9 @@ def pages() -> dict[str, str]:
         "objectives": objectives_page,
         "collector": collector_page,
         "fleet": fleet_page,
+        "kills": kills_page,
+        "checkpoint": checkpoint_page,
+        "soak": soak_page,
     }
     for name, make in benchmarks.items():
         if (RESULTS / f"{name}.json").exists():

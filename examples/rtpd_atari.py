@@ -2,12 +2,13 @@
 
     python examples/rtpd_atari.py                                   the quick run, ten minutes on two CPU cores
     python examples/rtpd_atari.py game=pong students=[net1,net5] seed=3
-    python examples/rtpd_atari.py preset=paper game=breakout device=cuda
+    python examples/rtpd_atari.py preset=paper game=breakout device=cuda cudagraph=true
     python examples/rtpd_atari.py method=two_stage                  the teacher first, then the students; see methods.py
+    python examples/rtpd_atari.py resume=outputs/...                a run that was interrupted, from its last checkpoint
 
 Everything a run leaves lies in ``output_dir``: results.json, table.md, metrics.csv, curves.png, front.png, config.yaml,
-weights/ and TensorBoard events. The keys are explained in config/rtpd_atari.yaml. Method: Sun & Fazli 2019,
-https://arxiv.org/abs/1912.12630.
+weights/, checkpoints/ and TensorBoard events. The keys are explained in config/rtpd_atari.yaml. Method: Sun & Fazli
+2019, https://arxiv.org/abs/1912.12630.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ from typing import Any
 import hydra
 import torch
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from methods import TEACHERS, FrozenTeacher, RecycleUnits, Task, check_method, load_teacher, num_steps
 from omegaconf import MISSING, OmegaConf
+from safeguards import FREE, TeacherSource, check_values, protect
 from scoreboard import during_training, final_scores
 from tensordict.nn import TensorDictModule
 from torchrl.data import ReplayBuffer
@@ -37,6 +40,7 @@ from torchrl.trainers.algorithms.dqn import DQNTrainer
 from torchrl_rtpd import (
     AtariVecEnv,
     BoundedHistory,
+    CudaGraphStepper,
     DistillationLoss,
     DualNetworkCollector,
     Evaluator,
@@ -52,6 +56,7 @@ from torchrl_rtpd.evaluation import latency_ms
 from torchrl_rtpd.memory import keep_freed_memory
 from torchrl_rtpd.monitor import RunMonitor
 from torchrl_rtpd.networks import num_parameters
+from torchrl_rtpd.pretrained import load_pretrained
 from torchrl_rtpd.recycling import UnitRecycler
 from torchrl_rtpd.report import (
     pareto_front,
@@ -62,6 +67,7 @@ from torchrl_rtpd.report import (
     run_environment,
     write_json,
 )
+from torchrl_rtpd.resume import resumed_config, resumed_steps
 
 
 @dataclass
@@ -76,7 +82,9 @@ class Config:
     threads: int = 2
     amp: bool = False
     compile: bool = False
+    cudagraph: bool = False
     overlap: bool = False
+    single_frames: bool = False
     output_dir: str = MISSING
     tensorboard: bool = True
     progress_bar: bool = True
@@ -115,6 +123,14 @@ class Config:
     final_episodes: int = MISSING
     evaluation_epsilon: float = MISSING
     max_episode_steps: int = MISSING
+    evaluation_seconds: float | None = 3_600.0
+    teacher: TeacherSource = field(default_factory=TeacherSource)
+    resume: str | None = None
+    checkpoint_every_steps: int = MISSING
+    checkpoint_keep: int = 2
+    checkpoint_replay: bool = False
+    on_divergence: str = "stop"
+    stop_after_evaluations: int | None = None
 
 
 ConfigStore.instance().store(name="rtpd_atari_schema", node=Config)
@@ -123,6 +139,7 @@ ConfigStore.instance().store(name="rtpd_atari_schema", node=Config)
 def check(config: Config) -> None:
     """Refuse, before anything is built, what could only fail later."""
     check_method(config)
+    check_values(config)
     if len(set(config.students)) != len(config.students):
         raise ValueError(f"students must differ: got {list(config.students)}.")
     batch_steps = config.num_envs * config.rollout_steps
@@ -138,6 +155,10 @@ def check(config: Config) -> None:
             )
     if config.device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device={config.device} needs a GPU that torch can see: there is none; use device=cpu.")
+    if config.cudagraph and not config.device.startswith("cuda"):
+        raise ValueError(f"cudagraph=true needs device=cuda: got device={config.device}; use compile=true on a CPU.")
+    if config.cudagraph and config.method == "two_stage":
+        raise ValueError("cudagraph=true captures the teacher's update: got method=two_stage, whose teacher is frozen.")
     if config.final_episodes % config.evaluation_episodes:
         raise ValueError(
             "final_episodes must be a multiple of evaluation_episodes: got "
@@ -147,8 +168,10 @@ def check(config: Config) -> None:
 
 def make_env(config: Config, slots: int, *, seed: int | None = None, evaluation: bool = False) -> AtariVecEnv:
     """Games side by side; those of evaluation are bounded."""
-    bound = {"max_frames": 4 * config.max_episode_steps} if evaluation else {}
-    return AtariVecEnv(config.game, slots, num_threads=config.threads, seed=seed, **bound)
+    if evaluation:
+        return AtariVecEnv(config.game, slots, num_threads=config.threads, max_frames=4 * config.max_episode_steps)
+    frame_stack = 1 if config.single_frames else 4
+    return AtariVecEnv(config.game, slots, num_threads=config.threads, seed=seed, frame_stack=frame_stack)
 
 
 def make_tower(config: Config, name: str, env: AtariVecEnv, seed: int) -> QValueActor:
@@ -168,7 +191,8 @@ def make_replay(config: Config) -> ReplayBuffer:
         device=config.device,
     )
     print(f"Replay: {storage.max_size:,} transitions, {storage.estimated_bytes / 1e9:.2f} GB when full.")
-    return make_replay_buffer(storage, batch_size=config.batch_size)
+    together = updates_per_batch(config) if config.device.startswith("cuda") else 1
+    return make_replay_buffer(storage, batch_size=config.batch_size, minibatches_at_once=together)
 
 
 ATARI = Task(make_env, make_tower, make_replay, make_postproc=lambda config: None, terminated="end_of_life")
@@ -182,6 +206,8 @@ def build_networks(config: Config, env: AtariVecEnv, task: Task = ATARI) -> dict
         for index, name in enumerate(names)
         if config.method != "scratch" or name != "teacher"
     }
+    if config.teacher.checkpoint is not None and config.resume is None:
+        print(f"Teacher: {load_pretrained(networks['teacher'], config.teacher.checkpoint)}.")
     if config.compile:
         torch._dynamo.config.recompile_limit = 100  # networks, batch sizes and modes share one cache
         for network in networks.values():
@@ -218,6 +244,7 @@ def build_trainer(
         init_random_frames=0 if frozen else config.warmup_steps,
         postproc=task.make_postproc(config),
         overlap=config.overlap,
+        frame_stack=4 if config.single_frames else None,
         policy_device=config.device,
         env_device="cpu",
         storing_device=config.device,
@@ -231,7 +258,7 @@ def build_trainer(
         collector=collector,
         total_frames=num_steps(config),
         frame_skip=1,  # we count steps
-        optim_steps_per_batch=config.num_envs * config.rollout_steps // config.steps_per_update,
+        optim_steps_per_batch=updates_per_batch(config),
         loss_module=loss,
         optimizer=optimizer,
         logger=logger,
@@ -254,6 +281,8 @@ def build_trainer(
     if learner != "teacher" and config.recycle_every_updates:
         RecycleUnits(recycler(config)).register(trainer)
     if not students:
+        if config.cudagraph:
+            CudaGraphStepper().register(trainer)
         return trainer, None
     hook = RealTimeDistillTrainer(
         {name: student_loss(config, network, task) for name, network in students},
@@ -261,10 +290,18 @@ def build_trainer(
         recycler=recycler(config),
         teacher=TEACHERS[config.learn_from](),
     )
-    hook.register(trainer)
+    if config.cudagraph:
+        CudaGraphStepper(hook).register(trainer)
+    else:
+        hook.register(trainer)
     for name, optimizer in hook.optimizers.items():
         settle(config, trainer, name, optimizer, config.student_settles)
     return trainer, hook
+
+
+def updates_per_batch(config: Config) -> int:
+    """Updates between two batches."""
+    return config.num_envs * config.rollout_steps // config.steps_per_update
 
 
 def student_optimizer(config: Config) -> Any:
@@ -362,7 +399,7 @@ def final_results(config: Config, monitor: RunMonitor, start: float) -> dict[str
         "steps": monitor.steps,
         "updates": monitor.updates,
         "spent_before": monitor.spent_before,
-        "seconds": round(time.perf_counter() - start, 1),
+        "seconds": round(time.perf_counter() - start + monitor.seconds_before, 1),
         "training_seconds": round(monitor.training_seconds, 2),
         "cpu_seconds": round(monitor.cpu_seconds, 2),
         "steps_per_second": monitor.steps_per_second,
@@ -389,7 +426,8 @@ def run(config: Config, task: Task = ATARI) -> dict[str, Any]:
     OmegaConf.save(config, output_dir / "config.yaml", resolve=True)
 
     second = config.method == "two_stage"
-    env = task.make_env(config, config.num_envs, seed=1_000 * config.seed + 500 * second)  # new games in a second phase
+    seed = 1_000 * config.seed + 500 * second + resumed_steps(config.resume)  # new games in a second phase
+    env = task.make_env(config, config.num_envs, seed=seed)
     networks = build_networks(config, env, task)
     spent_before = load_teacher(networks["teacher"], config.teacher_from) if second else None
     logger = TensorboardLogger("tensorboard", log_dir=str(output_dir)) if config.tensorboard else None
@@ -399,6 +437,7 @@ def run(config: Config, task: Task = ATARI) -> dict[str, Any]:
         episodes=config.evaluation_episodes,
         epsilon=config.evaluation_epsilon,
         seed=1_000_000 * (config.seed + 1),
+        max_seconds=config.evaluation_seconds,
     )
     monitor = RunMonitor(
         networks,
@@ -412,10 +451,20 @@ def run(config: Config, task: Task = ATARI) -> dict[str, Any]:
         spent_before=spent_before,
     )
     monitor.register(trainer)
+    stopper, saver = protect(config, trainer, hook, monitor)
     try:
         trainer.train()
+    except Exception:
+        print(saver.how_to_resume)
+        raise
     finally:  # a run that fails leaves its metrics and weights, too
+        stopper.give_back()
+        trainer.shutdown()
         monitor.save_last()
+    if stopper.received is not None:
+        evaluator.close()
+        print(saver.how_to_resume)
+        raise SystemExit(128 + stopper.received)
     results = final_results(config, monitor, start)
     evaluator.close()
     report(config, results, output_dir)
@@ -456,7 +505,9 @@ def start(config: Config) -> None:
 
 @hydra.main(config_path="config", config_name="rtpd_atari", version_base="1.3")
 def main(config: Config) -> None:
-    """Run with the resolved configuration."""
+    """Run with the resolved configuration, or with that of the run to be resumed."""
+    if config.resume is not None:
+        config = resumed_config(config, HydraConfig.get().overrides.task, free=FREE)
     start(config)
 
 

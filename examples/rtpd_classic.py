@@ -15,13 +15,17 @@ import gymnasium
 import hydra
 import torch
 from gymnasium.vector import AutoresetMode
+from hydra.core.hydra_config import HydraConfig
 from methods import Task
 from rtpd_atari import Config, run
+from safeguards import FREE
 from torch import nn
 from torchrl import torchrl_logger
 from torchrl.data import LazyTensorStorage, MultiStep, TensorDictReplayBuffer
 from torchrl.envs import EnvBase, GymWrapper, RewardSum
 from torchrl.modules import QValueActor
+
+from torchrl_rtpd.resume import resumed_config
 
 GAMES = {"cartpole": "CartPole-v1", "acrobot": "Acrobot-v1"}
 UNITS = {"teacher": 256, "mlp64": 64, "mlp32": 32, "mlp16": 16}  # of both hidden layers
@@ -81,7 +85,9 @@ def start(config: Config) -> None:
 
 @hydra.main(config_path="config", config_name="rtpd_classic", version_base="1.3")
 def main(config: Config) -> None:
-    """Run with the resolved configuration."""
+    """Run with the resolved configuration, or with that of the run to be resumed."""
+    if config.resume is not None:
+        config = resumed_config(config, HydraConfig.get().overrides.task, free=FREE)
     start(config)
 
 

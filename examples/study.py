@@ -8,8 +8,8 @@
 A study is a file in config/study/: the script, its games, seeds, common overrides, and for each row the overrides that
 make it. ``{out}``, ``{game}``, ``{seed}`` stand for the folder of the study and the run's own; so a row can begin from
 what an earlier row left. A run lies in ``<out>/<game>/<row>/seed<seed>`` and is done when it has its results.json; one
-that was cut begins anew. Runs follow one another, each in a process of its own. Elsewhere, such as on a cluster, give
-the listed commands to whatever runs them there, or use Hydra's launchers (docs/studies.md).
+that was cut goes on from its last checkpoint. Runs follow one another, each in a process of its own. Elsewhere, such as
+on a cluster, give the listed commands to whatever runs them there, or use Hydra's launchers (docs/studies.md).
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from omegaconf import OmegaConf
 
 from torchrl_rtpd.comparison import COSTS
 from torchrl_rtpd.report import read_metrics
+from torchrl_rtpd.resume import resumed_config
 
 CONFIG = Path(__file__).resolve().parent / "config"
 TOTALS = (*COSTS, "seconds", "evaluation_seconds", "steps_per_second", "random_score", "random_standard_error")
@@ -95,8 +96,14 @@ def chosen(runs: Iterator[Run], **wanted: list[Any] | None) -> list[Run]:
 
 
 def make(run: Run) -> bool:
-    """Do a run in a process of its own; whether it got to its end."""
+    """Do a run in a process of its own, from its last checkpoint if it was cut; whether it got to its end."""
+    if (run.folder / "checkpoints").exists() and _made(run):
+        return True
     shutil.rmtree(run.folder, ignore_errors=True)
+    return _made(run)
+
+
+def _made(run: Run) -> bool:
     script = importlib.import_module(run.script)  # once, here: a forked process has it
     process = multiprocessing.get_context("fork").Process(target=_make, args=(script, run))
     process.start()
@@ -108,6 +115,9 @@ def _make(script: Any, run: Run) -> None:
     sys.argv = run.command.split()[1:]  # what results.json notes
     with initialize_config_dir(str(CONFIG), version_base="1.3"):
         config = compose(run.script, list(run.overrides))
+        if run.folder.exists():
+            config.resume = str(run.folder)
+            config = resumed_config(config, [], free=())
     script.start(config)
 
 

@@ -19,6 +19,9 @@ SMALL = {
     "bench_profile.py": ["total_steps=640", "warmup_steps=320"],
     "bench_memory.py": ["--capacity", "4096", "--updates", "800"],
     "bench_loop.py": ["--repeats", "1", "--steps", "640", "--start", "320"],
+    "bench_kills.py": ["--kills", "1"],
+    "bench_checkpoint.py": ["--capacity", "4000", "--repetitions", "2"],
+    "bench_soak.py": ["--minutes", "1", "--threads", "1", "--capacity", "640"],
     "gpu.py": ["--device", "cpu", "--no-compile", "--repetitions", "1", "--steps", "640"],
 }
 

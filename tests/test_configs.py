@@ -25,7 +25,15 @@ from torchrl_rtpd.envs import AtariVecEnv
 from torchrl_rtpd.networks import NatureTower
 from torchrl_rtpd.objectives import ContinuousDistillationLoss, DistillationLoss, StudentDQNLoss
 from torchrl_rtpd.replay import FrameStackStorage
-from torchrl_rtpd.trainers import BoundedHistory, KeepWarmupData, RealTimeDistillTrainer, SampleToDevice
+from torchrl_rtpd.trainers import (
+    BoundedHistory,
+    DivergenceGuard,
+    KeepWarmupData,
+    RealTimeDistillTrainer,
+    SampleToDevice,
+    SaveCheckpoints,
+    StopOnSignal,
+)
 
 PARTS = {
     configs.DistillationLossConfig: DistillationLoss,
@@ -35,6 +43,9 @@ PARTS = {
     configs.BoundedHistoryConfig: BoundedHistory,
     configs.KeepWarmupDataConfig: KeepWarmupData,
     configs.SampleToDeviceConfig: SampleToDevice,
+    configs.SaveCheckpointsConfig: SaveCheckpoints,
+    configs.DivergenceGuardConfig: DivergenceGuard,
+    configs.StopOnSignalConfig: StopOnSignal,
     configs.AtariVecEnvConfig: AtariVecEnv,
     configs.FrameStackStorageConfig: FrameStackStorage,
     configs.NatureTowerConfig: NatureTower,

@@ -510,6 +510,13 @@ def test_closing_twice_does_nothing_and_a_closed_environment_says_so() -> None:
             call()
 
 
+def test_specs_lie_on_the_environments_device() -> None:
+    """All of them, whatever the device."""
+    with opened("pong", 2, device="meta") as env:
+        specs = (env.full_observation_spec, env.full_action_spec, env.full_reward_spec, env.full_done_spec)
+        assert {str(leaf.device) for spec in specs for leaf in spec.values(True, True)} == {"meta"}
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_tensors_are_placed_on_a_cuda_device() -> None:

@@ -184,9 +184,9 @@ def test_last_weights_are_saved_also_without_evaluation(tmp_path):
 
 def test_state_round_trip(tmp_path):
     """Best networks and scores come back."""
-    monitor = _run(tmp_path / "a", evaluate_every_steps=40)
+    monitor = _run(tmp_path, evaluate_every_steps=40)
     state = monitor.state_dict()
-    other = RunMonitor(monitor.networks, monitor.evaluator, tmp_path / "b", progress_bar=False)
+    other = RunMonitor(monitor.networks, monitor.evaluator, tmp_path, progress_bar=False)
     with torch.no_grad():
         for network in other.best.values():
             for parameter in network.parameters():

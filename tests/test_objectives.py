@@ -984,6 +984,7 @@ class TestState:
         """A loss of networks on another device need not be moved there."""
         student = actor().to("meta")
         loss = StudentDQNLoss(student, student_temperature=1.0)
+        loss.make_value_estimator(gamma=0.9)
         assert {value.device.type for value in loss.state_dict().values()} == {"meta"}
 
     @pytest.mark.gpu

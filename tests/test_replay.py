@@ -740,6 +740,53 @@ def test_a_seed_makes_samples_reproducible_and_leaves_the_global_generator() -> 
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.filterwarnings("ignore:Got conflicting batch_sizes")  # TorchRL's, once, about any other size
+def test_minibatches_drawn_together_are_those_drawn_one_by_one() -> None:
+    """Also across a write, and while one of another size is asked for; each belongs to itself."""
+    single, several = (
+        make_replay_buffer(FrameStackStorage(12, num_envs=2, n_step=2), batch_size=8, seed=3, minibatches_at_once=count)
+        for count in (1, 3)
+    )
+    stream = Stream(2, ends=[(2, 0), (5, 1)])
+    for _ in range(4):
+        batch = stream.play(1).reshape(-1)
+        for buffer in (single, several):
+            buffer.extend(batch)
+        for number in range(3):
+            one, other = single.sample(), several.sample()
+            assert_same(other, one, number)
+            other["pixels"].zero_()
+    assert several.sample(5).batch_size == torch.Size([5])
+
+
+@pytest.mark.parametrize("change", ["extend", "load_state_dict", "empty"])
+def test_minibatches_drawn_before_a_change_are_not_handed_out_after_it(change: str) -> None:
+    buffer = make_replay_buffer(FrameStackStorage(12, num_envs=2), batch_size=4, minibatches_at_once=100)
+    stream = Stream(2)
+    buffer.extend(stream.play(1).reshape(-1))
+    assert buffer.sample()["index"].max() < 2
+    if change == "load_state_dict":
+        other = make_replay_buffer(FrameStackStorage(12, num_envs=2), batch_size=4)
+        for _ in range(3):
+            other.extend(stream.play(1).reshape(-1))
+        buffer.load_state_dict(other.state_dict())
+    elif change == "empty":
+        buffer.empty()
+        stream = Stream(2)
+    if change != "load_state_dict":
+        for _ in range(3):
+            buffer.extend(stream.play(1).reshape(-1))
+    assert torch.cat([buffer.sample()["index"] for _ in range(20)]).max() >= 4
+
+
+def test_minibatches_together_need_a_uniform_buffer() -> None:
+    storage = FrameStackStorage(12, num_envs=2)
+    with pytest.raises(ValueError, match=r"at least 1, and 1 for a prioritised buffer, .*: got 0, prioritized=False"):
+        make_replay_buffer(storage, batch_size=4, minibatches_at_once=0)
+    with pytest.raises(ValueError, match=r"got 2, prioritized=True"):
+        make_replay_buffer(storage, batch_size=4, minibatches_at_once=2, prioritized=True)
+
+
 def test_prioritised_replay_without_torchrls_extension_names_versions_and_remedy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -3,6 +3,7 @@
 import builtins
 import json
 import math
+import resource
 
 import pytest
 
@@ -162,3 +163,36 @@ def test_commit_is_unknown_outside_a_checkout(tmp_path, monkeypatch):
     """A run elsewhere has no commit rather than an error."""
     monkeypatch.chdir(tmp_path)
     assert report.run_environment()["commit"] is None
+
+
+def test_rows_wait_for_a_full_disk(tmp_path):
+    """A limit of a few bytes more stands for it: no row is torn, and all are there once it takes them."""
+    metrics = report.MetricsFile(tmp_path / "metrics.csv", ["steps", "loss"])
+    metrics.append({"steps": 0, "loss": 0.5})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (metrics.path.stat().st_size + 5, limits[1]))
+    try:
+        with pytest.warns(UserWarning, match=r"metrics\.csv takes no rows: .*; 1 wait in memory, free some space"):
+            metrics.append({"steps": 100, "loss": 0.25})
+        assert report.read_metrics(metrics.path)["steps"] == [0.0]
+        with pytest.raises(OSError, match="too large"):
+            metrics.position()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    metrics.append({"steps": 200, "loss": 0.125})
+    assert report.read_metrics(metrics.path) == {"steps": [0.0, 100.0, 200.0], "loss": [0.5, 0.25, 0.125]}
+
+
+def test_rows_go_on_behind_a_position(tmp_path):
+    """What came after it is cut off; another file is refused."""
+    metrics = report.MetricsFile(tmp_path / "metrics.csv", ["steps"])
+    metrics.append({"steps": 1})
+    position = metrics.position()
+    metrics.append({"steps": 2})
+    resumed = report.MetricsFile(metrics.path, ["steps"])
+    resumed.cut(position)
+    resumed.append({"steps": 3})
+    assert report.read_metrics(metrics.path)["steps"] == [1.0, 3.0]
+    metrics.path.write_text("steps\n7\n")
+    with pytest.raises(ValueError, match=r"goes on in the metrics it left, \d+ bytes of .* unchanged: got 8 bytes"):
+        resumed.cut(position)

@@ -23,13 +23,15 @@ def _script(name):
 
 
 sys.path.insert(0, str(DOCS))  # scripts there import each other
-make_results, make_students, make_studies = map(_script, ("make_results", "make_students", "make_studies"))
+make_results, make_students, make_gpu, make_studies = map(
+    _script, ("make_results", "make_students", "make_gpu", "make_studies")
+)
 
 RESULTS = DOCS / "results"
 STUDIES = sorted({path.parents[1].name for path in RESULTS.glob("*/*/metrics.csv")})
 
 
-PAGES = {**make_results.pages(), **make_studies.pages()}
+PAGES = {**make_results.pages(), **make_gpu.pages(), **make_studies.pages()}
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -39,7 +41,7 @@ def test_published_page_is_generated_from_its_files(name):
 
 
 def test_every_published_page_has_a_generator():
-    """Those of make_results.py and make_studies.py, and the two that other scripts in docs/ write."""
+    """Those of PAGES, and the two that other scripts in docs/ write."""
     others = {"README.md", "choosing.md", "students.md"}
     assert {path.name for path in RESULTS.glob("*.md")} - others == PAGES.keys()
 

@@ -334,7 +334,7 @@ def test_a_students_gradient_reaches_neither_the_teacher_nor_another_student() -
         for parameter in network.parameters():
             parameter.register_hook(lambda gradient, name=name: received.append(name))
     (batch,) = minibatches(trainer, 1)
-    hook._update("first", losses["first"], batch)
+    hook.learn("first", batch)
     assert set(received) == {"first"}
     hook.step(batch)
     assert set(received) == {"first", "second"}
@@ -618,7 +618,7 @@ def test_metrics_are_logged_once_a_batch_as_averages_over_its_updates() -> None:
     """Recomputed from what the loss returned: 4 batches after the warm-up, 3 minibatches of 2 updates each."""
     trainer = cartpole_trainer(warmup_steps=60, steps=120)
     loss = Watching(actor(8, seed=1))
-    hook = trained(trainer, {"net": loss}, updates_per_step=2)
+    hook = trained(trainer, {"net": loss}, updates_per_step=2, metrics_every_updates=1)
     assert len(loss.results) == 4 * 3 * 2
     for key in ("loss_td", "loss_distill", "kl_to_teacher", "agreement", "teacher_entropy", "student_entropy"):
         values = torch.stack([result[key].detach() for result in loss.results]).view(4, 6).mean(1)
@@ -630,6 +630,24 @@ def test_metrics_are_logged_once_a_batch_as_averages_over_its_updates() -> None:
     assert logged == {f"distill/net/{name}" for name in (*names, "dormant")}
     assert all(isinstance(value, float) for name in logged for value in trainer._log_dict[name])
     assert hook.metrics == {name: trainer._log_dict[name][-1] for name in logged}
+
+
+def test_metrics_may_be_those_of_every_so_many_minibatches() -> None:
+    """Of the first after each log and every second from there: the first and the third of three."""
+    trainer = cartpole_trainer(warmup_steps=60, steps=120)
+    loss = Watching(actor(8, seed=1))
+    trained(trainer, {"net": loss}, metrics_every_updates=2)
+    assert ["agreement" in result.keys() for result in loss.results] == [True, False, True] * 4
+    totals = torch.tensor([(result["loss_td"] + result["loss_distill"]).item() for result in loss.results]).view(4, 3)
+    assert trainer._log_dict["distill/net/loss"] == pytest.approx(totals[:, ::2].mean(1).tolist())
+
+
+def test_students_learn_the_same_however_often_they_are_measured() -> None:
+    states = []
+    for every in (1, 3):
+        hook = trained(cartpole_trainer(), fleet(3), metrics_every_updates=every)
+        states.append([student_state(hook, name) for name in fleet(3)])
+    assert states[0] == states[1]
 
 
 def test_metrics_of_each_student_bear_its_name() -> None:
@@ -811,7 +829,7 @@ def base_trainer(
 ) -> tuple[Trainer, RealTimeDistillTrainer]:
     """TorchRL's base trainer, with the students in a hook or in its optimisation step."""
     donor = cartpole_trainer(prioritized=prioritized)
-    hook = RealTimeDistillTrainer(students, optimizer=FAST)
+    hook = RealTimeDistillTrainer(students, optimizer=FAST, metrics_every_updates=1)
     step = RealTimeDistillStepper(hook) if stepper else DefaultOptimizationStepper()
     trainer = Trainer(
         collector=donor.collector,
@@ -952,8 +970,9 @@ def test_the_ray_backend_is_refused_with_the_remedy(backend: str) -> None:
         ({"net": nn.Linear(2, 2)}, {}, TypeError, "student 'net' must be a DistillationLoss or .*: got Linear"),
         (fleet(2), {"optimizer": {"small": FAST}}, ValueError, r"every student, \['pure', 'small'\]: got \['small'\]"),
         (fleet(1), {"optimizer": {"small": FAST, "x": FAST}}, ValueError, r"\['small'\]: got \['small', 'x'\]"),
-        (fleet(1), {"clip_norm": 0.0}, ValueError, r"got updates_per_step=1, clip_norm=0\.0"),
-        (fleet(1), {"updates_per_step": 0}, ValueError, "got updates_per_step=0, clip_norm=None"),
+        (fleet(1), {"clip_norm": 0.0}, ValueError, r"got updates_per_step=1, metrics_every_updates=4, clip_norm=0\.0"),
+        (fleet(1), {"updates_per_step": 0}, ValueError, "got updates_per_step=0, metrics_every_updates=4, clip_"),
+        (fleet(1), {"metrics_every_updates": 0}, ValueError, "got updates_per_step=1, metrics_every_updates=0, clip_"),
         (
             {"raw": student_loss(reduction="none")},
             {},

@@ -10,6 +10,7 @@ from torchrl_rtpd.evaluation import Evaluator, Scores
 from torchrl_rtpd.export import export_student, load_weights, save_weights
 from torchrl_rtpd.networks import TOWERS, NatureTower, Tower, make_actor
 from torchrl_rtpd.objectives import ContinuousDistillationLoss, DistillationLoss, StudentDQNLoss
+from torchrl_rtpd.pretrained import load_pretrained
 from torchrl_rtpd.recycling import UnitRecycler, recycle_dormant
 from torchrl_rtpd.replay import FrameStackStorage, make_replay_buffer
 from torchrl_rtpd.schedules import (
@@ -23,11 +24,16 @@ from torchrl_rtpd.trainers import (
     AverageTeacher,
     BestTeacher,
     BoundedHistory,
+    CudaGraphStepper,
+    DivergenceGuard,
     KeepWarmupData,
     LaggingTeacher,
     RealTimeDistillStepper,
     RealTimeDistillTrainer,
     SampleToDevice,
+    SaveCheckpoints,
+    StopOnSignal,
+    StopWhenCaughtUp,
 )
 
 __version__ = "0.1.0"
@@ -39,7 +45,9 @@ __all__ = [
     "BestTeacher",
     "BoundedHistory",
     "ContinuousDistillationLoss",
+    "CudaGraphStepper",
     "DistillationLoss",
+    "DivergenceGuard",
     "DualNetworkCollector",
     "Evaluator",
     "ExponentialSchedule",
@@ -54,12 +62,16 @@ __all__ = [
     "RealTimeDistillStepper",
     "RealTimeDistillTrainer",
     "SampleToDevice",
+    "SaveCheckpoints",
     "Scores",
+    "StopOnSignal",
+    "StopWhenCaughtUp",
     "StudentDQNLoss",
     "TeacherStudentPolicy",
     "Tower",
     "UnitRecycler",
     "export_student",
+    "load_pretrained",
     "load_weights",
     "make_actor",
     "make_replay_buffer",

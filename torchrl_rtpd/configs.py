@@ -17,9 +17,9 @@ for nested ones, as TorchRL's do. Write a student's network once, inside its los
 another one. The teacher is nowhere written: the hook finds it in the trainer.
 
 Groups and names: ``loss`` ``policy_distillation`` (plain ``distillation`` is TorchRL's to take),
-``continuous_distillation`` and ``student_dqn``, ``hook`` ``real_time_distill``, ``keep_warmup_data`` and
-``sample_to_device``, ``collector`` ``dual_network``, ``env`` ``atari_vec``, ``storage`` ``frame_stack``, ``network``
-``nature_tower``.
+``continuous_distillation`` and ``student_dqn``, ``hook`` ``real_time_distill``, ``bounded_history``,
+``keep_warmup_data``, ``sample_to_device``, ``divergence_guard``, ``stop_on_signal`` and ``save_checkpoints``,
+``collector`` ``dual_network``, ``env`` ``atari_vec``, ``storage`` ``frame_stack``, ``network`` ``nature_tower``.
 """
 
 from __future__ import annotations
@@ -48,12 +48,15 @@ __all__ = [
     "BoundedHistoryConfig",
     "ContinuousDistillationLossConfig",
     "DistillationLossConfig",
+    "DivergenceGuardConfig",
     "DualNetworkCollectorConfig",
     "FrameStackStorageConfig",
     "KeepWarmupDataConfig",
     "NatureTowerConfig",
     "RealTimeDistillTrainerConfig",
     "SampleToDeviceConfig",
+    "SaveCheckpointsConfig",
+    "StopOnSignalConfig",
     "StudentDQNLossConfig",
 ]
 
@@ -138,6 +141,7 @@ class RealTimeDistillTrainerConfig(HookConfig):
     clip_norm: float | None = None
     updates_per_step: int = 1
     target_updater: Any = None
+    metrics_every_updates: int = 4
     dormant_every_updates: int | None = 500
     dormant_warning: float = 0.9
     schedules: Any = None
@@ -154,6 +158,41 @@ class BoundedHistoryConfig(HookConfig):
 
     keep: int = 1_000
     _target_: str = "torchrl_rtpd.trainers.BoundedHistory"
+
+
+@dataclass
+class SaveCheckpointsConfig(HookConfig):
+    """Hydra configuration of :class:`~torchrl_rtpd.trainers.SaveCheckpoints`; the last of a trainer's hooks."""
+
+    directory: str = MISSING
+    every_steps: int = MISSING
+    keep_last: int = 2
+    replay: bool = False
+    metadata: Any = None
+    monitor: Any = None
+    _target_: str = "torchrl_rtpd.trainers.SaveCheckpoints"
+
+
+@dataclass
+class DivergenceGuardConfig(HookConfig):
+    """Hydra configuration of :class:`~torchrl_rtpd.trainers.DivergenceGuard`, after the students' hook."""
+
+    distiller: Any = None
+    policy: str = "stop"
+    monitor: Any = None
+    saver: Any = None
+    explosion: float = 100.0
+    collapse: float = 0.2
+    collapse_evaluations: int = 3
+    max_rollbacks: int = 3
+    _target_: str = "torchrl_rtpd.trainers.DivergenceGuard"
+
+
+@dataclass
+class StopOnSignalConfig(HookConfig):
+    """Hydra configuration of :class:`~torchrl_rtpd.trainers.StopOnSignal`."""
+
+    _target_: str = "torchrl_rtpd.trainers.StopOnSignal"
 
 
 @dataclass
@@ -186,6 +225,7 @@ class DualNetworkCollectorConfig(CollectorConfig):
     exploration: Any = None
     record: bool = False
     keep: Any = ()
+    frame_stack: int | None = None
     acting_seed: int | None = None
     overlap: bool = False
     _target_: str = "torchrl_rtpd.configs._make_dual_network_collector"
@@ -287,6 +327,9 @@ def _register_configs() -> None:
     store(group="hook", name="real_time_distill", node=RealTimeDistillTrainerConfig)
     store(group="hook", name="bounded_history", node=BoundedHistoryConfig)
     store(group="hook", name="keep_warmup_data", node=KeepWarmupDataConfig)
+    store(group="hook", name="save_checkpoints", node=SaveCheckpointsConfig)
+    store(group="hook", name="divergence_guard", node=DivergenceGuardConfig)
+    store(group="hook", name="stop_on_signal", node=StopOnSignalConfig)
     store(group="hook", name="sample_to_device", node=SampleToDeviceConfig)
     store(group="collector", name="dual_network", node=DualNetworkCollectorConfig)
     store(group="env", name="atari_vec", node=AtariVecEnvConfig)

@@ -41,7 +41,8 @@ class AtariVecEnv(EnvBase):
         num_envs: slots ``N``.
         device: where the tensors are placed; ALE itself runs on the CPU.
         frame_skip: emulator frames a step (Nature DQN: 4).
-        frame_stack: frames in an observation (Nature DQN: 4).
+        frame_stack: frames in an observation (Nature DQN: 4). With 1 there is ``is_init``, too, so that whoever acts
+            can stack them (``DualNetworkCollector(frame_stack=4)``) and nobody else has to copy stacks.
         clip_rewards: whether ``reward`` is the sign of ``raw_reward`` (Nature DQN).
         noop_max: a game starts with fewer emulator frames than this, drawn by ALE's own generator: FIRE once, where the
             game has that action, then no-ops; 0 leaves only the FIRE (Nature DQN: 30).
@@ -53,7 +54,8 @@ class AtariVecEnv(EnvBase):
     Keys:
         ``pixels`` uint8 ``[N, 4, 84, 84]``; ``action`` int64 ``[N]``; ``reward`` and ``raw_reward`` float32 ``[N, 1]``;
         ``episode_reward`` float32 ``[N, 1]``, the raw score of the whole game so far; ``end_of_life``, ``done``,
-        ``terminated`` and ``truncated`` bool ``[N, 1]``.
+        ``terminated`` and ``truncated`` bool ``[N, 1]``; with ``frame_stack=1`` ``is_init`` bool ``[N, 1]``, whether a
+        game begins here.
 
     Raises:
         ValueError: an unknown game (with the nearest names), no slot, a size or probability out of range; at a step,
@@ -124,22 +126,24 @@ class AtariVecEnv(EnvBase):
     def _make_specs(self) -> None:
         slots = self.batch_size[0]
         size = (slots, self.frame_stack, FRAME_SIZE, FRAME_SIZE)
-        flag = (slots, 1)
+        number = Unbounded(shape=(slots, 1), device=self.device)
+        flag = Binary(shape=(slots, 1), dtype=torch.bool, device=self.device)
         self.observation_spec = Composite(
             # Unbounded over the dtype: Bounded would compare every pixel at every projection.
-            pixels=Unbounded(shape=size, dtype=torch.uint8),
-            raw_reward=Unbounded(shape=flag),
-            episode_reward=Unbounded(shape=flag),
-            end_of_life=Binary(shape=flag, dtype=torch.bool),
+            pixels=Unbounded(shape=size, dtype=torch.uint8, device=self.device),
+            raw_reward=number,
+            episode_reward=number.clone(),
+            end_of_life=flag,
+            **({"is_init": flag.clone()} if self.frame_stack == 1 else {}),
             shape=self.batch_size,
             device=self.device,
         )
         self.action_spec = Categorical(self.num_actions, shape=(slots,), device=self.device)
-        self.reward_spec = Unbounded(shape=flag, device=self.device)
+        self.reward_spec = number.clone()
         self.done_spec = Composite(
-            done=Binary(shape=flag, dtype=torch.bool),
-            terminated=Binary(shape=flag, dtype=torch.bool),
-            truncated=Binary(shape=flag, dtype=torch.bool),
+            done=flag.clone(),
+            terminated=flag.clone(),
+            truncated=flag.clone(),
             shape=self.batch_size,
             device=self.device,
         )
@@ -161,6 +165,8 @@ class AtariVecEnv(EnvBase):
                 f"{mask.view(-1).tolist()} and ended={self._ended.tolist()}; reset all slots with env.reset()."
             )
         entries = self._entries(pixels, self._score, np.zeros_like(self._score, dtype=bool))
+        if self.frame_stack == 1:
+            entries["is_init"] = self._tensor(np.ones((*self.batch_size, 1), dtype=bool)) if mask is None else mask
         return TensorDict(entries, batch_size=self.batch_size, device=self.device)
 
     def _reset_all(self) -> torch.Tensor:
@@ -223,6 +229,8 @@ class AtariVecEnv(EnvBase):
         state = tensordict.exclude("pixels").apply(
             lambda value: value.masked_fill(ended.view(-1, *[1] * (value.ndim - 1)), 0)
         )
+        if self.frame_stack == 1:
+            state.set("is_init", ended.view(-1, 1))
         return state.set("pixels", pixels if self.device is None else pixels.to(self.device))
 
     def send(self, action: torch.Tensor) -> None:
@@ -245,12 +253,15 @@ class AtariVecEnv(EnvBase):
         self, pixels: torch.Tensor, score: np.ndarray, end_of_life: np.ndarray, raw_reward: np.ndarray | None = None
     ) -> dict[str, torch.Tensor]:
         """What a reset and a step have in common."""
-        return {
+        entries = {
             "pixels": pixels if self.device is None else pixels.to(self.device),
             "raw_reward": self._tensor(np.zeros_like(score) if raw_reward is None else raw_reward),
             "episode_reward": self._tensor(score),
             "end_of_life": self._tensor(end_of_life),
         }
+        if self.frame_stack == 1:
+            entries["is_init"] = self._tensor(np.zeros_like(score, dtype=bool))
+        return entries
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         tensor = torch.from_numpy(array)

@@ -24,7 +24,11 @@ from torchrl_rtpd.export import bare_network
 from torchrl_rtpd.functional import greedy_agreement
 from torchrl_rtpd.networks import eval_mode
 
-__all__ = ["Evaluator", "Scores", "agreement_with_teacher", "latency_ms", "normalised_score"]
+__all__ = ["EvaluationStopped", "Evaluator", "Scores", "agreement_with_teacher", "latency_ms", "normalised_score"]
+
+
+class EvaluationStopped(RuntimeError):
+    """An evaluation was given up before its games were over: it took too long, or the run is to end."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +82,15 @@ class Evaluator:
         epsilon: probability of a random action (Sun & Fazli 2019 follow Nature DQN: 0.05).
         max_steps: bound on the steps of a slot, over all its games, for environments without a bound of their own.
         seed: base of the seeds.
+        max_seconds: bound on the time of one call, looked at after each step. None has no bound.
+
+    Attributes:
+        should_stop: asked after each step whether to give up; a run that is to end sets it.
 
     Raises:
         ValueError: numbers out of range, or an environment without ``episode_reward``.
+        EvaluationStopped: at a call, time is up or ``should_stop`` says so. There are no scores then, since games that
+            ended early would favour the short ones.
 
     Examples:
         >>> from torchrl_rtpd.envs import AtariVecEnv
@@ -100,10 +110,13 @@ class Evaluator:
         epsilon: float = 0.05,
         max_steps: int = 1_000_000,
         seed: int = 0,
+        max_seconds: float | None = None,
     ) -> None:
         _check_probability(epsilon)
         if max_steps < 1:
             raise ValueError(f"max_steps must be at least 1: got {max_steps}.")
+        if max_seconds is not None and not max_seconds > 0:
+            raise ValueError(f"max_seconds must be positive: got {max_seconds}; None sets no bound.")
         self.env = make_env()
         if "episode_reward" not in {*self.env.full_observation_spec.keys(), *self.env.full_reward_spec.keys()}:
             raise ValueError(
@@ -120,6 +133,8 @@ class Evaluator:
         self.epsilon = epsilon
         self.max_steps = max_steps
         self.seed = seed
+        self.max_seconds = max_seconds
+        self.should_stop: Callable[[], bool] = lambda: False
 
     def __call__(
         self,
@@ -159,8 +174,10 @@ class Evaluator:
         cut = steps = 0
         kept: list[TensorDictBase] = []
         stride = 4  # neighbours are nearly alike
+        start = time.monotonic()
         tensordict = self.env.reset()
         for step in range(self.max_steps):
+            self._check_time(start, step)
             playing = [len(games) < self.quota for games in scores]
             if keep and step % stride == 0:
                 kept.append(tensordict.select(*policy.in_keys).reshape(-1)[torch.tensor(playing)])
@@ -184,6 +201,15 @@ class Evaluator:
         flat = tuple(score for games in scores for score in games)
         return Scores(flat, cut, steps, _thinned(kept, keep))
 
+    def _check_time(self, start: float, step: int) -> None:
+        seconds = time.monotonic() - start
+        late = self.max_seconds is not None and seconds > self.max_seconds
+        if late or self.should_stop():
+            why = f"its bound is max_seconds={self.max_seconds}" if late else "the run is to end"
+            raise EvaluationStopped(
+                f"an evaluation was given up after {step} steps and {seconds:.0f} s: {why}; it gives no scores."
+            )
+
     def _after(self, tensordict: TensorDictBase, key: str) -> list:
         """An entry of each slot after the step; environments that never truncate need no ``truncated``."""
         entry = tensordict.get(("next", key), None)
@@ -197,7 +223,7 @@ class Evaluator:
         explore = torch.rand(shape, generator=generator) < epsilon
         num_actions = spec.n if isinstance(spec, Categorical) else spec.shape[-1]
         index = torch.randint(num_actions, shape, generator=generator)
-        action = spec.zero() if epsilon >= 1 else policy(tensordict.select(*policy.in_keys)).get("action")
+        action = spec.zero() if epsilon >= 1 else policy(_inputs(policy, tensordict)).get("action").to(spec.device)
         one_hot = not isinstance(spec, Categorical)
         random_action = nn.functional.one_hot(index, num_actions).to(action) if one_hot else index.to(action)
         where = explore.to(action.device)
@@ -207,6 +233,13 @@ class Evaluator:
         """Close the environments."""
         if not self.env.is_closed:
             self.env.close()
+
+
+def _inputs(policy: TensorDictModule, tensordict: TensorDictBase) -> TensorDictBase:
+    """What a policy reads, on its device."""
+    parameter = next(policy.parameters(), None)
+    inputs = tensordict.select(*policy.in_keys)
+    return inputs if parameter is None else inputs.to(parameter.device)
 
 
 def _check_probability(epsilon: float) -> None:
@@ -255,9 +288,9 @@ def agreement_with_teacher(
         Shares in [0, 1] by name.
     """
     with eval_mode(teacher, *students.values()):
-        values = teacher(observations.select(*teacher.in_keys)).get("action_value")
+        values = teacher(_inputs(teacher, observations)).get("action_value")
         shares = {
-            name: greedy_agreement(values, student(observations.select(*student.in_keys)).get("action_value")).mean()
+            name: greedy_agreement(values, student(_inputs(student, observations)).get("action_value")).mean()
             for name, student in students.items()
         }
     return {name: share.item() for name, share in shares.items()}

@@ -24,6 +24,9 @@ def save_weights(network: nn.Module, path: str | os.PathLike) -> Path:
 
     Returns:
         The path.
+
+    Raises:
+        OSError: a disk that is full or read-only.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -31,6 +34,8 @@ def save_weights(network: nn.Module, path: str | os.PathLike) -> Path:
     try:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}, partial)
         os.replace(partial, path)
+    except SafetensorError as error:
+        raise OSError(f"{path} could not be written: {error}") from error
     finally:
         partial.unlink(missing_ok=True)
     return path

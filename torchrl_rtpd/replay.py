@@ -15,7 +15,10 @@ slot's next step is ``N`` further, its entries lie at ``number % C`` and the new
 
 from __future__ import annotations
 
+import pickle
 import sys
+import warnings
+from collections import deque
 from collections.abc import Sequence
 from copy import copy
 from pathlib import Path
@@ -42,7 +45,8 @@ class FrameStackStorage(TensorStorage):
     Written by ``extend`` with what a collector of ``N`` slots yields, flattened slot by slot (``batch.reshape(-1)`` of
     ``[N, T]``, as TorchRL's trainers do); everything but the frames is stored as it comes. A write whose stacks could
     not be rebuilt is refused before anything is stored, so a wrong layout is an error and never silent mixing. Single
-    items cannot be added or overwritten.
+    items cannot be added or overwritten. Writes may also hold single frames ``[N * T, 1, H, W]``, all of them or none,
+    which spares whoever collects the copies of stacks; games then begin with the first write.
 
     Args:
         max_size: capacity ``C`` in transitions, a multiple of ``num_envs * steps_per_write``.
@@ -128,6 +132,7 @@ class FrameStackStorage(TensorStorage):
         self._bump_mutation_revision()
         self.initialized = True  # there is nothing lazy for a sampler to wait for
         self._num_written = 0  # transitions since the first write: the next one's number
+        self._single = False  # whether writes hold single frames
         self._frames = torch.empty(0, 0, 0, dtype=torch.uint8)  # [C + S * N + 1, H, W], the last one always zero
         self._extra = TensorDict({}, [self.max_size])  # every entry but the frames
         # Final frames of ended games, and where each transition's lies: -1 while its game goes on.
@@ -206,15 +211,19 @@ class FrameStackStorage(TensorStorage):
             )
 
     def _checked_stacks(self, data: TensorDictBase) -> tuple[Tensor, Tensor]:
-        """The stacks before and after each step, ``[T, N, S, H, W]``."""
+        """The stacks before and after each step, ``[T, N, S, H, W]``, or frames ``[T, N, 1, H, W]``."""
         size = list(self._frames.shape[1:]) if self._num_written else None
+        shown = data.get(self.pixels_key, None)
+        if self._num_written == 0:
+            self._single = shown is not None and shown.ndim == 4 and shown.shape[1] == 1
+        frames = 1 if self._single else self.frame_stack
         stacks = []
         for key in (self.pixels_key, unravel_key(("next", self.pixels_key))):
             stack = data.get(key, None)
             found = None if stack is None else f"{stack.dtype} {list(stack.shape)}"
             if stack is not None and size is None:
                 size = list(stack.shape[2:])
-            expected = [len(data), self.frame_stack, *(["height", "width"] if size is None else size)]
+            expected = [len(data), frames, *(["height", "width"] if size is None else size)]
             if stack is None or stack.dtype != torch.uint8 or stack.ndim != 4 or list(stack.shape) != expected:
                 raise ValueError(
                     f"{key!r} must be torch.uint8 {expected}: got {found}; "
@@ -258,7 +267,7 @@ class FrameStackStorage(TensorStorage):
     def _begins(self, ended: Tensor) -> Tensor:
         """Whether a game begins with each step of this write, ``[T, N]``."""
         if self._num_written == 0:
-            first = torch.zeros_like(ended[0])
+            first = torch.full_like(ended[0], self._single)
         else:
             first = self._final_index[self._newest()] >= 0
         return torch.cat([first[None], ended[:-1]])
@@ -274,7 +283,7 @@ class FrameStackStorage(TensorStorage):
             before[0] = pixels[0]
         else:
             newest = torch.arange(self._num_written - self.num_envs, self._num_written, device=self.device)
-            before[0] = self._stacks(newest, following=True)
+            before[0] = self._stacks(newest, following=True)[:, -pixels.shape[2] :]
         shifted = _differ(pixels[:, :, 1:], next_pixels[:, :, :-1])
         broken = shifted | torch.where(begins, pixels[:, :, :-1].flatten(2).any(-1), _differ(pixels, before))
         if broken.any():
@@ -291,7 +300,8 @@ class FrameStackStorage(TensorStorage):
         self._frames = self._new_frames(size)
         self._frames[-1] = 0
         # The first stacks come whole, whether or not a game begins with them.
-        self._set_frames((1 - self.frame_stack) * self.num_envs, pixels[0, :, :-1].transpose(0, 1))
+        older = pixels.new_zeros(self.num_envs, self.frame_stack - 1, *size) if self._single else pixels[0, :, :-1]
+        self._set_frames((1 - self.frame_stack) * self.num_envs, older.transpose(0, 1))
         self._finals = torch.empty(0, *size, dtype=torch.uint8, device=self.device)
         self._extra = entries[0].apply(
             lambda leaf: torch.zeros(self.max_size, *leaf.shape, dtype=leaf.dtype, device=self.device),
@@ -442,7 +452,7 @@ class FrameStackStorage(TensorStorage):
 
     # Saving
 
-    _STATE = ("_num_written", "_frames", "_finals", "_free_finals", "_final_index", "_stop", "_depth")
+    _STATE = ("_num_written", "_single", "_frames", "_finals", "_free_finals", "_final_index", "_stop", "_depth")
 
     def _sizes(self) -> dict[str, int]:
         names = ("max_size", "num_envs", "steps_per_write", "frame_stack")
@@ -460,6 +470,7 @@ class FrameStackStorage(TensorStorage):
                 f"a saved storage fits only one of its sizes, {state_dict['sizes']}: got {self._sizes()}; "
                 "build it with the same max_size, num_envs, steps_per_write and frame_stack."
             )
+        self._check_saved(state_dict)
         for name in self._STATE:
             value = state_dict[name]
             if name == "_frames" and self.scratch_dir is not None and value.numel():
@@ -469,6 +480,28 @@ class FrameStackStorage(TensorStorage):
         self._extra = TensorDict(state_dict["extra"], [self.max_size]).to(self.device).clone()
         self._bump_mutation_revision()
 
+    def _check_saved(self, state_dict: dict[str, Any]) -> None:
+        """That saved tensors are of this storage's sizes; those of frames are known with the first write only."""
+        size = list(state_dict["_frames"].shape[1:])
+        own = {name: getattr(self, name) for name in ("_final_index", "_stop", "_depth")}
+        wanted = {name: (list(tensor.shape), tensor.dtype) for name, tensor in own.items()}
+        begun = state_dict["_num_written"] > 0
+        wanted["_frames"] = ([self._num_frames + 1, *size] if begun else [0, 0, 0], torch.uint8)
+        wanted["_finals"] = ([len(state_dict["_finals"]), *size], torch.uint8)
+        for name, (shape, dtype) in wanted.items():
+            saved = state_dict[name]
+            if list(saved.shape) != shape or saved.dtype != dtype:
+                raise ValueError(
+                    f"a saved storage of {len(self._depth)} transitions has {name} {dtype} {shape}: got {saved.dtype} "
+                    f"{list(saved.shape)}; the file is damaged or of another version."
+                )
+        last = int(state_dict["_final_index"].max())
+        if last >= len(state_dict["_finals"]):
+            raise ValueError(
+                f"a saved storage knows {len(state_dict['_finals'])} final frames: got one numbered {last}; the file "
+                "is damaged."
+            )
+
     def dumps(self, path: Path | str) -> None:
         """Save to a folder, as the buffer's own ``dumps`` does with each of its parts."""
         Path(path).mkdir(parents=True, exist_ok=True)
@@ -476,7 +509,19 @@ class FrameStackStorage(TensorStorage):
 
     def loads(self, path: Path | str) -> None:
         """Restore what :meth:`dumps` saved."""
-        self.load_state_dict(torch.load(Path(path) / _FILE, map_location="cpu", mmap=True, weights_only=True))
+        file = Path(path) / _FILE
+        try:
+            state = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+            if state.keys() != self.state_dict().keys():
+                raise ValueError(f"it holds {sorted(state)}")
+        except FileNotFoundError:
+            raise
+        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, AttributeError) as error:
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            raise ValueError(
+                f"{file} must be a storage that dumps wrote, and whole: {reason}; it is damaged, or another file."
+            ) from error
+        self.load_state_dict(state)
 
     def contains(self, item: int | Tensor) -> bool | Tensor:
         """Whether an index was written."""
@@ -507,6 +552,7 @@ def make_replay_buffer(
     storage: FrameStackStorage,
     *,
     batch_size: int,
+    minibatches_at_once: int = 1,
     prioritized: bool = False,
     alpha: float = 0.6,
     beta: float = 0.4,
@@ -517,6 +563,9 @@ def make_replay_buffer(
     Args:
         storage: where the transitions live.
         batch_size: transitions a sample ``B``.
+        minibatches_at_once: draw and rebuild so many minibatches together, and hand them out one by one until the next
+            write. They are the same either way. On a GPU each then costs a fraction: give it the trainer's
+            ``optim_steps_per_batch``; on a CPU leave it, since so many do not fit its caches.
         prioritized: sample by priority (Schaul et al. 2016, https://arxiv.org/abs/1511.05952) instead of uniformly.
         alpha: exponent of the priorities.
         beta: exponent of the importance weights.
@@ -526,15 +575,62 @@ def make_replay_buffer(
         A :class:`~torchrl.data.TensorDictReplayBuffer`.
 
     Raises:
+        ValueError: several minibatches at once from a prioritised buffer, or fewer than one.
         RuntimeError: prioritised replay without TorchRL's compiled extension, with both versions and the remedy.
     """
+    if minibatches_at_once < 1 or (prioritized and minibatches_at_once > 1):
+        raise ValueError(
+            "minibatches_at_once must be at least 1, and 1 for a prioritised buffer, whose priorities change with each "
+            f"update: got {minibatches_at_once}, prioritized={prioritized}."
+        )
     sampler = RandomSampler()
     if prioritized:
         sampler = _prioritized_sampler(storage.max_size, alpha, beta)
     generator = None if seed is None else torch.Generator(storage.device).manual_seed(seed)
-    return TensorDictReplayBuffer(
-        storage=storage, sampler=sampler, batch_size=batch_size, priority_key="td_error", generator=generator
-    )
+    options = {"storage": storage, "sampler": sampler, "batch_size": batch_size, "generator": generator}
+    if minibatches_at_once > 1:
+        return _SeveralAtOnce(minibatches_at_once, **options)
+    return TensorDictReplayBuffer(**options, priority_key="td_error")
+
+
+class _SeveralAtOnce(TensorDictReplayBuffer):
+    """A uniform buffer that samples several minibatches in one go; what is left of them is dropped at a write."""
+
+    def __init__(self, minibatches: int, **options: Any) -> None:
+        super().__init__(**options)
+        self._minibatches = minibatches
+        self._ready: deque[TensorDictBase] = deque()
+
+    def sample(self, batch_size: int | None = None, **options: Any) -> Any:
+        """A minibatch; one of another size than the buffer's own, or with ``return_info``, is drawn by itself."""
+        if options or batch_size not in (None, self._batch_size):
+            return super().sample(batch_size, **options)
+        if not self._ready:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Got conflicting batch_sizes", category=UserWarning)
+                drawn = super().sample(self._minibatches * self._batch_size)
+            self._ready.extend(drawn.split(self._batch_size))
+        return self._ready.popleft()
+
+    def extend(self, tensordicts: Any, **options: Any) -> Any:
+        """Store, and forget what was drawn before."""
+        self._ready.clear()
+        return super().extend(tensordicts, **options)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore, and forget what was drawn before."""
+        self._ready.clear()
+        super().load_state_dict(state_dict)
+
+    def loads(self, path: Path | str) -> None:
+        """Restore, and forget what was drawn before."""
+        self._ready.clear()
+        super().loads(path)
+
+    def empty(self, *args: Any, **options: Any) -> None:
+        """Empty it of everything."""
+        self._ready.clear()
+        super().empty(*args, **options)
 
 
 def _prioritized_sampler(max_size: int, alpha: float, beta: float) -> PrioritizedSampler:

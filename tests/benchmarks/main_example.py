@@ -32,5 +32,7 @@ def steps_per_second(**overrides: object) -> float:
         }
         command = [sys.executable, str(ROOT / "examples" / "rtpd_atari.py")]
         command += [f"{key}={value}" for key, value in {**training_alone, **overrides}.items()]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
         return json.loads((Path(folder) / "results.json").read_text())["steps_per_second"]

@@ -118,7 +118,14 @@ def test_runs_that_overlap_playing_and_learning_are_equal_too(tmp_path):
 def test_divergence_alone_needs_no_td_term(tmp_path):
     """td_coeff=0 distils by the divergence only, and evaluate_every_steps=null plays no games."""
     results = EXAMPLE.run(
-        _config(tmp_path, "td_coeff=0", "evaluate_every_steps=null", "divergence=reverse_kl", "temperature=auto")
+        _config(
+            tmp_path,
+            "td_coeff=0",
+            "single_frames=true",
+            "evaluate_every_steps=null",
+            "divergence=reverse_kl",
+            "temperature=auto",
+        )
     )
     assert "random_score" not in results and "score_mean" not in results["networks"][0]
     assert (tmp_path / "weights" / "net17.safetensors").exists()
@@ -155,6 +162,7 @@ def test_failing_run_leaves_metrics_and_weights(tmp_path, monkeypatch):
         ("final_episodes=3", "final_episodes must be a multiple of evaluation_episodes: got 3 and 2"),
         ("teacher_optimizer=sgd", "teacher_optimizer must be adam or rmsprop: got 'sgd'"),
         ("divergence=kl", "divergence must be one of"),
+        ("cudagraph=true", "cudagraph=true needs device=cuda: got device=cpu; use compile=true on a CPU"),
         ("temperature=0", "teacher_temperature must be positive"),
     ],
 )
@@ -175,6 +183,16 @@ def test_missing_gpu_is_an_early_error(tmp_path):
     """device=cuda without a GPU names the remedy."""
     with pytest.raises(ValueError, match="device=cuda needs a GPU"):
         EXAMPLE.run(_config(tmp_path, "device=cuda"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("cudagraph", ["true", "false"])
+def test_networks_learn_and_play_on_a_gpu(tmp_path, cudagraph):
+    """Learning, recycling, evaluation and the report."""
+    results = EXAMPLE.run(_config(tmp_path, "device=cuda", f"cudagraph={cudagraph}", "recycle_every_updates=50"))
+    assert results["updates"] == (640 - 320) // 2 + 16
+    assert all(network["episodes"] == 4 for network in results["networks"])
 
 
 def test_unknown_override_is_refused_by_hydra(tmp_path):

@@ -1,6 +1,7 @@
 """The launcher of studies: what it runs, skips, begins anew and collects."""
 
 import csv
+import json
 from pathlib import Path
 
 import hydra
@@ -77,8 +78,24 @@ def test_a_part_of_a_study_is_chosen_by_row_game_and_seed():
         study.chosen(study.runs_of(TINY, Path("o")), row=["three_stage"])
 
 
-def test_a_run_that_is_done_is_left_alone_and_one_that_was_cut_begins_anew(done, tmp_path, monkeypatch, capsys):
-    """A folder without results.json is no run; with it, nothing is run again. What fails is named."""
+def test_a_run_that_was_cut_goes_on_from_its_last_checkpoint(done):
+    """Here from the very last, so that the same is played at the end."""
+    _, runs = done
+    results = runs[1].folder / "results.json"
+    before = json.loads(results.read_text())
+    results.unlink()
+    (runs[1].folder / "left.txt").write_text("of the run that was cut")
+    assert study.make(runs[1])
+    (runs[1].folder / "left.txt").unlink()
+    after = json.loads(results.read_text())
+    same = ("steps", "updates", "random_score")
+    assert [after[key] for key in same] == [before[key] for key in same]
+    scores = [[network["final_score"] for network in found["networks"]] for found in (before, after)]
+    assert scores[0] == scores[1]
+
+
+def test_a_run_that_is_done_is_left_alone_and_one_that_fails_is_named(done, tmp_path, monkeypatch, capsys):
+    """A folder without results.json is no run; with it, nothing is run again."""
     out, runs = done
     monkeypatch.setitem(study.__dict__, "CONFIG", tmp_path)
     (tmp_path / "study").mkdir()

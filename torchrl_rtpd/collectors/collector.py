@@ -191,7 +191,7 @@ class DualNetworkCollector(_PolicyWeights, Collector, metaclass=_EngineDispatch)
         student: a module that writes ``action``, or such modules by name; may be None while only the teacher acts.
 
     Keyword Args:
-        acting, exploration, record, keep: see :class:`TeacherStudentPolicy`.
+        acting, exploration, record, keep, frame_stack: see :class:`TeacherStudentPolicy`.
         acting_seed: seed of the generator that draws who acts.
         overlap: whether the first step of a batch is played while the caller learns from the batch before, by the
             environment's own threads. Its actions are chosen before that learning, all others after: with one step a
@@ -236,12 +236,20 @@ class DualNetworkCollector(_PolicyWeights, Collector, metaclass=_EngineDispatch)
         exploration: TensorDictModule | None = None,
         record: bool = False,
         keep: Sequence[NestedKey] = (),
+        frame_stack: int | None = None,
         acting_seed: int | None = None,
         overlap: bool = False,
         **collector_kwargs: Any,
     ) -> None:
         self.dual_policy = policy = TeacherStudentPolicy(
-            teacher, student, acting=acting, exploration=exploration, record=record, keep=keep, seed=acting_seed
+            teacher,
+            student,
+            acting=acting,
+            exploration=exploration,
+            record=record,
+            keep=keep,
+            frame_stack=frame_stack,
+            seed=acting_seed,
         )
         self.overlap = overlap
         _check_random_steps(policy, collector_kwargs)
@@ -304,7 +312,9 @@ def _on_engine(
             f"overlap=True is for backend='direct': got backend={backend!r}, whose workers collect while the caller "
             "learns anyway; leave it out."
         )
-    own = {name: kwargs.pop(name) for name in ("acting", "exploration", "record", "keep") if name in kwargs}
+    own = {
+        name: kwargs.pop(name) for name in ("acting", "exploration", "record", "keep", "frame_stack") if name in kwargs
+    }
     policy = TeacherStudentPolicy(teacher, student, seed=acting_seed, **own)
     _check_random_steps(policy, kwargs)
     env_fns = list(create_env_fn) if isinstance(create_env_fn, Sequence) else [create_env_fn] * (num_collectors or 1)

@@ -17,6 +17,7 @@ from tensordict.nn import TensorDictModule, TensorDictSequential
 from tensordict.utils import NestedKey
 from torch import Tensor
 
+from torchrl_rtpd.collectors.frames import FrameStacker
 from torchrl_rtpd.schedules import RunState
 
 __all__ = ["TeacherStudentPolicy"]
@@ -55,6 +56,10 @@ class TeacherStudentPolicy(TensorDictSequential):
             network besides samples on its own, as TorchRL's exploration type says.
         record: write the action values of all networks, ``("teacher", "action_value")`` and ``(<student's name>,
             "action_value")`` ``[N, A]``; a single student without a name is ``"student"``.
+        frame_stack: stack so many single frames for the networks, which read ``"pixels"``: for environments that show
+            one frame and ``is_init`` (``AtariVecEnv(frame_stack=1)``). What is stored stays a frame. The stacks of
+            random steps, which run no policy, are not seen: the first after them have zeros for older frames. None
+            takes what the environment shows.
         keep: further outputs of whichever acts, such as ``"action_log_prob"``, which PPO needs.
         seed: seed of the generator that draws who acts; None is torch's default seed. ``state_dict()`` holds its state.
 
@@ -80,6 +85,7 @@ class TeacherStudentPolicy(TensorDictSequential):
         exploration: TensorDictModule | None = None,
         record: bool = False,
         keep: Sequence[NestedKey] = (),
+        frame_stack: int | None = None,
         seed: int | None = None,
     ) -> None:
         students = dict(student) if isinstance(student, Mapping) else {} if student is None else {"student": student}
@@ -95,6 +101,7 @@ class TeacherStudentPolicy(TensorDictSequential):
         self.acting = acting
         self.record = record
         self.keep = list(keep)
+        self._stacker = None if frame_stack is None else FrameStacker(frame_stack)
         self.register_buffer("acting_probabilities", probabilities)
         self._decided: TensorDictBase | None = None  # outputs of the next call, if it was made before its turn
         self._generator = torch.Generator()
@@ -135,13 +142,14 @@ class TeacherStudentPolicy(TensorDictSequential):
             return tensordict.update(decided)
         acted_by = self._draw(tensordict.shape) if self.mixed else None
         networks = {"teacher": self.teacher, **self.students}
+        seen = tensordict if self._stacker is None else self._stacker(tensordict)
         outputs: dict[str, TensorDictBase] = {}
         chosen: dict[NestedKey, Tensor] = {}
         for number, (name, network) in enumerate(networks.items(), TEACHER):
             rows = None if acted_by is None else acted_by == number
             acts = number == TEACHER if rows is None else bool(rows.any())
             if acts or self.record:
-                outputs[name] = network(tensordict.select(*network.in_keys))
+                outputs[name] = network(seen.select(*network.in_keys))
             if acts:
                 for key in ("action", *self.keep):
                     chosen[key] = _where(rows, outputs[name].get(key), chosen.get(key))
@@ -172,6 +180,8 @@ class TeacherStudentPolicy(TensorDictSequential):
 
     def forget_decision(self) -> None:
         """Choose anew at the next call."""
+        if self._decided is not None and self._stacker is not None:
+            self._stacker.take_back()
         self._decided = None
 
     def _draw(self, shape: torch.Size) -> Tensor:

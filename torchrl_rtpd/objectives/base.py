@@ -77,6 +77,9 @@ class PolicyDistillationLoss(LossModule):
     tensor_keys: _AcceptedKeys
     default_keys = _AcceptedKeys
     _has_target = False
+    measures = True
+    """Whether metrics are computed besides the loss. A trainer's hook may leave them out now and then, to save time;
+    losses whose metrics draw random numbers always compute them."""
 
     student_network: TensorDictModule
     student_network_params: TensorDictParams

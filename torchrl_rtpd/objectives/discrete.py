@@ -211,6 +211,8 @@ class DistillationLoss(PolicyDistillationLoss):
         teacher_log_probs = RF.policy_log_probs(teacher_q_values, teacher_temperature, mask)
         student_log_probs = RF.policy_log_probs(student_q_values, student_temperature, mask)
         per_sample = self._divergence(teacher_q_values, student_q_values, teacher_log_probs, student_log_probs, mask)
+        if not self.measures:
+            return per_sample, {}
         with torch.no_grad():
             known = self.divergence == "forward_kl"
             entropies = RF.entropy(torch.stack((teacher_log_probs, student_log_probs)))

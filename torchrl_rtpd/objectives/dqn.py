@@ -162,6 +162,7 @@ class StudentDQNLoss(DistillationLoss):
             tensor_keys={key: getattr(self.tensor_keys, key) for key in keys},
             **hyperparams,
         )
+        self.value_estimator.to(self._default_device)  # once, or every update would wait for the discount to be copied
 
     def _terms(self, tensordict: TensorDictBase) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         action, following = tensordict.get(self.tensor_keys.action, None), tensordict.get("next", None)
@@ -212,8 +213,7 @@ class StudentDQNLoss(DistillationLoss):
         num_steps = tensordict.get(estimator.tensor_keys.steps_to_next_obs, None)
         if num_steps is not None:
             num_steps = num_steps.view_as(reward)
-        gamma = estimator.gamma.to(reward.device)
-        return RF.discounted_target(reward, next_value, terminated, gamma, num_steps).squeeze(-1)
+        return RF.discounted_target(reward, next_value, terminated, estimator.gamma, num_steps).squeeze(-1)
 
 
 def _chosen(q_values: Tensor, action: Tensor, key: NestedKey) -> Tensor:

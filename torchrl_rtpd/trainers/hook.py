@@ -52,6 +52,8 @@ class RealTimeDistillTrainer(TrainerHookBase):
         updates_per_step: student updates on each minibatch. The counter ``updates`` counts minibatches.
         target_updater: builds each student's target updater from its loss. None copies kind and interval of the
             trainer's own; losses without target parameters get none.
+        metrics_every_updates: minibatches between two whose metrics are computed, the first one after each log among
+            them; a student's metrics cost about a tenth of its update. The loss is that of the same minibatches.
         dormant_every_updates: minibatches between two measurements of dormant units, after one at the first; see
             :func:`~torchrl_rtpd.networks.dormant_share`. None never measures.
         dormant_warning: share of dormant units, in a student's worst layer, above which it is reported, once.
@@ -68,11 +70,12 @@ class RealTimeDistillTrainer(TrainerHookBase):
             :func:`~torchrl_rtpd.trainers.drift.agreement_by_visitor`, which need a collector that records and one in
             which students act.
 
-    Logged once a batch, as averages over its updates: ``distill/<student>/loss`` and whatever the student's loss
-    returns, such as ``kl_to_teacher``, ``agreement`` (for continuous actions ``action_distance``), ``teacher_entropy``,
-    ``student_entropy``, ``loss_distill`` and ``loss_td``; besides, where used, the last measured ``dormant``, the units
-    ``recycled`` in this batch, the scheduled values under their own names, and the probability of ``acting`` in a
-    :class:`~torchrl_rtpd.collectors.DualNetworkCollector`, to which students that may act are sent once a batch.
+    Logged once a batch, as averages over the updates that were measured: ``distill/<student>/loss`` and whatever its
+    loss returns, such as ``kl_to_teacher``, ``agreement`` (for continuous actions ``action_distance``),
+    ``teacher_entropy``, ``student_entropy``, ``loss_distill`` and ``loss_td``; besides, where used, the last measured
+    ``dormant``, the units ``recycled`` in this batch, the scheduled values under their own names, and the probability
+    of ``acting`` in a :class:`~torchrl_rtpd.collectors.DualNetworkCollector`, to which students that may act are sent
+    once a batch.
 
     Raises:
         TypeError: a student that is not one of our losses.
@@ -101,6 +104,7 @@ class RealTimeDistillTrainer(TrainerHookBase):
         clip_norm: float | None = None,
         updates_per_step: int = 1,
         target_updater: UpdaterFactory | None = None,
+        metrics_every_updates: int = 4,
         dormant_every_updates: int | None = 500,
         dormant_warning: float = 0.9,
         schedules: Mapping[str, Schedule] | Mapping[str, Mapping[str, Schedule]] | None = None,
@@ -111,14 +115,16 @@ class RealTimeDistillTrainer(TrainerHookBase):
         if isinstance(students, PolicyDistillationLoss):
             students = {"student": students}
         _check_students(students)
-        if updates_per_step < 1 or (clip_norm is not None and clip_norm <= 0):
+        if min(updates_per_step, metrics_every_updates) < 1 or (clip_norm is not None and clip_norm <= 0):
             raise ValueError(
-                "updates_per_step must be at least 1 and clip_norm positive or None: "
-                f"got updates_per_step={updates_per_step}, clip_norm={clip_norm}."
+                "updates_per_step and metrics_every_updates must be at least 1 and clip_norm positive or None: got "
+                f"updates_per_step={updates_per_step}, metrics_every_updates={metrics_every_updates}, "
+                f"clip_norm={clip_norm}."
             )
         self.students = dict(students)
         self.clip_norm = clip_norm
         self.updates_per_step = updates_per_step
+        self.metrics_every_updates = metrics_every_updates
         self.dormant_every_updates = dormant_every_updates
         self.dormant_warning = dormant_warning
         self.updates = 0
@@ -141,6 +147,7 @@ class RealTimeDistillTrainer(TrainerHookBase):
         self._metric_names: dict[str, list[str]] = {}  # by student, of what its sums are
         self._sums: dict[str, Tensor] = {}
         self._num_summed = 0
+        self._since_log = 0  # minibatches
         self._dormant: dict[str, float] | None = None  # not measured yet
         self._drift: dict[str, float] = {}  # as last measured
         self._recycled: dict[str, int] = {}  # units since the last averages
@@ -159,9 +166,13 @@ class RealTimeDistillTrainer(TrainerHookBase):
                 "the hook runs in the trainer's process, but learner_backend='ray' updates the teacher in remote ones; "
                 "pass RealTimeDistillStepper as the trainer's optimization_stepper instead."
             )
+        trainer.register_op("post_optim_log", self.step)
+        self.accompany(trainer, name)
+
+    def accompany(self, trainer: Trainer, name: str = "real_time_distill") -> None:
+        """:meth:`register` without the updates, for a stepper that makes them."""
         self.prepare(trainer)
         self._collector = trainer.collector
-        trainer.register_op("post_optim_log", self.step)
         trainer.register_op("post_optim_complete_log", self.averages)
         trainer.register_module(name, self)
 
@@ -183,17 +194,53 @@ class RealTimeDistillTrainer(TrainerHookBase):
 
     def step(self, sub_batch: TensorDictBase) -> None:
         """Update every student on the minibatch ``[B]`` the teacher has just learned from. The batch is not changed."""
+        batch = self.with_teacher_values(sub_batch)
+        measured = self._since_log % self.metrics_every_updates == 0
+        with pixels_scaled_once():
+            for _ in range(self.updates_per_step):
+                self.add_up({name: self.learn(name, batch, measured=measured) for name in self.students})
+        self.after_step(sub_batch, batch)
+
+    def with_teacher_values(self, sub_batch: TensorDictBase) -> TensorDictBase:
+        """A shallow copy of the minibatch with what the teacher's loss has just computed of it."""
         batch = self._teacher.added_to(sub_batch, self.students.values())
         if self.recycler is not None and not self.updates:
             self._check_recyclable(batch)
-        with pixels_scaled_once():
-            for name, loss in self.students.items():
-                for _ in range(self.updates_per_step):
-                    self._update(name, loss, batch)
+        return batch
+
+    def learn(self, name: str, batch: TensorDictBase, *, measured: bool = True) -> Tensor | None:
+        """One update of a student, and what is to be logged of it, stacked; its target network is left alone."""
+        loss, optimizer = self.students[name], self.optimizers[name]
+        loss.__dict__["measures"] = measured  # past the module's own __setattr__, which is slow
+        losses = loss(batch)
+        total = sum(value for key, value in losses.items() if key.startswith("loss"))
+        total.backward()
+        if self.clip_norm is not None:
+            nn.utils.clip_grad_norm_(loss.parameters(), self.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        if not measured:
+            return None
+        with torch.no_grad():
+            metrics = {**losses, "loss": total}
+            self._metric_names[name] = list(metrics)
+            return torch.stack([value.float() for value in metrics.values()])
+
+    def add_up(self, values: Mapping[str, Tensor | None]) -> None:
+        """After each student's :meth:`learn`: move its target network, and keep what it returned for the averages."""
+        for name, value in values.items():
+            if name in self.target_updaters:
+                _step_target(self.target_updaters[name])
+            if value is not None:
+                self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._num_summed += None not in values.values()
+
+    def after_step(self, sub_batch: TensorDictBase, batch: TensorDictBase) -> None:
+        """Count the minibatch, and do what is due now and then; ``batch`` is the one with the teacher's values."""
         self.updates += 1
+        self._since_log += 1
         if self._teacher.copy is not None:
             self._teacher.copy.after_update(self.updates)
-        self._num_summed += self.updates_per_step
         every = self.dormant_every_updates
         # Measured at once too: a stepper must return the same metrics at every update.
         if every and (self._dormant is None or self.updates % every == 0):
@@ -203,23 +250,6 @@ class RealTimeDistillTrainer(TrainerHookBase):
         if self.recycler is not None and self.recycler.due(self.updates):
             self._recycle(batch, self.recycler)
 
-    def _update(self, name: str, loss: PolicyDistillationLoss, batch: TensorDictBase) -> None:
-        optimizer = self.optimizers[name]
-        losses = loss(batch)
-        total = sum(value for key, value in losses.items() if key.startswith("loss"))
-        total.backward()
-        if self.clip_norm is not None:
-            nn.utils.clip_grad_norm_(loss.parameters(), self.clip_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        if name in self.target_updaters:
-            _step_target(self.target_updaters[name])
-        with torch.no_grad():
-            metrics = {**losses, "loss": total}
-            values = torch.stack([value.float() for value in metrics.values()])
-            self._metric_names[name] = list(metrics)
-            self._sums[name] = self._sums[name] + values if name in self._sums else values
-
     def averages(self, *_: Any) -> dict[str, float] | None:
         """Means since the last call, by metric name; one device synchronisation for all of them."""
         if not self._num_summed:
@@ -227,7 +257,7 @@ class RealTimeDistillTrainer(TrainerHookBase):
         names = [f"distill/{name}/{key}" for name in self._sums for key in self._metric_names[name]]
         values = torch.cat(list(self._sums.values())) / self._num_summed
         self._sums = {}
-        self._num_summed = 0
+        self._num_summed = self._since_log = 0
         metrics = dict(zip(names, values.tolist(), strict=True))
         metrics.update((f"distill/{name}/dormant", share) for name, share in (self._dormant or {}).items())
         metrics.update((f"distill/{name}", value) for name, value in self._drift.items())
@@ -328,6 +358,7 @@ class RealTimeDistillTrainer(TrainerHookBase):
             "returns": copy.deepcopy(self._returns),
             "teacher": {} if self._teacher.copy is None else self._teacher.copy.state_dict(),
             "updates": self.updates,
+            "measured": {"dormant": self._dormant, "drift": self._drift, "warned": sorted(self._warned)},
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -352,6 +383,10 @@ class RealTimeDistillTrainer(TrainerHookBase):
         if self._teacher.copy is not None:
             self._teacher.copy.load_state_dict(state_dict["teacher"])
         self.updates = int(state_dict["updates"])
+        measured = state_dict.get("measured", {})
+        self._dormant = measured.get("dormant")
+        self._drift = dict(measured.get("drift", {}))
+        self._warned = set(measured.get("warned", ()))
 
 
 def _check_students(students: Mapping[str, PolicyDistillationLoss]) -> None:

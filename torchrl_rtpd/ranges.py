@@ -1,0 +1,54 @@
+"""Numbers and names of a configuration, checked before anything is built from them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["check_choices", "check_ranges"]
+
+
+def check_ranges(config: Any, ranges: Mapping[str, str]) -> None:
+    """Refuse numbers that lie outside their range.
+
+    Args:
+        config: an object or mapping with the keys as attributes or items. None is allowed wherever it is found.
+        ranges: keys, separated by blanks, by the interval they must lie in, such as ``"(0, 1]"`` or ``"[1, inf)"``.
+
+    Raises:
+        ValueError: a value outside its interval, or one that is no number.
+
+    Examples:
+        >>> check_ranges({"gamma": 0.99, "threads": 2}, {"[0, 1]": "gamma", "[1, inf)": "threads"})
+        >>> check_ranges({"gamma": 1.5}, {"[0, 1]": "gamma"})
+        Traceback (most recent call last):
+        ValueError: gamma must lie in [0, 1]: got 1.5.
+    """
+    for interval, keys in ranges.items():
+        low, high = (float(bound) for bound in interval[1:-1].split(","))
+        for key in keys.split():
+            value = config[key] if isinstance(config, Mapping) else getattr(config, key)
+            if value is None:
+                continue
+            number = isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
+            above = number and (value > low or (value == low and interval[0] == "["))
+            below = number and (value < high or (value == high and interval[-1] == "]"))
+            if not (above and below):
+                raise ValueError(f"{key} must lie in {interval}: got {value!r}.")
+
+
+def check_choices(config: Any, **choices: Sequence[str]) -> None:
+    """Refuse names that are not among those a key may have.
+
+    Args:
+        config: an object with the keys as attributes.
+        choices: names by key.
+
+    Raises:
+        ValueError: another name.
+    """
+    for key, names in choices.items():
+        value = getattr(config, key)
+        if value not in names:
+            raise ValueError(f"{key} must be one of {', '.join(names)}: got {value!r}.")

@@ -1,0 +1,215 @@
+"""The whole update of a teacher and its students as one CUDA graph.
+
+A tiny student's update is some hundred and fifty kernels of a few microseconds each, and starting them from Python
+takes longer than running them. A graph starts them all at once. Students do not depend on each other, so inside it each
+has a stream of its own, beside the teacher's backward pass::
+
+    minibatch -> teacher: losses ─┬─ backward, clip, step ──────┬─ averages, targets (outside the graph)
+                                  ├─ student 1: learn ──────────┤
+                                  └─ student 2: learn ──────────┘
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor, nn
+from torchrl.data import PrioritizedSampler
+from torchrl.trainers import OptimizationStepper, Trainer
+
+from torchrl_rtpd.networks import pixels_scaled_once
+from torchrl_rtpd.trainers.hook import RealTimeDistillTrainer
+
+__all__ = ["CudaGraphStepper"]
+
+
+class CudaGraphStepper(OptimizationStepper):
+    """Optimisation step that replays the update of the teacher and all students as one CUDA graph.
+
+    ``CudaGraphStepper(hook).register(trainer)`` takes the place of ``hook.register(trainer)``. Results are those of the
+    hook but for rounding: fused kernels count their steps on the device. On a CPU the same update runs uncaptured.
+
+    The first updates run as they are, then one is captured; so minibatches keep their keys, shapes and types from then
+    on. What happens now and then, such as a measurement of dormant units, and target networks stay outside. Learning
+    rates become tensors on the device, which TorchRL's and PyTorch's schedulers fill.
+
+    Args:
+        hook: the students and how they learn. Do not register it as well. None captures the teacher's update alone.
+        warmup_updates: updates before the capture, at least 2, in which optimisers make their state.
+
+    Raises:
+        ValueError: too short a warm-up, or a hook with several updates a step.
+        RuntimeError: at the first update, an optimiser that cannot be captured.
+
+    Examples:
+        >>> from functools import partial
+        >>> from torchrl.data import Categorical
+        >>> from torchrl.modules import QValueActor
+        >>> from torchrl_rtpd.objectives import DistillationLoss
+        >>> student = QValueActor(nn.Linear(4, 2), in_keys=["observation"], spec=Categorical(2))
+        >>> hook = RealTimeDistillTrainer(DistillationLoss(student), optimizer=partial(torch.optim.Adam, lr=5e-4))
+        >>> stepper = CudaGraphStepper(hook)  # then stepper.register(trainer)
+    """
+
+    updates_replay_priority = True
+
+    def __init__(self, hook: RealTimeDistillTrainer | None = None, *, warmup_updates: int = 3) -> None:
+        if warmup_updates < 2:
+            raise ValueError(
+                f"warmup_updates must be at least 2, for optimisers to make their state: got {warmup_updates}."
+            )
+        if hook is not None and hook.updates_per_step != 1:
+            raise ValueError(
+                f"a captured update holds one update of each student: got updates_per_step={hook.updates_per_step}; "
+                "use 1, or register the hook itself."
+            )
+        self.hook = hook
+        self.warmup_updates = warmup_updates
+        self._update: _Captured | None = None
+        self._optimizers: list[torch.optim.Optimizer] = []
+        self._rates: list[Any] = []  # of the optimisers when they were captured
+        self._streams: dict[str, torch.cuda.Stream] = {}
+
+    def register(self, trainer: Trainer, name: str = "optimization_stepper") -> None:
+        """Become the trainer's optimisation step; the hook logs once a batch and is saved with its checkpoints."""
+        trainer.optimization_stepper = self
+        super().register(trainer, name)
+        if self.hook is not None:
+            self.hook.accompany(trainer)
+
+    def step(self, trainer: Trainer, sub_batch: TensorDictBase) -> TensorDictBase:
+        """One update of the teacher and of every student; returns the teacher's ``loss`` and ``grad_norm``."""
+        rates = zip(self._current_rates(), self._rates, strict=True)
+        if self._update is None or any(now is not then for now, then in rates):
+            self._begin(trainer)
+        assert self._update is not None
+        learned = self._update(sub_batch)
+        replay_buffer: Any = getattr(trainer, "replay_buffer", None)
+        if isinstance(getattr(replay_buffer, "sampler", None), PrioritizedSampler):
+            replay_buffer.update_tensordict_priority(sub_batch)
+        if self.hook is not None:
+            self.hook.add_up({name: learned[name].clone() for name in self.hook.students})
+            self.hook.after_step(sub_batch, learned["batch"])
+        teacher = learned["teacher"].clone()
+        return TensorDict({"loss": teacher[0], "grad_norm": teacher[1]}, [])
+
+    def _begin(self, trainer: Trainer) -> None:
+        """Make ready for a capture: at first, and when an optimiser was given another state."""
+        if trainer.optimizer is None:
+            raise RuntimeError(
+                "a captured update needs the teacher's optimiser: got optimizer=None; pass it to the trainer."
+            )
+        device = next(trainer.loss_module.parameters()).device
+        students = {} if self.hook is None else self.hook.optimizers
+        self._optimizers = [trainer.optimizer, *students.values()]
+        if device.type == "cuda":
+            for optimizer in self._optimizers:
+                _make_capturable(optimizer, device)
+            self._streams = self._streams or {name: torch.cuda.Stream(device) for name in students}
+        self._rates = self._current_rates()
+        self._update = _Captured(lambda batch: self._learn(trainer, batch), device, self.warmup_updates)
+
+    def _current_rates(self) -> list[Any]:
+        """What optimisers read their learning rates from: other tensors once a state was loaded."""
+        return [group["lr"] for optimizer in self._optimizers for group in optimizer.param_groups]
+
+    def _learn(self, trainer: Trainer, batch: TensorDictBase) -> dict[str, Any]:
+        """What is captured. Returns what was learned by name, and the minibatch with the teacher's values."""
+        learned: dict[str, Any] = {"batch": batch}
+        with pixels_scaled_once():
+            losses = trainer.compute_loss(batch)
+            total = sum(value for key, value in losses.items() if key.startswith("loss"))
+            assert isinstance(total, Tensor)
+            joined = []
+            if self.hook is not None:
+                learned["batch"] = self.hook.with_teacher_values(batch)
+                for name in self.hook.students:
+                    with _beside(self._streams.get(name)) as join:
+                        learned[name] = self.hook.learn(name, learned["batch"])
+                    joined.append(join)
+            learned["teacher"] = torch.stack([total.detach(), self._teach(trainer, total)])
+            for join in joined:
+                join()
+        return learned
+
+    @staticmethod
+    def _teach(trainer: Trainer, total: Tensor) -> Tensor:
+        """The teacher's step as TorchRL's, but its gradient's norm ``[]`` stays on the device."""
+        total.backward()
+        parameters = [parameter for group in trainer.optimizer.param_groups for parameter in group["params"]]
+        if trainer.clip_grad_norm and trainer.clip_norm is not None:
+            norm = nn.utils.clip_grad_norm_(parameters, trainer.clip_norm)
+        else:
+            norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+            if trainer.clip_norm is not None:
+                nn.utils.clip_grad_value_(parameters, trainer.clip_norm)
+        trainer.optimizer.step()
+        trainer.optimizer.zero_grad()
+        return norm
+
+
+class _Captured:
+    """A function of a minibatch that is captured after some calls and replayed from then on; on a CPU just called."""
+
+    def __init__(self, function: Callable[[TensorDictBase], dict[str, Any]], device: torch.device, warmup: int) -> None:
+        self._function = function
+        self._warmup = warmup if device.type == "cuda" else -1
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._graph: Any = None
+
+    def __call__(self, batch: TensorDictBase) -> dict[str, Any]:
+        if self._stream is None:
+            return self._function(batch)
+        if self._warmup:
+            self._warmup -= 1
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
+                result = self._function(batch)
+            torch.cuda.current_stream().wait_stream(self._stream)
+            return result
+        if self._graph is None:
+            self._capture(batch)
+        self._input.update_(batch, non_blocking=True)
+        self._graph.replay()
+        for key in self._written:  # such as priorities
+            batch.set(key, self._read.get(key).clone())
+        return self._result
+
+    def _capture(self, batch: TensorDictBase) -> None:
+        self._input = batch.clone()
+        self._read = self._input.copy()  # the function may add entries
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, stream=self._stream):
+            self._result = self._function(self._read)
+        self._written = list(set(self._read.keys(True, True)) - set(self._input.keys(True, True)))
+
+
+@contextmanager
+def _beside(stream: torch.cuda.Stream | None) -> Iterator[Callable[[], None]]:
+    """Run on a stream of its own from here on; the function given makes the present stream wait for it."""
+    if stream is None:
+        yield lambda: None
+        return
+    present = torch.cuda.current_stream()
+    stream.wait_stream(present)
+    with torch.cuda.stream(stream):
+        yield lambda: present.wait_stream(stream)
+
+
+def _make_capturable(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    """Let an optimiser count and read its learning rates on the device."""
+    for group in optimizer.param_groups:
+        if "capturable" not in group:
+            raise RuntimeError(
+                f"a captured update needs optimisers with a capturable mode: {type(optimizer).__name__} has none; "
+                "use Adam, AdamW or RMSprop, or register the hook itself."
+            )
+        group["capturable"] = True
+        group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=device)
+    for state in optimizer.state.values():
+        if isinstance(state.get("step"), Tensor):
+            state["step"] = state["step"].to(device, torch.float32)
