@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from safeguards import RANGES
 from small_runs import SLOTS, WalkEnv, small_run
 from tensordict import TensorDict
 from torchrl.checkpoint import CheckpointError
@@ -37,7 +38,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 many = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 some = settings(many, max_examples=30)
 
-NUMBERS = [key for keys in EXAMPLE.RANGES.values() for key in keys.split()]
+NUMBERS = [key for keys in RANGES.values() for key in keys.split()]
 FAR = st.one_of(
     st.integers(-(2**62), -1), st.floats(max_value=-1e-6), st.just(float("nan")), st.just(float("-inf")), st.just(2**63)
 )
