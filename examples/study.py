@@ -16,23 +16,20 @@ from __future__ import annotations
 
 import argparse
 import csv
-import importlib
 import json
 import math
-import multiprocessing
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from torchrl_rtpd.comparison import COSTS
 from torchrl_rtpd.report import read_metrics
-from torchrl_rtpd.resume import resumed_config
 
 CONFIG = Path(__file__).resolve().parent / "config"
 TOTALS = (*COSTS, "seconds", "evaluation_seconds", "steps_per_second", "random_score", "random_standard_error")
@@ -97,28 +94,15 @@ def chosen(runs: Iterator[Run], **wanted: list[Any] | None) -> list[Run]:
 
 def make(run: Run) -> bool:
     """Do a run in a process of its own, from its last checkpoint if it was cut; whether it got to its end."""
-    if (run.folder / "checkpoints").exists() and _made(run):
+    if (run.folder / "checkpoints").exists() and _made(run, f"resume={run.folder}"):
         return True
     shutil.rmtree(run.folder, ignore_errors=True)
-    return _made(run)
+    return _made(run, *run.overrides)
 
 
-def _made(run: Run) -> bool:
-    script = importlib.import_module(run.script)  # once, here: a forked process has it
-    process = multiprocessing.get_context("fork").Process(target=_make, args=(script, run))
-    process.start()
-    process.join()
+def _made(run: Run, *overrides: str) -> bool:
+    subprocess.run([sys.executable, str(CONFIG.parent / f"{run.script}.py"), *overrides], check=False)
     return run.done
-
-
-def _make(script: Any, run: Run) -> None:
-    sys.argv = run.command.split()[1:]  # what results.json notes
-    with initialize_config_dir(str(CONFIG), version_base="1.3"):
-        config = compose(run.script, list(run.overrides))
-        if run.folder.exists():
-            config.resume = str(run.folder)
-            config = resumed_config(config, [], free=())
-    script.start(config)
 
 
 def publish(runs: list[Run], folder: Path) -> None:
@@ -129,7 +113,7 @@ def publish(runs: list[Run], folder: Path) -> None:
         results = json.loads((run.folder / "results.json").read_text())
         metrics = read_metrics(run.folder / "metrics.csv")
         totals = {name: results[name] for name in TOTALS}
-        origin = {name: results["environment"][name] for name in ("command", "commit", "cpu")}
+        origin = {"command": run.command, **{name: results["environment"][name] for name in ("commit", "cpu")}}
         for network in results["networks"]:
             name = network.pop("name")
             summary.append({**own, "network": name, **network, **totals, **origin})

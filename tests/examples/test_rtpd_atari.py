@@ -163,7 +163,7 @@ def test_failing_run_leaves_metrics_and_weights(tmp_path, monkeypatch):
         ("teacher_optimizer=sgd", "teacher_optimizer must be adam or rmsprop: got 'sgd'"),
         ("divergence=kl", "divergence must be one of"),
         ("cudagraph=true", "cudagraph=true needs device=cuda: got device=cpu; use compile=true on a CPU"),
-        ("temperature=0", "teacher_temperature must be positive"),
+        ("temperature=0", r"temperature must lie in \(0, inf\): got 0"),
     ],
 )
 def test_bad_values_fail_before_the_first_step(tmp_path, monkeypatch, override, message):
