@@ -102,13 +102,13 @@ def profiled(config: Any) -> tuple[Counter[tuple[str, str]], int, float]:
     for index, (op, kwargs) in enumerate(trainer._optimizer_ops):
         trainer._optimizer_ops[index] = (watch.timed(op, "teacher", "gradient norm"), kwargs)
     if hook is not None:
-        update: Callable[..., None] = hook._update
+        learn = hook.learn
 
-        def timed_update(name: str, *args: Any) -> None:
+        def timed_learning(name: str, *args: Any, **options: Any) -> Any:
             with watch.part(name, "loss and metrics"):
-                update(name, *args)
+                return learn(name, *args, **options)
 
-        hook._update = timed_update
+        hook.learn = timed_learning
         for name, optimizer in hook.optimizers.items():
             watch.around(optimizer, "step", name, "optimiser")
     trainer.register_op("pre_optim_steps", partial(_begin, watch, trainer))

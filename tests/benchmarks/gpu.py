@@ -349,7 +349,7 @@ def short_trainings(device: str, steps: int) -> dict[str, dict[str, float]]:
     five = "[net1,net2,net3,net4,net5]"
     overlapped = {"num_envs": 256, "rollout_steps": 1, "overlap": "true", "replay_capacity": 1_000_192}
     runs: dict[str, dict[str, Any]] = {
-        "one student": {"students": "[net17]", "total_steps": max(steps // 8, 4_096)},
+        "one student": {"students": "[net17]", "total_steps": max(steps // 8, min(steps, 4_096))},
         "one student, captured": {"students": "[net17]", **captured},
         "five students, captured": {"students": five, **captured},
         "five students, captured, overlapped": {"students": five, **captured, **overlapped},
@@ -362,7 +362,7 @@ def short_trainings(device: str, steps: int) -> dict[str, dict[str, float]]:
                 **{
                     "device": device,
                     "total_steps": steps,
-                    "warmup_steps": 1_024,
+                    "warmup_steps": min(1_024, steps // 2),
                     "num_envs": 64,
                     "rollout_steps": 4,
                     "batch_size": 32,
