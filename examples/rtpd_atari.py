@@ -495,19 +495,19 @@ def report(config: Config, results: dict[str, Any], output_dir: Path) -> None:
     print(f"\n{table}\n\nEverything lies in {output_dir}")
 
 
-def start(config: Config) -> None:
-    """Run without warnings that help nobody."""
+def start(config: Config, task: Task = ATARI) -> None:
+    """What a command line asks for: a run, or one that goes on; without warnings that help nobody."""
     # TorchRL says that DQNTrainer is experimental and that its own optimiser hook will be replaced; neither helps here.
     warnings.filterwarnings("ignore", message="DQNTrainer is an experimental", category=UserWarning)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torchrl")
-    run(config)
+    if config.resume is not None:
+        config = resumed_config(config, HydraConfig.get().overrides.task, free=FREE)
+    run(config, task)
 
 
 @hydra.main(config_path="config", config_name="rtpd_atari", version_base="1.3")
 def main(config: Config) -> None:
-    """Run with the resolved configuration, or with that of the run to be resumed."""
-    if config.resume is not None:
-        config = resumed_config(config, HydraConfig.get().overrides.task, free=FREE)
+    """Run with the resolved configuration."""
     start(config)
 
 

@@ -9,23 +9,17 @@ keys are explained in config/rtpd_classic.yaml.
 
 from __future__ import annotations
 
-import warnings
-
 import gymnasium
 import hydra
 import torch
 from gymnasium.vector import AutoresetMode
-from hydra.core.hydra_config import HydraConfig
 from methods import Task
-from rtpd_atari import Config, run
-from safeguards import FREE
+from rtpd_atari import Config, start
 from torch import nn
 from torchrl import torchrl_logger
 from torchrl.data import LazyTensorStorage, MultiStep, TensorDictReplayBuffer
 from torchrl.envs import EnvBase, GymWrapper, RewardSum
 from torchrl.modules import QValueActor
-
-from torchrl_rtpd.resume import resumed_config
 
 GAMES = {"cartpole": "CartPole-v1", "acrobot": "Acrobot-v1"}
 UNITS = {"teacher": 256, "mlp64": 64, "mlp32": 32, "mlp16": 16}  # of both hidden layers
@@ -74,21 +68,11 @@ def make_postproc(config: Config) -> MultiStep:
 CLASSIC = Task(make_env, make_mlp, make_replay, make_postproc, terminated="terminated")
 
 
-def start(config: Config) -> None:
-    """Run without warnings that help nobody."""
-    # TorchRL says that DQNTrainer is experimental and that its own optimiser hook will be replaced; neither helps here.
-    warnings.filterwarnings("ignore", message="DQNTrainer is an experimental", category=UserWarning)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torchrl")
-    torchrl_logger.setLevel("WARNING")
-    run(config, CLASSIC)
-
-
 @hydra.main(config_path="config", config_name="rtpd_classic", version_base="1.3")
 def main(config: Config) -> None:
-    """Run with the resolved configuration, or with that of the run to be resumed."""
-    if config.resume is not None:
-        config = resumed_config(config, HydraConfig.get().overrides.task, free=FREE)
-    start(config)
+    """Run with the resolved configuration."""
+    torchrl_logger.setLevel("WARNING")
+    start(config, CLASSIC)
 
 
 if __name__ == "__main__":

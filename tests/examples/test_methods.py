@@ -36,7 +36,7 @@ def _run(folder, *overrides):
     """The results of a short run."""
     with hydra.initialize_config_dir(str(EXAMPLES / "config"), version_base="1.3"):
         config = hydra.compose("rtpd_classic", [*SHORT, f"output_dir={folder}", *overrides])
-    return rtpd_classic.run(config, rtpd_classic.CLASSIC)
+    return rtpd_atari.run(config, rtpd_classic.CLASSIC)
 
 
 def _last(folder, name):

@@ -157,12 +157,12 @@ class _Captured:
 
     def __init__(self, function: Callable[[TensorDictBase], dict[str, Any]], device: torch.device, warmup: int) -> None:
         self._function = function
-        self._warmup = warmup if device.type == "cuda" else -1
+        self._warmup = warmup  # calls before the capture
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._graph: Any = None
 
     def __call__(self, batch: TensorDictBase) -> dict[str, Any]:
-        if self._stream is None:
+        if self._stream is None:  # a CPU
             return self._function(batch)
         if self._warmup:
             self._warmup -= 1
