@@ -142,10 +142,11 @@ PROGRAMS = {
 def speed_page(result: dict[str, Any]) -> str:
     """The Markdown page of what ``tests/benchmarks/bench_loop.py`` saved."""
     options, environment = result["options"], result["environment"]
-    rows = [["program", "median", "ours over it", "runs"]]
+    rows = [["program", "median", "ours over it", "ours with `amp=true` over it", "runs"]]
     for name, speeds in result["speeds"].items():
         runs = ", ".join(f"{speed:.0f}" for speed in speeds)
-        rows.append([PROGRAMS[name], f"{result['medians'][name]:.0f}", f"{result['ours_over'][name]:.2f}", runs])
+        over = [f"{result[of][name]:.2f}" for of in ("ours_over", "bfloat16_over")]
+        rows.append([PROGRAMS[name], f"{result['medians'][name]:.0f}", *over, runs])
     text = (
         f"Agent steps a second, {options['game']}, batch {options['batch']}, an update every {options['every']} steps, "
         f"{options['threads']} threads; runs of the programs alternate, and ratios are medians over rounds."

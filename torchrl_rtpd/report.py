@@ -190,7 +190,10 @@ def _cpu_name() -> str:
     model = next(
         (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
     )
-    return f"{model}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
+    instructions = torch.backends.cpu.get_cpu_capability()
+    if any(line.startswith("flags") and "avx512_bf16" in line.split() for line in lines):
+        instructions += " with bfloat16"
+    return f"{model}, {os.cpu_count()} cores, {instructions}"
 
 
 _COLUMNS = (

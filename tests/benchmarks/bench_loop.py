@@ -18,6 +18,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
 from main_example import ROOT, steps_per_second
 from turns import median_ratio
 
@@ -39,7 +40,7 @@ VARIANTS = {
     "ours_short": {"rollout_steps": 1},  # so that overlap concerns every step
     "ours_short_overlap": {"rollout_steps": 1, "overlap": True},
 }
-BFLOAT16 = "ours_bfloat16"  # one run only: many times slower on a CPU without instructions for it
+BFLOAT16 = "ours_bfloat16"  # one round only on a CPU without instructions for it, where it is many times slower
 OTHERS = {
     "plain": [sys.executable, str(HERE / "plain_rtpd.py")],
     "plain_kept": [sys.executable, str(HERE / "plain_rtpd.py"), "--keep"],
@@ -76,6 +77,17 @@ def other(command: list[str], options: argparse.Namespace, seed: int) -> float:
     return json.loads(done.stdout.strip().splitlines()[-1])["steps_per_second"]
 
 
+def ratios(speeds: dict[str, list[float]], mine: str) -> dict[str, float]:
+    """Median over rounds of one program's speed over each one's, as far as both have run."""
+    rounds = {name: min(len(values), len(speeds[mine])) for name, values in speeds.items()}
+    return {name: median_ratio(speeds[mine][: rounds[name]], values[: rounds[name]]) for name, values in speeds.items()}
+
+
+def has_bfloat16() -> bool:
+    """Whether the CPU multiplies bfloat16 itself."""
+    return bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+
+
 def main() -> None:
     """Alternate the programs, print and save their speeds and ours over each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -92,8 +104,8 @@ def main() -> None:
     for seed in range(options.repeats):
         for name, overrides in VARIANTS.items():
             speeds[name].append(ours(options, seed, **overrides))
-        if not seed:
-            speeds[BFLOAT16] = [ours(options, seed, amp=True)]
+        if not seed or has_bfloat16():
+            speeds.setdefault(BFLOAT16, []).append(ours(options, seed, amp=True))
         for name, command in others.items():
             speeds[name].append(other(command, options, seed))
         print({name: f"{values[-1]:.1f}" for name, values in speeds.items() if len(values) > seed}, flush=True)
@@ -101,11 +113,12 @@ def main() -> None:
         "unit": "agent steps a second",
         "speeds": speeds,
         "medians": {name: statistics.median(values) for name, values in speeds.items()},
-        "ours_over": {name: median_ratio(speeds["ours"][: len(values)], values) for name, values in speeds.items()},
+        "ours_over": ratios(speeds, "ours"),
+        "bfloat16_over": ratios(speeds, BFLOAT16),
         "options": {key: str(value) for key, value in vars(options).items() if key != "peers"},
         "environment": run_environment(),
     }
-    print(json.dumps({key: result[key] for key in ("medians", "ours_over")}))
+    print(json.dumps({key: result[key] for key in ("medians", "ours_over", "bfloat16_over")}))
     if options.out is not None:
         write_json(options.out, result)
 
