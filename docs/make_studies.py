@@ -13,7 +13,7 @@ from pathlib import Path
 from study_data import TEACHER, Study, held, label, load, temperature_of, times
 from study_figures import plot_curves, plot_intervals, plot_temperatures, plot_times
 from study_published import example_rows, papers_rows, study_rows
-from study_verdicts import default_verdict, verdicts
+from study_verdicts import default_verdict, kind_of, smallest, verdicts
 
 from torchrl_rtpd.comparison import (
     COSTS,
@@ -301,19 +301,29 @@ def sweep(study: Study) -> Study:
     return study.only([study.measure, *(row for row in study.rows if temperature_of(row) is not None)])
 
 
-CURVES = ("rtpd", "two_stage", "scratch", "td_alone", TEACHER)
 PAGES: dict[str, tuple[str, Callable[[Study], str]]] = {  # name: study and what makes the page
     "classic": ("classic", lambda study: methods_page(methods(study))),
     "temperature": ("classic", lambda study: temperature_page(sweep(study))),
     "published": ("classic", published_page),
     "atari_cpu": ("atari_cpu", lambda study: methods_page(methods(study))),
 }
+CURVES = ("rtpd", "two_stage", "scratch", "td_alone")
 FIGURES: dict[str, Callable[[Study, Path], None]] = {
-    "classic/curves.png": lambda study, path: plot_curves(study, [row for row in CURVES if row in study.rows], path),
+    "classic/curves.png": lambda study, path: plot_curves(study, curves(study), path),
     "classic/intervals.png": lambda study, path: plot_intervals(methods(study), path),
     "classic/times.png": lambda study, path: plot_times(methods(study), path),
     "classic/temperatures.png": lambda study, path: plot_temperatures(sweep(study), path),
+    "atari_cpu/curves.png": lambda study, path: plot_curves(study, curves(study), path),
+    "atari_cpu/intervals.png": lambda study, path: plot_intervals(methods(study), path),
+    "atari_cpu/times.png": lambda study, path: plot_times(methods(study), path),
 }
+
+
+def curves(study: Study) -> list[tuple[str, str]]:
+    """The networks whose curves are drawn: the smallest student, whatever taught it, and the teacher."""
+    network = smallest(study)
+    drawn = [(row, network) for row in study.rows if kind_of(row) in CURVES and network in study.students(row)]
+    return [*drawn, (study.measure, "teacher")]
 
 
 def pages() -> dict[str, str]:
@@ -330,7 +340,8 @@ def main() -> None:
     for name, text in pages().items():
         (RESULTS / name).write_text(text)
     for name, plot in FIGURES.items():
-        plot(load((RESULTS / name).parent), RESULTS / name)
+        if (folder := (RESULTS / name).parent).exists():
+            plot(load(folder), RESULTS / name)
 
 
 if __name__ == "__main__":

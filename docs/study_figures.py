@@ -19,12 +19,11 @@ def figure(width: float, height: float, panels: int) -> tuple[Any, list[Any]]:
     return drawn, list(drawn.subplots(1, panels, squeeze=False)[0])
 
 
-def plot_curves(study: Study, rows: list[str], path: Path) -> None:
-    """Normalised scores against steps: interquartile means over seeds, all seeds between the faint lines."""
+def plot_curves(study: Study, names: list[tuple[str, str]], path: Path) -> None:
+    """Normalised scores of networks of rows against steps: interquartile means over seeds, which the shade spans."""
     drawn, panels = figure(5.5 * len(study.games), 4, len(study.games))
     for axes, game in zip(panels, study.games, strict=True):
-        for index, row in enumerate(row for row in rows if study.seeds(row, game)):
-            network = study.students(row)[0]
+        for index, (row, network) in enumerate(name for name in names if study.seeds(name[0], game)):
             curves = []
             for seed in study.seeds(row, game):
                 random_score, teacher_score = study.level(game, seed)
@@ -71,14 +70,15 @@ def plot_intervals(study: Study, path: Path) -> None:
 
 def plot_times(study: Study, path: Path) -> None:
     """Median steps until 95 % of the final teacher is held."""
-    drawn, panels = figure(5 * len(study.games), 0.8 + 0.3 * len(study.rows), len(study.games))
+    every = [(row, network) for row in study.rows for network in study.students(row)]
+    drawn, panels = figure(5 * len(study.games), 0.8 + 0.3 * len(every), len(study.games))
     for axes, game in zip(panels, study.games, strict=True):
-        names = [(row, study.students(row)[0]) for row in study.rows if study.seeds(row, game)]
+        names = [(row, network) for row, network in every if study.seeds(row, game)]
         for height, (row, network) in enumerate(reversed(names)):
             steps = [count / 1000 for count in times(study, row, game, network, "steps")]
             axes.barh(height, statistics.median(steps), color="C0", alpha=0.6)
             axes.plot(steps, [height] * len(steps), ".", color="black", alpha=0.6)
-        axes.set_yticks(range(len(names)), [row for row, _ in reversed(names)])
+        axes.set_yticks(range(len(names)), [label(study, *name) for name in reversed(names)])
         axes.set(title=game, xlabel="thousand agent steps until 95 % is held (never: the whole run)")
         axes.grid(alpha=0.3, axis="x")
     drawn.savefig(path, dpi=90)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 
-from study_data import TEACHER, Study, temperature_of
+from study_data import Study, temperature_of
 
 from torchrl_rtpd.comparison import bootstrap_interval, interquartile_mean, probability_of_improvement
 
@@ -15,12 +15,18 @@ def verdicts(study: Study) -> list[str]:
         *(_time_saved(study, game) for game in study.games_of("two_stage")),
         *(_level(study, network) for network in study.students("rtpd")),
     ]
-    for other, question in QUESTIONS.items():
-        if other in study.rows:
-            lines.append(_against(study, other, question))
-    if TEACHER in study.rows:
-        lines.append(_before_the_teacher(study))
-    return lines
+    lines += [_against(study, row, QUESTIONS[kind]) for kind in QUESTIONS for row in study.rows if kind_of(row) == kind]
+    return [*lines, _before_the_teacher(study)]
+
+
+def kind_of(row: str) -> str:
+    """What a row answers: its name, without the network that learns alone in it, as in ``scratch_net17``."""
+    return "scratch" if row.startswith("scratch_") else row
+
+
+def smallest(study: Study) -> str:
+    """The last student, the one that verdicts speak of."""
+    return study.students("rtpd")[-1]
 
 
 QUESTIONS = {
@@ -38,7 +44,7 @@ QUESTIONS = {
 
 
 def _time_saved(study: Study, game: str) -> str:
-    network = study.students("rtpd")[0]
+    network = smallest(study)
     ratios = [
         study.until_held("rtpd", game, seed, network)["steps"]
         / study.until_held("two_stage", game, seed, network)["steps"]
@@ -65,25 +71,25 @@ def _level(study: Study, network: str) -> str:
 
 
 def _against(study: Study, other: str, question: str) -> str:
-    network = next(name for name in study.students(other) if name in study.students("rtpd"))
+    network = [name for name in study.students(other) if name in study.students("rtpd")][-1]
     scores, others = study.pair("rtpd", other, network)
     probability = probability_of_improvement(scores, others)
     low, high = bootstrap_interval(probability_of_improvement, scores, others)
     answer = "Yes" if low > 0.5 else "No, the other way round" if high < 0.5 else "These runs cannot tell"
     return (
-        f"**{question}** {answer}: rtpd scores higher than {other} with probability {probability:.2f} "
+        f"**{question}** {answer}: {network} scores higher in rtpd than in {other} with probability {probability:.2f} "
         f"[{low:.2f}, {high:.2f}]; interquartile means {interquartile_mean(scores):.2f} and "
         f"{interquartile_mean(others):.2f}."
     )
 
 
 def _before_the_teacher(study: Study) -> str:
-    network = study.students("rtpd")[0]
+    network = smallest(study)
     texts = []
     for game in study.games:
         ahead = [
             study.until_held("rtpd", game, seed, network)["steps"]
-            - study.until_held(TEACHER, game, seed, "teacher")["steps"]
+            - study.until_held(study.measure, game, seed, "teacher")["steps"]
             for seed in study.seeds("rtpd", game)
         ]
         first = sum(steps < 0 for steps in ahead)
@@ -96,7 +102,7 @@ def _before_the_teacher(study: Study) -> str:
 
 def default_verdict(study: Study) -> str:
     """Which temperatures do better or worse than the default, as far as the runs can tell."""
-    network = study.students("rtpd")[0]
+    network = smallest(study)
     better, worse, alike = [], [], []
     for row in study.rows:
         if row != "rtpd" and (found := temperature_of(row)) is not None:

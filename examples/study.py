@@ -3,7 +3,7 @@
     python examples/study.py classic --list                      the command of each run, one a line
     python examples/study.py classic                             run what is missing, into outputs/classic
     python examples/study.py classic --rows rtpd --seeds 0 1     some of it
-    python examples/study.py classic --publish docs/results/classic     collect its CSV files
+    python examples/study.py classic --publish docs/results/classic     collect its CSV files, or add to them
 
 A study is a file in config/study/: the script, its games, seeds, common overrides, and for each row the overrides that
 make it. ``{out}``, ``{game}``, ``{seed}`` stand for the folder of the study and the run's own; so a row can begin from
@@ -106,7 +106,10 @@ def _made(run: Run, *overrides: str) -> bool:
 
 
 def publish(runs: list[Run], folder: Path) -> None:
-    """Collect what the runs that are done left: ``runs.csv``, a line a network, and ``evaluations.csv``, its curve."""
+    """Collect what the runs that are done left: ``runs.csv``, a line a network, and ``evaluations.csv``, its curve.
+
+    Lines that the files have of other runs stay, so that runs made elsewhere or later add to a study.
+    """
     summary, curves = [], []
     for run in (run for run in runs if run.done):
         own = {"row": run.row, "game": run.game, "seed": run.seed}
@@ -122,8 +125,23 @@ def publish(runs: list[Run], folder: Path) -> None:
                     measured = {key: metrics[key][line] for key in COSTS}
                     curves.append({**own, "network": name, **measured, **_measures(metrics, name, line)})
     folder.mkdir(parents=True, exist_ok=True)
-    _write_csv(folder / "runs.csv", summary)
-    _write_csv(folder / "evaluations.csv", curves)
+    order = [_key({"row": run.row, "game": run.game, "seed": run.seed}) for run in runs]
+    _write_csv(folder / "runs.csv", _merged(folder / "runs.csv", summary, order))
+    _write_csv(folder / "evaluations.csv", _merged(folder / "evaluations.csv", curves, order))
+
+
+def _key(line: dict[str, Any]) -> tuple[str, str, str]:
+    return line["row"], line["game"], str(line["seed"])
+
+
+def _merged(path: Path, lines: list[dict[str, Any]], order: list[tuple[str, str, str]]) -> list[dict[str, Any]]:
+    """The lines of a file but for runs that are measured anew, and new ones, in the order of the study's runs."""
+    new = {_key(line) for line in lines}
+    if path.exists():
+        with path.open(newline="") as file:
+            lines = [line for line in csv.DictReader(file) if _key(line) not in new] + lines
+    places = {key: place for place, key in enumerate(order)}
+    return sorted(lines, key=lambda line: places.get(_key(line), len(places)))
 
 
 def _measures(metrics: dict[str, list[float]], network: str, line: int) -> dict[str, float]:

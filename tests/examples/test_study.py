@@ -1,6 +1,7 @@
 """The launcher of studies: what it runs, skips, begins anew and collects."""
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 
@@ -129,6 +130,17 @@ def test_published_files_hold_every_network_and_evaluation_with_its_command(done
     ]
     assert len(curve) >= 2 and all(line["score"] and line["kl_to_teacher"] for line in curve)
     assert [float(line["steps"]) for line in curve] == sorted(float(line["steps"]) for line in curve)
+
+
+def test_publishing_adds_to_what_was_published_and_replaces_only_what_was_made_anew(done, tmp_path):
+    """Runs whose folders are gone keep their lines, in the order of the study, whichever part was published first."""
+    _, (first, second) = done
+    gone = dataclasses.replace(first, folder=tmp_path / "gone"), dataclasses.replace(second, folder=tmp_path / "gone")
+    study.publish([first, second], tmp_path / "whole")
+    for part in ([gone[0], second], [first, gone[1]], [first, gone[1]]):
+        study.publish(part, tmp_path / "parts")
+    for name in ("runs.csv", "evaluations.csv"):
+        assert _table(tmp_path / "parts" / name) == _table(tmp_path / "whole" / name)
 
 
 def test_a_study_made_twice_gives_equal_files(done, tmp_path):
