@@ -170,13 +170,22 @@ def profile_page(result: dict[str, Any]) -> str:
         if part["work"] in ("networks", "backward") and part["owner"] != "collector"
     )
     least = 1e3 * result["gigaflops_an_update"] / result["gigaflops_a_second"]
+    without = total * (1 - result["share_of_library"])
+    bound = without - learning + least
+
+    def speed(ms: float) -> str:
+        return f"{1e3 * int(options['steps_per_update']) / ms:.0f}"
+
     text = (
         f"Where the time between two updates goes: {options['game']}, teacher and {students}, batch "
         f"{options['batch_size']}, an update every {options['steps_per_update']} steps, {options['threads']} threads "
         f"on {options['device']}, mean of {result['updates']:,} updates. Everything but environment, networks, "
         f"backward passes and optimisers is {result['share_of_library']:.0%} of {total:.1f} ms. The networks' "
         f"learning takes {learning:.1f} ms of it; its {result['gigaflops_an_update']:.1f} GFLOP would take {least:.1f} "
-        f"ms at the {result['gigaflops_a_second']:.0f} GFLOP/s of a large matrix product, the best this machine does."
+        f"ms at the {result['gigaflops_a_second']:.0f} GFLOP/s of a large matrix product, the best this machine does. "
+        f"That is {speed(total)} agent steps a second; nothing but environment, networks, backward passes and "
+        f"optimisers would make {speed(without)}, and the networks' learning at the speed of that product besides "
+        f"{speed(bound)}."
     )
     return table_page("profile.json", text, rows, made_by(result["environment"]))
 

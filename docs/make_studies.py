@@ -27,7 +27,9 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def with_interval(statistic: Callable[..., float], *methods: list[list[float]]) -> str:
-    """A statistic and its 95 % interval."""
+    """A statistic and its 95 % interval, which single runs do not have."""
+    if all(len(game) == 1 for method in methods for game in method):
+        return f"{statistic(*methods):.2f}"
     low, high = bootstrap_interval(statistic, *methods)
     return f"{statistic(*methods):.2f} [{low:.2f}, {high:.2f}]"
 
@@ -99,6 +101,8 @@ def saved_rows(study: Study) -> list[list[str]]:
     table = [titles]
     for game in study.games:
         seeds = [seed for seed in study.seeds("rtpd", game) if seed in study.seeds("two_stage", game)]
+        if not seeds:
+            continue
         for network in study.students("rtpd"):
             for cost in ("steps", "updates", "cpu_seconds"):
                 ratios, strict = [], []
@@ -185,12 +189,14 @@ def heading(study: Study) -> str:
         for (_, _, _, name), line in study.runs.items()
         if name != "teacher" and line["parameter_ratio"]
     }
+    single = ", ".join(game for game in study.games if game not in study.repeated().games)
+    note = f" Of {single} there is one seed: it is in the tables, and no sentence speaks of it." if single else ""
     students = ", ".join(f"{name} with {size:.1%} of the teacher's parameters" for name, size in sizes.items())
     return "\n".join(
         [
             f"<!-- written by docs/make_studies.py from docs/results/{study.name}/*.csv -->",
             "",
-            f"Games {', '.join(study.games)}; seeds {', '.join(map(str, seeds))}; students {students}.",
+            f"Games {', '.join(study.games)}; seeds {', '.join(map(str, seeds))}; students {students}.{note}",
         ]
     )
 
@@ -209,7 +215,8 @@ def methods_page(study: Study) -> str:
             "",
             *(f"- {sentence}" for sentence in verdicts(study)),
             "",
-            "Final scores, normalised by the seed's own final teacher; 95 % intervals by stratified bootstrap; *better "
+            "Final scores, normalised by the seed's own final teacher; 95 % intervals by stratified bootstrap, "
+            "to which a game with a single seed adds no width; *better "
             "than* is the probability that a run of the row scores higher than one of rtpd.",
             "",
             markdown(score_rows(study, "rtpd")),

@@ -58,6 +58,12 @@ class Study:
         runs, curves = ({key: own for key, own in part.items() if key[0] in kept} for part in (self.runs, self.curves))
         return Study(self.name, runs, curves)
 
+    def repeated(self) -> Study:
+        """The games whose rtpd has several seeds: one run has no interval."""
+        kept = {game for game in self.games if len(self.seeds("rtpd", game)) > 1}
+        runs, curves = ({key: own for key, own in part.items() if key[1] in kept} for part in (self.runs, self.curves))
+        return Study(self.name, runs, curves)
+
     def students(self, row: str) -> list[str]:
         """Networks of a row, the teacher left out unless it is alone."""
         names = list(dict.fromkeys(name for own, _, _, name in self.runs if own == row))

@@ -10,7 +10,10 @@ from torchrl_rtpd.comparison import bootstrap_interval, interquartile_mean, prob
 
 
 def verdicts(study: Study) -> list[str]:
-    """A line a claim that the study can speak to."""
+    """A line a claim that the study can speak to, from its games of several seeds."""
+    study = study.repeated()
+    if not study.games:
+        return []
     lines = [
         *(_time_saved(study, game) for game in study.games_of("two_stage")),
         *(_level(study, network) for network in study.students("rtpd")),

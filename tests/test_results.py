@@ -102,9 +102,11 @@ def _study(**final_scores):
         network = "teacher" if row == "teacher_only" else "small"
         for seed, score in enumerate(scores):
             whole = 200.0 if row == "two_stage" else 100.0
-            runs[row, "pole", seed, network] = {"final_score": score, "random_score": 10.0} | dict.fromkeys(
-                ("steps", "updates", "training_seconds", "cpu_seconds"), whole
-            )
+            runs[row, "pole", seed, network] = {
+                "final_score": score,
+                "random_score": 10.0,
+                "parameter_ratio": 0.02,
+            } | dict.fromkeys(("steps", "updates", "training_seconds", "cpu_seconds"), whole)
             times = [whole * share for share in (0.7, 0.8, 0.9, 1.0)]
             curves[row, "pole", seed, network] = {
                 "score": [10.0, score, score, score],
@@ -134,6 +136,23 @@ def test_a_student_that_never_gets_there_is_counted_with_its_whole_run():
     assert make_studies.held(study, "rtpd", "small") == "0 of 4"
 
 
+def test_a_game_with_one_seed_has_no_interval_and_no_sentence_speaks_of_it():
+    """With two seeds, both are there."""
+    one, two = (_study(rtpd=[110.0] * seeds, two_stage=[110.0] * seeds) for seeds in (1, 2))
+    assert make_studies.saved_rows(one)[1][3] == "0.50" and make_studies.verdicts(one) == []
+    assert "Of pole there is one seed" in make_studies.heading(one)
+    assert "half the time or less?** Yes" in make_studies.verdicts(two)[0]
+    assert "one seed" not in make_studies.heading(two)
+
+
+def test_the_network_that_learns_alone_is_compared_with_itself_in_the_fleet():
+    """A row scratch_small answers what scratch does, of its own network."""
+    study = _study(rtpd=[110.0] * 4, scratch_small=[50.0] * 4)
+    (sentence,) = (line for line in make_studies.verdicts(study) if "learns alone" in line)
+    assert "Yes: small scores higher in rtpd than in scratch_small with probability 1.00" in sentence
+    assert ("scratch_small", "small") in make_studies.curves(study)
+
+
 def test_rows_of_the_sweep_are_told_by_their_names():
     found = [
         sys.modules["study_data"].temperature_of(row) for row in ("both_0.01", "teacher_auto", "rtpd", "teacher_only")
@@ -154,7 +173,7 @@ def test_figures_of_a_study_are_drawn(tmp_path):
     """Each is a PNG, also where a row has not all games or never reached the level."""
     figures = sys.modules["study_figures"]
     study = _study(rtpd=[50.0, 110.0], two_stage=[110.0] * 4, both_1=[60.0], teacher_auto=[80.0, 90.0])
-    figures.plot_curves(study, ["rtpd", "two_stage"], tmp_path / "curves.png")
+    figures.plot_curves(study, make_studies.curves(study), tmp_path / "curves.png")
     for plot in (figures.plot_intervals, figures.plot_times, figures.plot_temperatures):
         plot(study, tmp_path / f"{plot.__name__}.png")
     drawn = list(tmp_path.glob("*.png"))
@@ -172,7 +191,7 @@ def test_verdicts_say_yes_no_or_that_they_cannot_tell():
     slow, level, *_ = sentences(_study(rtpd=[60.0] * 4, two_stage=[110.0] * 4))
     assert "** No: small holds" in slow and "** No: 0.50 [0.50, 0.50]" in level
     worse = sentences(_study(rtpd=[60.0] * 4, scratch=[110.0] * 4))[1]
-    assert "No, the other way round: rtpd scores higher than scratch with probability 0.00 [0.00, 0.00]" in worse
+    assert "No, the other way round: small scores higher in rtpd than in scratch with probability 0.00 [0.00" in worse
 
 
 def test_temperatures_are_better_worse_or_alike():
