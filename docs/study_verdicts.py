@@ -55,7 +55,7 @@ def _time_saved(study: Study, game: str) -> str:
         if seed in study.seeds("two_stage", game)
     ]
     low, high = bootstrap_interval(interquartile_mean, [ratios])
-    answer = "Yes" if high <= 0.5 else "No" if low > 0.5 else "Open"
+    answer = "One pair of runs" if len(ratios) == 1 else "Yes" if high <= 0.5 else "No" if low > 0.5 else "Open"
     return (
         f"**{game}: half the time or less?** {answer}: {network} holds 95 % of the final teacher after "
         f"{interquartile_mean([ratios]):.2f} [{low:.2f}, {high:.2f}] of the steps that two_stage needs."
