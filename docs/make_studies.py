@@ -99,10 +99,8 @@ def saved_rows(study: Study) -> list[list[str]]:
     """Time to 95 % of ``rtpd`` over that of ``two_stage``, pairs of one seed, by game, student and kind of cost."""
     titles = ["game", "student", "cost", "over two_stage", "over two_stage that stops the teacher at 95 %", "pairs"]
     table = [titles]
-    for game in study.games:
+    for game in study.games_of("two_stage"):
         seeds = [seed for seed in study.seeds("rtpd", game) if seed in study.seeds("two_stage", game)]
-        if not seeds:
-            continue
         for network in study.students("rtpd"):
             for cost in ("steps", "updates", "cpu_seconds"):
                 ratios, strict = [], []
@@ -189,7 +187,7 @@ def heading(study: Study) -> str:
         for (_, _, _, name), line in study.runs.items()
         if name != "teacher" and line["parameter_ratio"]
     }
-    single = ", ".join(game for game in study.games if game not in study.repeated().games)
+    single = ", ".join(game for game in study.games if game not in study.repeated().games_of("rtpd"))
     note = f" Of {single} there is one seed: it is in the tables, and no sentence speaks of it." if single else ""
     students = ", ".join(f"{name} with {size:.1%} of the teacher's parameters" for name, size in sizes.items())
     return "\n".join(
@@ -315,15 +313,15 @@ PAGES: dict[str, tuple[str, Callable[[Study], str]]] = {  # name: study and what
     "atari_cpu": ("atari_cpu", lambda study: methods_page(methods(study))),
 }
 CURVES = ("rtpd", "two_stage", "scratch", "td_alone")
-FIGURES: dict[str, Callable[[Study, Path], None]] = {
-    "classic/curves.png": lambda study, path: plot_curves(study, curves(study), path),
-    "classic/intervals.png": lambda study, path: plot_intervals(methods(study), path),
-    "classic/times.png": lambda study, path: plot_times(methods(study), path),
-    "classic/temperatures.png": lambda study, path: plot_temperatures(sweep(study), path),
-    "atari_cpu/curves.png": lambda study, path: plot_curves(study, curves(study), path),
-    "atari_cpu/intervals.png": lambda study, path: plot_intervals(methods(study), path),
-    "atari_cpu/times.png": lambda study, path: plot_times(methods(study), path),
+FIGURES_OF_METHODS: dict[str, Callable[[Study, Path], None]] = {
+    "curves": lambda study, path: plot_curves(study, curves(study), path),
+    "intervals": lambda study, path: plot_intervals(methods(study), path),
+    "times": lambda study, path: plot_times(methods(study), path),
 }
+FIGURES = {
+    f"{study}/{name}.png": plot for study in ("classic", "atari_cpu") for name, plot in FIGURES_OF_METHODS.items()
+}
+FIGURES["classic/temperatures.png"] = lambda study, path: plot_temperatures(sweep(study), path)
 
 
 def curves(study: Study) -> list[tuple[str, str]]:
@@ -347,8 +345,7 @@ def main() -> None:
     for name, text in pages().items():
         (RESULTS / name).write_text(text)
     for name, plot in FIGURES.items():
-        if (folder := (RESULTS / name).parent).exists():
-            plot(load(folder), RESULTS / name)
+        plot(load((RESULTS / name).parent), RESULTS / name)
 
 
 if __name__ == "__main__":

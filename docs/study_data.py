@@ -7,7 +7,7 @@ with its last weights on games of its own. A network's result is that of its *la
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,13 +55,14 @@ class Study:
     def only(self, rows: Iterable[str]) -> Study:
         """The same with some of its rows."""
         kept = set(rows)
-        runs, curves = ({key: own for key, own in part.items() if key[0] in kept} for part in (self.runs, self.curves))
-        return Study(self.name, runs, curves)
+        return self._where(lambda row, game: row in kept)
 
     def repeated(self) -> Study:
-        """The games whose rtpd has several seeds: one run has no interval."""
-        kept = {game for game in self.games if len(self.seeds("rtpd", game)) > 1}
-        runs, curves = ({key: own for key, own in part.items() if key[1] in kept} for part in (self.runs, self.curves))
+        """The same where a row has several seeds of a game: one run has no interval."""
+        return self._where(lambda row, game: len(self.seeds(row, game)) > 1)
+
+    def _where(self, kept: Callable[[str, str], bool]) -> Study:
+        runs, curves = ({key: own for key, own in part.items() if kept(*key[:2])} for part in (self.runs, self.curves))
         return Study(self.name, runs, curves)
 
     def students(self, row: str) -> list[str]:

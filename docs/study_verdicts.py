@@ -10,9 +10,9 @@ from torchrl_rtpd.comparison import bootstrap_interval, interquartile_mean, prob
 
 
 def verdicts(study: Study) -> list[str]:
-    """A line a claim that the study can speak to, from its games of several seeds."""
+    """A line a claim that the study can speak to, from rows with several seeds of a game."""
     study = study.repeated()
-    if not study.games:
+    if not study.games_of("rtpd"):
         return []
     lines = [
         *(_time_saved(study, game) for game in study.games_of("two_stage")),
@@ -55,7 +55,7 @@ def _time_saved(study: Study, game: str) -> str:
         if seed in study.seeds("two_stage", game)
     ]
     low, high = bootstrap_interval(interquartile_mean, [ratios])
-    answer = "One pair of runs" if len(ratios) == 1 else "Yes" if high <= 0.5 else "No" if low > 0.5 else "Open"
+    answer = "Yes" if high <= 0.5 else "No" if low > 0.5 else "Open"
     return (
         f"**{game}: half the time or less?** {answer}: {network} holds 95 % of the final teacher after "
         f"{interquartile_mean([ratios]):.2f} [{low:.2f}, {high:.2f}] of the steps that two_stage needs."

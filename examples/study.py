@@ -125,23 +125,22 @@ def publish(runs: list[Run], folder: Path) -> None:
                     measured = {key: metrics[key][line] for key in COSTS}
                     curves.append({**own, "network": name, **measured, **_measures(metrics, name, line)})
     folder.mkdir(parents=True, exist_ok=True)
-    order = [_key({"row": run.row, "game": run.game, "seed": run.seed}) for run in runs]
-    _write_csv(folder / "runs.csv", _merged(folder / "runs.csv", summary, order))
-    _write_csv(folder / "evaluations.csv", _merged(folder / "evaluations.csv", curves, order))
+    _write_csv(folder / "runs.csv", _with_other_runs(folder / "runs.csv", summary, runs))
+    _write_csv(folder / "evaluations.csv", _with_other_runs(folder / "evaluations.csv", curves, runs))
 
 
-def _key(line: dict[str, Any]) -> tuple[str, str, str]:
-    return line["row"], line["game"], str(line["seed"])
+def _with_other_runs(path: Path, lines: list[dict[str, Any]], runs: list[Run]) -> list[dict[str, Any]]:
+    """The lines of the runs that are done and those that a file has of others, in the order of the study's runs."""
+    places = {(run.row, run.game, str(run.seed)): place for place, run in enumerate(runs)}
 
+    def place(line: dict[str, Any]) -> int:
+        return places.get((line["row"], line["game"], str(line["seed"])), len(runs))
 
-def _merged(path: Path, lines: list[dict[str, Any]], order: list[tuple[str, str, str]]) -> list[dict[str, Any]]:
-    """The lines of a file but for runs that are measured anew, and new ones, in the order of the study's runs."""
-    new = {_key(line) for line in lines}
     if path.exists():
+        done = {place for place, run in enumerate(runs) if run.done}
         with path.open(newline="") as file:
-            lines = [line for line in csv.DictReader(file) if _key(line) not in new] + lines
-    places = {key: place for place, key in enumerate(order)}
-    return sorted(lines, key=lambda line: places.get(_key(line), len(places)))
+            lines = [line for line in csv.DictReader(file) if place(line) not in done] + lines
+    return sorted(lines, key=place)
 
 
 def _measures(metrics: dict[str, list[float]], network: str, line: int) -> dict[str, float]:

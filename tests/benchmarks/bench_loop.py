@@ -18,7 +18,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import torch
 from main_example import ROOT, steps_per_second
 from turns import median_ratio
 
@@ -83,11 +82,6 @@ def ratios(speeds: dict[str, list[float]], mine: str) -> dict[str, float]:
     return {name: median_ratio(speeds[mine][: rounds[name]], values[: rounds[name]]) for name, values in speeds.items()}
 
 
-def has_bfloat16() -> bool:
-    """Whether the CPU multiplies bfloat16 itself."""
-    return bool(torch.cpu.get_capabilities().get("avx512_bf16"))
-
-
 def main() -> None:
     """Alternate the programs, print and save their speeds and ours over each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -101,10 +95,11 @@ def main() -> None:
     if options.peers:
         others["stable_baselines3"] = [options.peers, str(HERE / "peers" / "sb3_dqn.py")]
     speeds: dict[str, list[float]] = {name: [] for name in (*VARIANTS, *others)}
+    environment = run_environment()
     for seed in range(options.repeats):
         for name, overrides in VARIANTS.items():
             speeds[name].append(ours(options, seed, **overrides))
-        if not seed or has_bfloat16():
+        if not seed or environment["cpu"].endswith("with bfloat16"):
             speeds.setdefault(BFLOAT16, []).append(ours(options, seed, amp=True))
         for name, command in others.items():
             speeds[name].append(other(command, options, seed))
@@ -116,7 +111,7 @@ def main() -> None:
         "ours_over": ratios(speeds, "ours"),
         "bfloat16_over": ratios(speeds, BFLOAT16),
         "options": {key: str(value) for key, value in vars(options).items() if key != "peers"},
-        "environment": run_environment(),
+        "environment": environment,
     }
     print(json.dumps({key: result[key] for key in ("medians", "ours_over", "bfloat16_over")}))
     if options.out is not None:
