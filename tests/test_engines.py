@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing
 import os
 import signal
 import time
@@ -31,7 +32,7 @@ from torchrl_rtpd import (
     make_replay_buffer,
 )
 from torchrl_rtpd.collectors import DualNetworkCollector, TeacherStudentPolicy
-from torchrl_rtpd.collectors.collector import _with_seed
+from torchrl_rtpd.collectors.collector import _WatchedWorkers, _with_seed
 from torchrl_rtpd.schedules import RunState
 
 PROCESS = {"backend": "process", "num_collectors": 2}
@@ -292,6 +293,31 @@ def test_a_worker_that_dies_is_reported_within_ten_seconds(engine: dict[str, Any
             assert time.monotonic() - start < 10
     assert time.monotonic() - start < 10
     collector.shutdown()
+
+
+class BrokenConnection:
+    """An engine that loses the connection to its workers."""
+
+    def iterator(self) -> Iterator[TensorDictBase]:
+        raise EOFError
+
+
+class BrokenCollector(_WatchedWorkers, BrokenConnection):
+    pass
+
+
+def die_slowly() -> None:
+    os.closerange(3, 1024)  # its sentinel among them
+    time.sleep(0.3)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_is_named_even_where_it_has_no_exit_code_yet_when_its_connection_breaks() -> None:
+    collector = BrokenCollector()
+    collector.procs = [multiprocessing.get_context("fork").Process(target=die_slowly)]
+    collector.procs[0].start()
+    with pytest.raises(RuntimeError, match=r"worker 0 died \(exit code -9\)"):
+        next(collector.iterator())
 
 
 def test_a_writing_worker_that_dies_is_reported_when_weights_are_sent_and_what_it_stored_is_kept() -> None:

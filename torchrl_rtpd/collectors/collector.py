@@ -86,8 +86,10 @@ class _WatchedWorkers(_PolicyWeights):
         try:
             yield from super().iterator()  # type: ignore[misc]
         except Exception as error:
-            # A connection may break a moment before its worker has ended.
-            connection.wait([process.sentinel for process in self.procs if not process._closed], timeout=1.0)
+            # A worker's connection breaks a moment before its sentinel, and that a moment before it has an exit code.
+            workers = {process.sentinel: process for process in self.procs if not process._closed}
+            for sentinel in connection.wait(workers, timeout=1.0):
+                workers[sentinel].join(timeout=1.0)
             self._check_workers(error)
             raise
 
