@@ -100,7 +100,7 @@ def saved_rows(study: Study) -> list[list[str]]:
     titles = ["game", "student", "cost", "over two_stage", "over two_stage that stops the teacher at 95 %", "pairs"]
     table = [titles]
     for game in study.games_of("two_stage"):
-        seeds = [seed for seed in study.seeds("rtpd", game) if seed in study.seeds("two_stage", game)]
+        seeds = study.seeds("rtpd", game, "two_stage")
         for network in study.students("rtpd"):
             for cost in ("steps", "updates", "cpu_seconds"):
                 ratios, strict = [], []
@@ -124,9 +124,9 @@ def marginal_cost(study: Study, row: str = "rtpd") -> str:
             study.spent(row, game, seed, study.students(row)[0])["cpu_seconds"]
             / study.spent(TEACHER, game, seed, "teacher")["cpu_seconds"]
             - 1
-            for seed in study.seeds(row, game)
+            for seed in study.seeds(row, game, TEACHER)
         ]
-        for game in study.games
+        for game in study.games_of(TEACHER)
     ]
     low, high = bootstrap_interval(interquartile_mean, ratios)
     return f"{interquartile_mean(ratios):+.0%} [{low:+.0%}, {high:+.0%}]"
@@ -201,7 +201,15 @@ def heading(study: Study) -> str:
 
 def methods_page(study: Study) -> str:
     """The page of a study that compares methods."""
-    cost = []
+    saved, cost = [], []
+    if "two_stage" in study.rows:
+        saved = [
+            "Time to 95 % by rtpd as a share of two_stage's with the same teacher. Interquartile means of the ratios "
+            "with their intervals; runs that never held it are counted with all they spent:",
+            "",
+            markdown(saved_rows(study)),
+            "",
+        ]
     if TEACHER in study.rows:
         cost = [
             f"A run with its students takes {marginal_cost(study)} processor time more than the teacher's alone.",
@@ -219,11 +227,7 @@ def methods_page(study: Study) -> str:
             "",
             markdown(score_rows(study, "rtpd")),
             "",
-            "Time to 95 % by rtpd as a share of two_stage's with the same teacher. Interquartile means of the ratios "
-            "with their intervals; runs that never held it are counted with all they spent:",
-            "",
-            markdown(saved_rows(study)),
-            "",
+            *saved,
             *cost,
             "Medians until 95 % of the final teacher was held in two evaluations in a row; both phases of two_stage "
             "count:",
@@ -311,6 +315,7 @@ PAGES: dict[str, tuple[str, Callable[[Study], str]]] = {  # name: study and what
     "temperature": ("classic", lambda study: temperature_page(sweep(study))),
     "published": ("classic", published_page),
     "atari_cpu": ("atari_cpu", lambda study: methods_page(methods(study))),
+    "atari_cpu_longer": ("atari_cpu_longer", lambda study: methods_page(methods(study))),
 }
 CURVES = ("rtpd", "two_stage", "scratch", "td_alone")
 FIGURES_OF_METHODS: dict[str, Callable[[Study, Path], None]] = {
@@ -319,7 +324,9 @@ FIGURES_OF_METHODS: dict[str, Callable[[Study, Path], None]] = {
     "times": lambda study, path: plot_times(methods(study), path),
 }
 FIGURES = {
-    f"{study}/{name}.png": plot for study in ("classic", "atari_cpu") for name, plot in FIGURES_OF_METHODS.items()
+    f"{study}/{name}.png": plot
+    for study in ("classic", "atari_cpu", "atari_cpu_longer")
+    for name, plot in FIGURES_OF_METHODS.items()
 }
 FIGURES["classic/temperatures.png"] = lambda study, path: plot_temperatures(sweep(study), path)
 

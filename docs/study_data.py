@@ -15,7 +15,7 @@ from torchrl_rtpd.comparison import COSTS, time_to_teacher
 from torchrl_rtpd.evaluation import normalised_score
 
 TEACHER = "teacher_only"
-TEACHER_ROWS = (TEACHER, "rtpd")  # rows whose teachers are the measure, the same bit for bit: the first one there is
+TEACHER_ROWS = (TEACHER, "rtpd")  # rows whose teachers can be the measure, the same bit for bit
 Curve = dict[str, list[float]]
 
 
@@ -49,8 +49,11 @@ class Study:
 
     @property
     def measure(self) -> str:
-        """The row whose teachers are the measure."""
-        return next(row for row in TEACHER_ROWS if row in self.rows)
+        """The row whose teachers are the measure: the first with all seeds that rtpd has."""
+        return next(row for row in TEACHER_ROWS if self._teachers("rtpd") <= self._teachers(row))
+
+    def _teachers(self, row: str) -> set[tuple[str, int]]:
+        return {(game, seed) for own, game, seed, network in self.runs if (own, network) == (row, "teacher")}
 
     def only(self, rows: Iterable[str]) -> Study:
         """The same with some of its rows."""
@@ -70,10 +73,10 @@ class Study:
         names = list(dict.fromkeys(name for own, _, _, name in self.runs if own == row))
         return [name for name in names if name != "teacher"] or names
 
-    def seeds(self, row: str, game: str) -> list[int]:
-        """Seeds of a row whose teacher is there, too."""
-        own = {seed for name, where, seed, _ in self.runs if (name, where) == (row, game)}
-        return sorted(seed for seed in own if (self.measure, game, seed, "teacher") in self.runs)
+    def seeds(self, row: str, game: str, *others: str) -> list[int]:
+        """Seeds of a game that a row has, that the other rows have too, and whose teacher is there."""
+        rows = [{seed for own, where, seed, _ in self.runs if (own, where) == (name, game)} for name in (row, *others)]
+        return sorted(seed for seed in set.intersection(*rows) if (self.measure, game, seed, "teacher") in self.runs)
 
     def level(self, game: str, seed: int) -> tuple[float, float]:
         """Raw scores of the random player and of the final teacher of a seed."""

@@ -51,8 +51,7 @@ def _time_saved(study: Study, game: str) -> str:
     ratios = [
         study.until_held("rtpd", game, seed, network)["steps"]
         / study.until_held("two_stage", game, seed, network)["steps"]
-        for seed in study.seeds("rtpd", game)
-        if seed in study.seeds("two_stage", game)
+        for seed in study.seeds("rtpd", game, "two_stage")
     ]
     low, high = bootstrap_interval(interquartile_mean, [ratios])
     answer = "Yes" if high <= 0.5 else "No" if low > 0.5 else "Open"

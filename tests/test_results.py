@@ -153,6 +153,19 @@ def test_the_network_that_learns_alone_is_compared_with_itself_in_the_fleet():
     assert ("scratch_small", "small") in make_studies.curves(study)
 
 
+def test_teachers_that_learned_alone_are_the_measure_where_every_seed_has_one():
+    """Else those of rtpd are, and what students cost beside them is said of the seeds that have both."""
+    study = _study(rtpd=[60.0] * 4)
+    for part in (study.runs, study.curves):
+        part.update({("rtpd", *key[1:]): own for key, own in part.items() if key[0] == "teacher_only"})
+    assert study.measure == "teacher_only" and study.seeds("rtpd", "pole") == [0, 1, 2, 3]
+    for part in (study.runs, study.curves):
+        del part["teacher_only", "pole", 3, "teacher"]
+    assert study.measure == "rtpd" and study.seeds("rtpd", "pole") == [0, 1, 2, 3]
+    assert study.seeds("rtpd", "pole", "teacher_only") == [0, 1, 2]
+    assert make_studies.marginal_cost(study) == "+0% [+0%, +0%]"
+
+
 def test_rows_of_the_sweep_are_told_by_their_names():
     found = [
         sys.modules["study_data"].temperature_of(row) for row in ("both_0.01", "teacher_auto", "rtpd", "teacher_only")
