@@ -19,6 +19,8 @@ sys.path.insert(0, str(Path(__file__).parent))  # the scripts of this folder are
 from survival_pages import checkpoint_page, kills_page, soak_page
 from tables import made_by, markdown, table_page
 
+from torchrl_rtpd.comparison import bootstrap_interval, probability_of_improvement
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -127,6 +129,41 @@ def page(study: Path) -> str:
     )
 
 
+def precision_page(float32: list[dict[str, Any]], bfloat16: list[dict[str, Any]]) -> str:
+    """The Markdown page that compares runs in the two precisions, network by network."""
+    titles = ["network", "score, float32", "score, bfloat16", "bfloat16 scores higher, probability"]
+    rows = [[*titles, "agreement, float32", "agreement, bfloat16"]]
+    for place, network in enumerate(float32[0]["networks"]):
+        scores, agreements = (
+            [[run["networks"][place][measure] for run in runs] for runs in (float32, bfloat16)]
+            for measure in ("score_mean", "agreement")
+        )
+        chance = [[scores[1]], [scores[0]]]
+        low, high = bootstrap_interval(probability_of_improvement, *chance)
+        rows.append(
+            [
+                network["name"],
+                *(f"{statistics.median(found):,.0f}" for found in scores),
+                f"{probability_of_improvement(*chance):.2f} [{low:.2f}, {high:.2f}]",
+                *("-" if network["name"] == "teacher" else f"{statistics.median(found):.2f}" for found in agreements),
+            ]
+        )
+    text = (
+        f"Medians of {len(float32)} runs in float32 and {len(bfloat16)} in bfloat16, and the probability that a run "
+        "in bfloat16 scores higher than one in float32, with its 95 % interval; 0.5 is no difference."
+    )
+    return "\n".join(
+        [
+            "<!-- written by docs/make_results.py from docs/results/{quick,bfloat16}/*/results.json -->",
+            "",
+            text,
+            "",
+            markdown(rows),
+            "",
+        ]
+    )
+
+
 PROGRAMS = {
     "ours": "this package, teacher and one student",
     "ours_short": "this package, one step of each game a batch",
@@ -154,6 +191,9 @@ def speed_page(result: dict[str, Any]) -> str:
     return table_page("speed.json", text, rows, made_by(environment))
 
 
+TORCHRLS_PARTS = (("teacher", "loss"), ("teacher", "gradient norm"))
+
+
 def profile_page(result: dict[str, Any]) -> str:
     """The Markdown page of what ``tests/benchmarks/bench_profile.py`` saved."""
     options, total = result["options"], result["ms_an_update"]
@@ -171,6 +211,7 @@ def profile_page(result: dict[str, Any]) -> str:
     )
     least = 1e3 * result["gigaflops_an_update"] / result["gigaflops_a_second"]
     without = total * (1 - result["share_of_library"])
+    torchrl = sum(part["ms"] for part in result["parts"] if (part["owner"], part["work"]) in TORCHRLS_PARTS)
     bound = without - learning + least
 
     def speed(ms: float) -> str:
@@ -180,7 +221,8 @@ def profile_page(result: dict[str, Any]) -> str:
         f"Where the time between two updates goes: {options['game']}, teacher and {students}, batch "
         f"{options['batch_size']}, an update every {options['steps_per_update']} steps, {options['threads']} threads "
         f"on {options['device']}, mean of {result['updates']:,} updates. Everything but environment, networks, "
-        f"backward passes and optimisers is {result['share_of_library']:.0%} of {total:.1f} ms. The networks' "
+        f"backward passes and optimisers is {result['share_of_library']:.0%} of {total:.1f} ms, "
+        f"{torchrl / total:.0%} in TorchRL's own loss of the teacher and the gradient norm it takes. The networks' "
         f"learning takes {learning:.1f} ms of it; its {result['gigaflops_an_update']:.1f} GFLOP would take {least:.1f} "
         f"ms at the {result['gigaflops_a_second']:.0f} GFLOP/s of a large matrix product, the best this machine does. "
         f"That is {speed(total)} agent steps a second; nothing but environment, networks, backward passes and "
@@ -335,6 +377,8 @@ def pages() -> dict[str, str]:
     found = {}
     for study in sorted({path.parents[1] for path in RESULTS.glob("*/*/metrics.csv")}):
         found[f"{study.name}.md"] = page(study)
+    if (RESULTS / "bfloat16").exists():
+        found["precision.md"] = precision_page(load_runs(RESULTS / "quick"), load_runs(RESULTS / "bfloat16"))
     drop_ins = sorted((RESULTS / "drop_in").glob("*/results.json"))
     if drop_ins:
         found["drop_in.md"] = drop_in_page({path.parent.name: json.loads(path.read_text()) for path in drop_ins})

@@ -32,7 +32,7 @@ from scoreboard import during_training, final_scores
 from tensordict.nn import TensorDictModule
 from torchrl.data import ReplayBuffer
 from torchrl.modules import EGreedyModule, QValueActor
-from torchrl.objectives import DQNLoss, HardUpdate
+from torchrl.objectives import HardUpdate
 from torchrl.record.loggers import Logger, TensorboardLogger
 from torchrl.trainers import LRSchedulerHook
 from torchrl.trainers.algorithms.dqn import DQNTrainer
@@ -49,6 +49,7 @@ from torchrl_rtpd import (
     RealTimeDistillTrainer,
     SampleToDevice,
     StudentDQNLoss,
+    TeacherDQNLoss,
     make_actor,
     make_replay_buffer,
 )
@@ -250,7 +251,7 @@ def build_trainer(
         storing_device=config.device,
     )
     replay_buffer = task.make_replay(config)
-    loss = DQNLoss(teacher, loss_function=config.loss_function, action_space="categorical", delay_value=True)
+    loss = TeacherDQNLoss(teacher, loss_function=config.loss_function, action_space="categorical", delay_value=True)
     loss.set_keys(terminated=task.terminated)
     loss.make_value_estimator(gamma=config.gamma)
     optimizer = None if frozen else learner_optimizer(config, learner)(loss.parameters())

@@ -181,8 +181,9 @@ def quiet() -> Any:
         yield
 
 
+@pytest.mark.parametrize("loss", ["dqn", "teacher_dqn"])
 def test_a_stock_yaml_takes_a_student_by_naming_a_hook_and_its_teacher_stays_bit_identical(
-    tmp_path: Path, quiet: Any
+    tmp_path: Path, quiet: Any, loss: str
 ) -> None:
     states = []
     for students in (False, True):
@@ -191,6 +192,7 @@ def test_a_stock_yaml_takes_a_student_by_naming_a_hook_and_its_teacher_stays_bit
             extra=EXTRA if students else "",
             hooks='hooks: ["${distill}", "${warmup}"]' if students else "",
         )
+        yaml = yaml.replace("loss: dqn", f"loss: {loss}") if students else yaml
         torch.manual_seed(0)
         trainer = instantiate(composed(tmp_path, yaml).trainer)
         if students:

@@ -17,7 +17,7 @@ from torchrl.objectives import DQNLoss, HardUpdate
 from torchrl.trainers.algorithms.dqn import DQNTrainer
 
 from torchrl_rtpd import CudaGraphStepper, DualNetworkCollector, RealTimeDistillTrainer, StudentDQNLoss
-from torchrl_rtpd.objectives import DistillationLoss
+from torchrl_rtpd.objectives import DistillationLoss, TeacherDQNLoss
 
 ADAM = partial(torch.optim.Adam, lr=1e-2)
 DEVICES = [
@@ -44,7 +44,12 @@ def students(device: str) -> dict[str, DistillationLoss]:
 
 
 def trainer_with(
-    device: str, attach: Callable[[DQNTrainer], None], *, prioritized: bool = False, clip_norm: float | None = 0.5
+    device: str,
+    attach: Callable[[DQNTrainer], None],
+    *,
+    prioritized: bool = False,
+    clip_norm: float | None = 0.5,
+    loss_class: type[DQNLoss] = DQNLoss,
 ) -> DQNTrainer:
     """A DQN trainer of a tiny game, ready to be run for eight batches of four updates."""
     torch.manual_seed(0)
@@ -63,7 +68,7 @@ def trainer_with(
         env_device="cpu",
         storing_device=device,
     )
-    loss = DQNLoss(teacher, action_space="categorical", delay_value=True)
+    loss = loss_class(teacher, action_space="categorical", delay_value=True)
     sampler = {"sampler": PrioritizedSampler(256, 0.6, 0.4)} if prioritized else {}
     buffer = TensorDictReplayBuffer(
         storage=LazyTensorStorage(256, device=device), batch_size=16, priority_key="td_error", **sampler
@@ -89,14 +94,15 @@ def weights(*modules: nn.Module) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_teacher_and_students_learn_what_they_learn_with_the_hook(device: str) -> None:
+@pytest.mark.parametrize("loss_class", [DQNLoss, TeacherDQNLoss])
+def test_teacher_and_students_learn_what_they_learn_with_the_hook(device: str, loss_class: type[DQNLoss]) -> None:
     """Weights, targets and temperatures; bit for bit on a CPU, to rounding where the update is captured."""
     found = {}
     for name in ("hook", "stepper"):
         losses = students(device)
         hook = RealTimeDistillTrainer(losses, optimizer=ADAM, clip_norm=1.0)
         attach = hook.register if name == "hook" else CudaGraphStepper(hook).register
-        trainer = trainer_with(device, attach)
+        trainer = trainer_with(device, attach, loss_class=loss_class)
         trainer.train()
         assert hook.updates == 32
         found[name] = weights(trainer.loss_module, *losses.values())

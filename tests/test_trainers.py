@@ -140,6 +140,7 @@ def cartpole_trainer(
     updater: Callable[[DQNLoss], Any] = HARD,
     layer: Callable[[], nn.Module] = nn.ReLU,
     prioritized: bool = False,
+    loss_class: type[DQNLoss] = DQNLoss,
     **kwargs: Any,
 ) -> DQNTrainer:
     """A stock DQN trainer on CartPole with a stock replay buffer."""
@@ -154,7 +155,7 @@ def cartpole_trainer(
         total_frames=steps,
         init_random_frames=warmup_steps,
     )
-    loss = DQNLoss(teacher, action_space="categorical", delay_value=True, double_dqn=double_dqn)
+    loss = loss_class(teacher, action_space="categorical", delay_value=True, double_dqn=double_dqn)
     loss.make_value_estimator(gamma=0.9)
     sampler = {"sampler": PrioritizedSampler(1_000, alpha=0.6, beta=0.4)} if prioritized else {}
     buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(1_000), batch_size=8, priority_key="td_error", **sampler)
@@ -184,6 +185,7 @@ def atari_trainer(
     capacity: int = 64,
     max_frames: int = 60,
     annealing_steps: int = 100,
+    loss_class: type[DQNLoss] = DQNLoss,
 ) -> DQNTrainer:
     """A stock DQN trainer on short Atari games with our environment and replay storage."""
     torch.manual_seed(0)
@@ -198,7 +200,7 @@ def atari_trainer(
         total_frames=steps,
         init_random_frames=warmup_steps,
     )
-    loss = DQNLoss(network, action_space="categorical", loss_function="smooth_l1", delay_value=True)
+    loss = loss_class(network, action_space="categorical", loss_function="smooth_l1", delay_value=True)
     loss.set_keys(terminated="end_of_life")
     loss.make_value_estimator(gamma=0.99)
     return DQNTrainer(

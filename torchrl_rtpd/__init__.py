@@ -9,7 +9,7 @@ from torchrl_rtpd.envs import AtariVecEnv
 from torchrl_rtpd.evaluation import Evaluator, Scores
 from torchrl_rtpd.export import export_student, load_weights, save_weights
 from torchrl_rtpd.networks import TOWERS, NatureTower, Tower, make_actor
-from torchrl_rtpd.objectives import ContinuousDistillationLoss, DistillationLoss, StudentDQNLoss
+from torchrl_rtpd.objectives import ContinuousDistillationLoss, DistillationLoss, StudentDQNLoss, TeacherDQNLoss
 from torchrl_rtpd.pretrained import load_pretrained
 from torchrl_rtpd.recycling import UnitRecycler, recycle_dormant
 from torchrl_rtpd.replay import FrameStackStorage, make_replay_buffer
@@ -67,6 +67,7 @@ __all__ = [
     "StopOnSignal",
     "StopWhenCaughtUp",
     "StudentDQNLoss",
+    "TeacherDQNLoss",
     "TeacherStudentPolicy",
     "Tower",
     "UnitRecycler",

@@ -17,7 +17,7 @@ for nested ones, as TorchRL's do. Write a student's network once, inside its los
 another one. The teacher is nowhere written: the hook finds it in the trainer.
 
 Groups and names: ``loss`` ``policy_distillation`` (plain ``distillation`` is TorchRL's to take),
-``continuous_distillation`` and ``student_dqn``, ``hook`` ``real_time_distill``, ``bounded_history``,
+``continuous_distillation``, ``student_dqn`` and ``teacher_dqn``, ``hook`` ``real_time_distill``, ``bounded_history``,
 ``keep_warmup_data``, ``sample_to_device``, ``divergence_guard``, ``stop_on_signal`` and ``save_checkpoints``,
 ``collector`` ``dual_network``, ``env`` ``atari_vec``, ``storage`` ``frame_stack``, ``network`` ``nature_tower``.
 """
@@ -37,10 +37,10 @@ from torchrl.trainers.algorithms.configs.data import StorageConfig
 from torchrl.trainers.algorithms.configs.envs import EnvConfig
 from torchrl.trainers.algorithms.configs.hooks import HookConfig
 from torchrl.trainers.algorithms.configs.modules import NetworkConfig
-from torchrl.trainers.algorithms.configs.objectives import LossConfig
+from torchrl.trainers.algorithms.configs.objectives import DQNLossConfig, LossConfig
 
 from torchrl_rtpd.collectors import DualNetworkCollector
-from torchrl_rtpd.objectives import ContinuousDistillationLoss, DistillationLoss, StudentDQNLoss
+from torchrl_rtpd.objectives import ContinuousDistillationLoss, DistillationLoss, StudentDQNLoss, TeacherDQNLoss
 from torchrl_rtpd.replay import FrameStackStorage
 
 __all__ = [
@@ -58,6 +58,7 @@ __all__ = [
     "SaveCheckpointsConfig",
     "StopOnSignalConfig",
     "StudentDQNLossConfig",
+    "TeacherDQNLossConfig",
 ]
 
 
@@ -104,6 +105,14 @@ class StudentDQNLossConfig(DistillationLossConfig):
     advantage_key: Any = None
     value_target_key: Any = None
     _target_: str = "torchrl_rtpd.configs._make_student_dqn_loss"
+
+
+@dataclass
+class TeacherDQNLossConfig(DQNLossConfig):
+    """Hydra configuration of :class:`~torchrl_rtpd.objectives.TeacherDQNLoss`: TorchRL's of ``DQNLoss``, and a key."""
+
+    teacher_action_value_key: Any = None
+    _target_: str = "torchrl_rtpd.configs._make_teacher_dqn_loss"
 
 
 @dataclass
@@ -285,20 +294,24 @@ def _make_continuous_distillation_loss(**kwargs: Any) -> ContinuousDistillationL
     return _make_loss(ContinuousDistillationLoss, kwargs)
 
 
-def _make_student_dqn_loss(*, gamma: float | None = None, **kwargs: Any) -> StudentDQNLoss:
-    loss = _make_loss(StudentDQNLoss, kwargs)
-    if gamma is not None:
-        loss.make_value_estimator(gamma=gamma)
-    return loss
+def _make_student_dqn_loss(**kwargs: Any) -> StudentDQNLoss:
+    return _make_loss(StudentDQNLoss, kwargs)
+
+
+def _make_teacher_dqn_loss(**kwargs: Any) -> TeacherDQNLoss:
+    return _make_loss(TeacherDQNLoss, kwargs)
 
 
 def _make_loss(loss_class: Any, kwargs: dict[str, Any]) -> Any:
     names = {key.name for key in fields(loss_class._AcceptedKeys)}
     keys = {name: kwargs.pop(f"{name}_key", None) for name in names}
-    for role in ("student_network", "teacher_network"):
-        kwargs[role] = _built(kwargs.get(role))
+    gamma = kwargs.pop("gamma", None)
+    for role in {"student_network", "teacher_network", "value_network"} & kwargs.keys():
+        kwargs[role] = _built(kwargs[role])
     loss = loss_class(**kwargs)
     loss.set_keys(**{name: _normalize_hydra_key(key) for name, key in keys.items() if key is not None})
+    if gamma is not None:
+        loss.make_value_estimator(gamma=gamma)
     return loss
 
 
@@ -324,6 +337,7 @@ def _register_configs() -> None:
     store(group="loss", name="policy_distillation", node=DistillationLossConfig)
     store(group="loss", name="continuous_distillation", node=ContinuousDistillationLossConfig)
     store(group="loss", name="student_dqn", node=StudentDQNLossConfig)
+    store(group="loss", name="teacher_dqn", node=TeacherDQNLossConfig)
     store(group="hook", name="real_time_distill", node=RealTimeDistillTrainerConfig)
     store(group="hook", name="bounded_history", node=BoundedHistoryConfig)
     store(group="hook", name="keep_warmup_data", node=KeepWarmupDataConfig)

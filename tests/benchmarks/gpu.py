@@ -36,7 +36,7 @@ import torch
 from main_example import steps_per_second
 from tensordict import TensorDict
 from torchrl.data import Categorical
-from torchrl.objectives import DQNLoss, HardUpdate
+from torchrl.objectives import HardUpdate
 from torchrl.trainers import DefaultOptimizationStepper
 from turns import take_turns
 
@@ -45,6 +45,7 @@ from torchrl_rtpd import (
     FrameStackStorage,
     RealTimeDistillTrainer,
     StudentDQNLoss,
+    TeacherDQNLoss,
     make_actor,
     make_replay_buffer,
 )
@@ -91,7 +92,7 @@ class Update:
     ) -> None:
         make = partial(make_actor, device=device, autocast_dtype=torch.bfloat16 if bfloat16 else None)
         teacher = make("teacher", Categorical(NUM_ACTIONS), seed=0)
-        loss = DQNLoss(teacher, loss_function="smooth_l1", action_space="categorical", delay_value=True)
+        loss = TeacherDQNLoss(teacher, loss_function="smooth_l1", action_space="categorical", delay_value=True)
         actors = {name: make(name, Categorical(NUM_ACTIONS), seed=1 + i) for i, name in enumerate(students)}
         losses = {name: StudentDQNLoss(actor, loss_function="smooth_l1") for name, actor in actors.items()}
         if compiled:

@@ -11,7 +11,7 @@ from tensordict import TensorDictBase, TensorDictParams
 from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
-from torchrl.modules import QValueModule
+from torchrl.modules import NoisyLinear, QValueModule
 
 from torchrl_rtpd.networks import eval_mode
 
@@ -23,8 +23,12 @@ __all__ = [
     "last_part",
     "names_in",
     "read",
+    "same_in_training",
     "selected",
 ]
+
+# Layers whose training-mode outputs are no targets: random, or moved by the batch.
+_TRAINING_LAYERS = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm, NoisyLinear)
 
 
 class ParameterSwap:
@@ -82,6 +86,11 @@ def _slots(network: nn.Module, params: TensorDictParams) -> list[tuple[dict[str,
             ]
     names = {*params._parameters, *params._buffers}
     return slots if {name for *_, name in slots} == names else []
+
+
+def same_in_training(network: nn.Module) -> bool:
+    """Whether a network's outputs in training mode are those of its eval mode, and so good for targets."""
+    return not any(isinstance(layer, _TRAINING_LAYERS) for layer in network.modules())
 
 
 class Teacher:

@@ -12,25 +12,23 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule
 from tensordict.utils import unravel_key
 from torch import Tensor, nn
-from torchrl.modules import NoisyLinear
 
 from torchrl_rtpd.objectives import DistillationLoss
+from torchrl_rtpd.objectives._networks import same_in_training
 from torchrl_rtpd.objectives.base import PolicyDistillationLoss
 from torchrl_rtpd.trainers.teachers import TeacherCopy
 
 __all__ = ["TeacherValues"]
 
-# Layers whose training-mode outputs are no targets: random, or moved by the batch.
-_TRAINING_LAYERS = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm, NoisyLinear)
-
 
 class TeacherValues:
     """The teacher's values of a minibatch, overheard from its own loss. What is not heard the students' losses compute.
 
-    A DQN loss runs its network on the state and, with target parameters, on the next state (last). Both calls are
-    recognised by the very tensors of the minibatch, so that values of another batch are never taken. A teacher with
-    dropout, batch normalisation or noisy layers is not listened to: targets come from its eval mode. A copy of the
-    teacher, if there is one, is asked instead.
+    A :class:`~torchrl_rtpd.objectives.TeacherDQNLoss` writes them into the minibatch, and there is nothing to overhear.
+    Any other DQN loss runs its network on the state and, with target parameters, on the next state (last). Both calls
+    are recognised by the very tensors of the minibatch, so that values of another batch are never taken. A teacher
+    with dropout, batch normalisation or noisy layers is not listened to: targets come from its eval mode. A copy of
+    the teacher, if there is one, is asked instead.
     """
 
     def __init__(self, teacher_copy: TeacherCopy | None = None) -> None:
@@ -53,9 +51,9 @@ class TeacherValues:
                 )
             self.copy.attach(network, getattr(loss_module, f"{name}_params"))
             return
-        if not found:
+        if not found or getattr(loss_module, "shares_values", False):  # a TeacherDQNLoss writes them
             return
-        if not any(isinstance(layer, _TRAINING_LAYERS) for layer in network.modules()):
+        if same_in_training(network):
             self._network = network
             network.register_forward_hook(self._hear)
 
