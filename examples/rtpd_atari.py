@@ -192,7 +192,7 @@ def make_replay(config: Config) -> ReplayBuffer:
         device=config.device,
     )
     print(f"Replay: {storage.max_size:,} transitions, {storage.estimated_bytes / 1e9:.2f} GB when full.")
-    together = updates_per_batch(config) if config.device.startswith("cuda") else 1
+    together = updates_per_batch(config) if config.device.startswith("cuda") else min(4, updates_per_batch(config))
     return make_replay_buffer(storage, batch_size=config.batch_size, minibatches_at_once=together)
 
 
