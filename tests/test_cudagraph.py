@@ -16,7 +16,13 @@ from torchrl.modules import QValueActor
 from torchrl.objectives import DQNLoss, HardUpdate
 from torchrl.trainers.algorithms.dqn import DQNTrainer
 
-from torchrl_rtpd import CudaGraphStepper, DualNetworkCollector, RealTimeDistillTrainer, StudentDQNLoss
+from torchrl_rtpd import (
+    CudaGraphStepper,
+    DivergenceGuard,
+    DualNetworkCollector,
+    RealTimeDistillTrainer,
+    StudentDQNLoss,
+)
 from torchrl_rtpd.objectives import DistillationLoss, TeacherDQNLoss
 
 ADAM = partial(torch.optim.Adam, lr=1e-2)
@@ -199,3 +205,25 @@ def test_what_cannot_be_captured_is_refused() -> None:
     hook = RealTimeDistillTrainer(students("cpu"), optimizer=ADAM, updates_per_step=2)
     with pytest.raises(ValueError, match="holds one update of each student: got updates_per_step=2; use 1, or"):
         CudaGraphStepper(hook)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_guard_leaves_out_updates_that_are_not_finite(device: str) -> None:
+    """A reward that is no number reaches the teacher and the student that has a TD error, not the pure one."""
+    losses = students(device)
+    trainer = trainer_with(
+        device, CudaGraphStepper(RealTimeDistillTrainer(losses, optimizer=ADAM)).register, clip_norm=None
+    )
+    guard = DivergenceGuard(policy="skip")
+    guard.register(trainer)
+
+    def poison(batch: TensorDictBase) -> TensorDictBase:
+        if trainer._optim_count == 12:
+            batch["next", "reward"] = torch.full_like(batch["next", "reward"], torch.nan)
+        return batch
+
+    trainer.register_op("process_optim_batch", poison)
+    with pytest.warns(UserWarning, match="had a gradient that is not finite in 1 updates, which were left out"):
+        trainer.train()
+    assert guard.skipped == 2
+    assert all(value.isfinite().all() for value in weights(trainer.loss_module, *losses.values()))

@@ -87,6 +87,19 @@ def test_summary_counts_the_seeds_that_reach_ninety_percent():
     assert make_results.summary_rows(runs)[1] == ["net17", "90", "0.90", "0.50", "0.95", "2 of 3", "50.0"]
 
 
+def test_precisions_are_compared_network_by_network() -> None:
+    """Of four pairs of runs bfloat16 scores higher in three; a teacher agrees with itself, which says nothing."""
+
+    def runs(scores: tuple[float, ...]) -> list[dict]:
+        named = [{"name": "teacher", "score_mean": 10.0, "agreement": 1.0}]
+        return [{"networks": [*named, {"name": "net17", "score_mean": score, "agreement": 0.5}]} for score in scores]
+
+    lines = make_results.precision_page(runs((1.0, 4.0)), runs((3.0, 5.0))).splitlines()
+    assert "| teacher | 10 | 10 | 0.50 [0.50, 0.50] | - | - |" in lines
+    (line,) = (line for line in lines if line.startswith("| net17"))
+    assert line.startswith("| net17 | 2 | 4 | 0.75 [0.00, 1.00]") and line.endswith("| 0.50 | 0.50 |")
+
+
 def test_the_teacher_of_the_fleet_is_that_of_the_quick_run() -> None:
     """Same seed, two students there and six here: equal scores at every evaluation, as docs/results.md says."""
     runs = [read_metrics(RESULTS / study / "seed0" / "metrics.csv") for study in ("quick", "six_students")]

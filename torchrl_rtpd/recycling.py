@@ -328,6 +328,7 @@ class _Averages:
     reset_step: bool
 
     def forget(self, parameter: Tensor, where: Tensor) -> None:
+        """Set what is kept of a parameter's entries to zero ``where`` they begin anew, boolean of its shape."""
         if self.optimizer is None or parameter not in self.optimizer.state:  # no step yet
             return
         state = self.optimizer.state[parameter]

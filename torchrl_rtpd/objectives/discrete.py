@@ -325,6 +325,7 @@ class _Distributional:
 
     @property
     def support(self) -> Tensor | None:
+        """Returns ``[N]`` that the network gives probabilities to, None for one without a distribution."""
         return None if self._actor is None else self._actor.support
 
     def __deepcopy__(self, memo: dict) -> _Distributional:

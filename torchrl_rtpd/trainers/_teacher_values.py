@@ -38,6 +38,7 @@ class TeacherValues:
         self._heard: dict[int, deque[tuple[Tensor, Tensor]]] = {}
 
     def attach(self, loss_module: nn.Module) -> None:
+        """Find the teacher in its own loss, and listen to it where it does not write its values."""
         names = ("value_network", "local_value_network", "actor_network")
         name = next((name for name in names if hasattr(loss_module, name)), None)
         network: Any = None if name is None else getattr(loss_module, name)

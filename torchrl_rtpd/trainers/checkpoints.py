@@ -249,6 +249,7 @@ class _Rotation(CheckpointRotation):
     seconds = 0.0
 
     def save(self, checkpoint: Checkpoint, *, step: int, **kwargs: Any) -> Path:
+        """Save in place of whatever is newer; a disk that fails is a warning, and the newest that is whole is kept."""
         start = time.perf_counter()
         destination = self._checkpoint_path(step, "directory")
         kwargs["components"] = checkpoint.components.keys() - self.left_out
