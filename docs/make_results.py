@@ -154,7 +154,7 @@ def precision_page(float32: list[dict[str, Any]], bfloat16: list[dict[str, Any]]
     )
     return "\n".join(
         [
-            "<!-- written by docs/make_results.py from docs/results/{quick,bfloat16}/*/results.json -->",
+            "<!-- written by docs/make_results.py from docs/results/{float32,bfloat16}/*/results.json -->",
             "",
             text,
             "",
@@ -377,8 +377,9 @@ def pages() -> dict[str, str]:
     found = {}
     for study in sorted({path.parents[1] for path in RESULTS.glob("*/*/metrics.csv")}):
         found[f"{study.name}.md"] = page(study)
-    if (RESULTS / "bfloat16").exists():
-        found["precision.md"] = precision_page(load_runs(RESULTS / "quick"), load_runs(RESULTS / "bfloat16"))
+    precisions = [load_runs(RESULTS / name) for name in ("float32", "bfloat16")]
+    if all(precisions):
+        found["precision.md"] = precision_page(*precisions)
     drop_ins = sorted((RESULTS / "drop_in").glob("*/results.json"))
     if drop_ins:
         found["drop_in.md"] = drop_in_page({path.parent.name: json.loads(path.read_text()) for path in drop_ins})

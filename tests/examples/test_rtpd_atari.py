@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import hydra
+import numpy as np
 import pytest
 import rtpd_atari as EXAMPLE
 import torch
@@ -92,7 +93,7 @@ def test_kept_weights_load_into_a_fresh_network(finished):
 
 
 def test_same_seed_gives_the_same_weights(finished, tmp_path):
-    """A run repeats exactly, and its teacher is the same without students."""
+    """A run repeats exactly, its metrics but for seconds, too; and its teacher is the same without students."""
     _, folder = finished
     again, alone = tmp_path / "again", tmp_path / "alone"
     EXAMPLE.run(_config(again, "tensorboard=false"))
@@ -104,6 +105,10 @@ def test_same_seed_gives_the_same_weights(finished, tmp_path):
     for name in ("teacher", "net3", "net17"):
         assert all(torch.equal(tensor, last(again, name)[key]) for key, tensor in last(folder, name).items())
     assert all(torch.equal(tensor, last(alone, "teacher")[key]) for key, tensor in last(folder, "teacher").items())
+    first, second = (read_metrics(run / "metrics.csv") for run in (folder, again))
+    same = [name for name in first if "second" not in name]
+    assert first.keys() == second.keys() and len(same) > 10
+    np.testing.assert_equal([first[name] for name in same], [second[name] for name in same])  # NaN where none was due
 
 
 def test_runs_that_overlap_playing_and_learning_are_equal_too(tmp_path):
