@@ -27,8 +27,8 @@ __all__ = ["TeacherDQNLoss"]
 class TeacherDQNLoss(DQNLoss):
     r"""TorchRL's :class:`~torchrl.objectives.DQNLoss` that leaves the teacher's values in the minibatch for students.
 
-    Loss, gradient and priorities are those of ``DQNLoss``, bit for bit, for a third of its overhead: a network runs
-    up to its values, without choosing actions that nobody takes. The values of the state, and those of the target
+    Loss, gradient and priorities are those of ``DQNLoss``, bit for bit, with less overhead: a network runs up to its
+    values, without choosing actions that nobody takes. The values of the state, and those of the target
     network at the next one, are both computed anyway; students find them where
     :class:`~torchrl_rtpd.objectives.StudentDQNLoss` looks (Eq. 3 and 5 of Sun & Fazli 2019) and compute nothing twice.
 
@@ -47,6 +47,9 @@ class TeacherDQNLoss(DQNLoss):
 
     Keys written: ``"td_error"`` as by ``DQNLoss``, ``("teacher", "action_value")`` and
     ``("next", "teacher", "action_value")``, both ``[*B, A]``, detached.
+
+    Raises:
+        KeyError: at a batch that lacks what is read; the message names it and what is there.
 
     Examples:
         >>> from torch import nn
