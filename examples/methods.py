@@ -104,7 +104,7 @@ def load_teacher(teacher: TensorDictModule, folder: str | Path) -> dict[str, flo
 
 
 class FrozenTeacher(OptimizationStepper):
-    """Instead of an update of the teacher: its values of the minibatch, for the students' hook to overhear.
+    """Instead of an update of the teacher: its values of the minibatch, written where students read them.
 
     Args:
         with_next: also of the next states, which the target of Eq. 5 asks for.
@@ -118,9 +118,8 @@ class FrozenTeacher(OptimizationStepper):
         """Run the teacher on ``sub_batch``; there is nothing to log."""
         teacher = trainer.loss_module.value_network
         with trainer.loss_module.value_network_params.to_module(teacher):
-            teacher(sub_batch.select(*teacher.in_keys))
-            if self.with_next:
-                teacher(sub_batch.get("next").select(*teacher.in_keys))
+            for part in [sub_batch, sub_batch.get("next")] if self.with_next else [sub_batch]:
+                part.set(("teacher", "action_value"), teacher(part.select(*teacher.in_keys)).get("action_value"))
         return TensorDict({}, [])
 
 
