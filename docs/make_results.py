@@ -17,9 +17,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))  # the scripts of this folder are no package
 from survival_pages import checkpoint_page, kills_page, soak_page
-from tables import made_by, markdown, table_page
+from tables import made_by, markdown, table_page, with_interval
 
-from torchrl_rtpd.comparison import bootstrap_interval, probability_of_improvement
+from torchrl_rtpd.comparison import probability_of_improvement
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -138,13 +138,11 @@ def precision_page(float32: list[dict[str, Any]], bfloat16: list[dict[str, Any]]
             [[run["networks"][place][measure] for run in runs] for runs in (float32, bfloat16)]
             for measure in ("score_mean", "agreement")
         )
-        chance = [[scores[1]], [scores[0]]]
-        low, high = bootstrap_interval(probability_of_improvement, *chance)
         rows.append(
             [
                 network["name"],
                 *(f"{statistics.median(found):,.0f}" for found in scores),
-                f"{probability_of_improvement(*chance):.2f} [{low:.2f}, {high:.2f}]",
+                with_interval(probability_of_improvement, [scores[1]], [scores[0]]),
                 *("-" if network["name"] == "teacher" else f"{statistics.median(found):.2f}" for found in agreements),
             ]
         )
@@ -152,16 +150,8 @@ def precision_page(float32: list[dict[str, Any]], bfloat16: list[dict[str, Any]]
         f"Medians of {len(float32)} runs in float32 and {len(bfloat16)} in bfloat16, and the probability that a run "
         "in bfloat16 scores higher than one in float32, with its 95 % interval; 0.5 is no difference."
     )
-    return "\n".join(
-        [
-            "<!-- written by docs/make_results.py from docs/results/{float32,bfloat16}/*/results.json -->",
-            "",
-            text,
-            "",
-            markdown(rows),
-            "",
-        ]
-    )
+    origin = made_by(bfloat16[0]["environment"], "Command of the first in bfloat16")
+    return table_page("{float32,bfloat16}/*/results.json", text, rows, origin)
 
 
 PROGRAMS = {

@@ -14,6 +14,7 @@ from study_data import TEACHER, Study, held, label, load, temperature_of, times
 from study_figures import plot_curves, plot_intervals, plot_temperatures, plot_times
 from study_published import example_rows, papers_rows, study_rows
 from study_verdicts import default_verdict, kind_of, smallest, verdicts
+from tables import markdown, with_interval
 
 from torchrl_rtpd.comparison import (
     COSTS,
@@ -24,21 +25,6 @@ from torchrl_rtpd.comparison import (
 )
 
 RESULTS = Path(__file__).resolve().parent / "results"
-
-
-def with_interval(statistic: Callable[..., float], *methods: list[list[float]]) -> str:
-    """A statistic and its 95 % interval, which single runs do not have."""
-    if all(len(game) == 1 for method in methods for game in method):
-        return f"{statistic(*methods):.2f}"
-    low, high = bootstrap_interval(statistic, *methods)
-    return f"{statistic(*methods):.2f} [{low:.2f}, {high:.2f}]"
-
-
-def markdown(rows: list[list[str]]) -> str:
-    """A Markdown table whose first row is the heading."""
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    lines.insert(1, "|" + " --- |" * len(rows[0]))
-    return "\n".join(lines)
 
 
 def seed_cells(study: Study, row: str, network: str) -> list[str]:
@@ -330,12 +316,13 @@ def sweep(study: Study) -> Study:
     return study.only([study.measure, *(row for row in study.rows if temperature_of(row) is not None)])
 
 
+METHODS = ("classic", "atari_cpu", "atari_cpu_longer")
+"""Studies that compare methods, each with a page of its name and figures."""
+
 PAGES: dict[str, tuple[str, Callable[[Study], str]]] = {  # name: study and what makes the page
-    "classic": ("classic", lambda study: methods_page(methods(study))),
+    **{name: (name, lambda study: methods_page(methods(study))) for name in METHODS},
     "temperature": ("classic", lambda study: temperature_page(sweep(study))),
     "published": ("classic", published_page),
-    "atari_cpu": ("atari_cpu", lambda study: methods_page(methods(study))),
-    "atari_cpu_longer": ("atari_cpu_longer", lambda study: methods_page(methods(study))),
 }
 CURVES = ("rtpd", "two_stage", "scratch", "td_alone")
 FIGURES_OF_METHODS: dict[str, Callable[[Study, Path], None]] = {
@@ -343,11 +330,7 @@ FIGURES_OF_METHODS: dict[str, Callable[[Study, Path], None]] = {
     "intervals": lambda study, path: plot_intervals(methods(study), path),
     "times": lambda study, path: plot_times(methods(study), path),
 }
-FIGURES = {
-    f"{study}/{name}.png": plot
-    for study in ("classic", "atari_cpu", "atari_cpu_longer")
-    for name, plot in FIGURES_OF_METHODS.items()
-}
+FIGURES = {f"{study}/{name}.png": plot for study in METHODS for name, plot in FIGURES_OF_METHODS.items()}
 FIGURES["classic/temperatures.png"] = lambda study, path: plot_temperatures(sweep(study), path)
 
 
@@ -372,8 +355,8 @@ def main() -> None:
     for name, text in pages().items():
         (RESULTS / name).write_text(text)
     for name, plot in FIGURES.items():
-        if (RESULTS / name).parent.exists():
-            plot(load((RESULTS / name).parent), RESULTS / name)
+        if (folder := (RESULTS / name).parent).exists():
+            plot(load(folder), RESULTS / name)
 
 
 if __name__ == "__main__":

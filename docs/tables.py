@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
+
+from torchrl_rtpd.comparison import bootstrap_interval
 
 
 def markdown(rows: Iterable[Iterable[str]]) -> str:
@@ -11,6 +13,14 @@ def markdown(rows: Iterable[Iterable[str]]) -> str:
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     lines.insert(1, "|" + " --- |" * (lines[0].count("|") - 1))
     return "\n".join(lines)
+
+
+def with_interval(statistic: Callable[..., float], *methods: list[list[float]]) -> str:
+    """A statistic and its 95 % interval, which single runs do not have."""
+    if all(len(game) == 1 for method in methods for game in method):
+        return f"{statistic(*methods):.2f}"
+    low, high = bootstrap_interval(statistic, *methods)
+    return f"{statistic(*methods):.2f} [{low:.2f}, {high:.2f}]"
 
 
 def made_by(environment: dict[str, Any], label: str = "Command") -> str:

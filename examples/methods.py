@@ -116,10 +116,11 @@ class FrozenTeacher(OptimizationStepper):
     @torch.no_grad()
     def step(self, trainer: Trainer, sub_batch: TensorDictBase) -> TensorDictBase:
         """Run the teacher on ``sub_batch``; there is nothing to log."""
-        teacher = trainer.loss_module.value_network
-        with trainer.loss_module.value_network_params.to_module(teacher):
+        loss = trainer.loss_module
+        teacher, key = loss.value_network, loss.tensor_keys.teacher_action_value
+        with loss.value_network_params.to_module(teacher):
             for part in [sub_batch, sub_batch.get("next")] if self.with_next else [sub_batch]:
-                part.set(("teacher", "action_value"), teacher(part.select(*teacher.in_keys)).get("action_value"))
+                part.set(key, teacher(part.select(*teacher.in_keys)).get("action_value"))
         return TensorDict({}, [])
 
 

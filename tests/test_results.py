@@ -92,7 +92,9 @@ def test_precisions_are_compared_network_by_network() -> None:
 
     def runs(scores: tuple[float, ...]) -> list[dict]:
         named = [{"name": "teacher", "score_mean": 10.0, "agreement": 1.0}]
-        return [{"networks": [*named, {"name": "net17", "score_mean": score, "agreement": 0.5}]} for score in scores]
+        origin = {"environment": {"cpu": "abacus", "commit": "0123456789ab", "command": "python run.py"}}
+        network = {"name": "net17", "agreement": 0.5}
+        return [{**origin, "networks": [*named, {**network, "score_mean": score}]} for score in scores]
 
     lines = make_results.precision_page(runs((1.0, 4.0)), runs((3.0, 5.0))).splitlines()
     assert "| teacher | 10 | 10 | 0.50 [0.50, 0.50] | - | - |" in lines

@@ -105,6 +105,15 @@ def test_they_are_for_frames_and_a_convolutional_network() -> None:
     assert found == wanted
 
 
+def test_they_are_with_rewards_less_their_average() -> None:
+    results = []
+    for kind in (TeacherDQNLoss, DQNLoss):
+        loss = loss_of(kind)
+        loss.make_value_estimator(gamma=0.9, average_rewards=True)
+        results.append(learned(loss, minibatch()))
+    assert results[0] == results[1]
+
+
 def test_actions_may_have_a_dimension_of_their_own() -> None:
     batch = minibatch()
     wide = batch.clone()

@@ -564,8 +564,8 @@ def make_replay_buffer(
         storage: where the transitions live.
         batch_size: transitions a sample ``B``.
         minibatches_at_once: draw and rebuild so many minibatches together, and hand them out one by one until the next
-            write. They are the same either way, for less: on a GPU for a fraction, with the trainer's
-            ``optim_steps_per_batch``; on a CPU for about half, with as many as fit its caches, some four.
+            write. They are the same either way, for less: give it the trainer's ``optim_steps_per_batch`` on a GPU, and
+            as many as fit its caches, some four, on a CPU.
         prioritized: sample by priority (Schaul et al. 2016, https://arxiv.org/abs/1511.05952) instead of uniformly.
         alpha: exponent of the priorities.
         beta: exponent of the importance weights.

@@ -15,6 +15,7 @@ from tensordict.nn import TensorDictModule
 from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor, nn
 from torchrl.objectives.utils import ValueEstimators, dispatch_value_estimator, distance_loss
+from torchrl.objectives.value import TD0Estimator
 
 from torchrl_rtpd import functional as RF
 from torchrl_rtpd.objectives._networks import selected
@@ -170,7 +171,7 @@ class StudentDQNLoss(DistillationLoss):
             self._refuse_keys(tensordict)
         student_q_values = self._student_q_values(tensordict)
         per_sample, metrics = self._distilled(tensordict, student_q_values)
-        chosen = _chosen(student_q_values, action, self.tensor_keys.action)
+        chosen = chosen_values(student_q_values, action, self.tensor_keys.action)
         target = self._without_padding(tensordict, self._td_target(tensordict).unsqueeze(-1)).squeeze(-1)
         self._write_mixed_priority(tensordict, per_sample, chosen, target)
         td_error = distance_loss(chosen, target, self.loss_function)
@@ -205,18 +206,32 @@ class StudentDQNLoss(DistillationLoss):
             chooser = self._teacher_q_values(following, next_student_q_values, place)
         mask = following.get(self.tensor_keys.action_mask, None)
         _check_mask(mask, next_student_q_values, unravel_key(("next", self.tensor_keys.action_mask)))
-        next_value = RF.imitation_value(chooser, next_student_q_values, mask).unsqueeze(-1)
-        estimator = self.value_estimator
-        if getattr(estimator, "average_rewards", False) or torch.compiler.is_compiling():
-            return estimator.value_estimate(tensordict.copy(), next_value=next_value).squeeze(-1)
-        # What TorchRL's estimator comes to, without its copies.
-        num_steps = tensordict.get(estimator.tensor_keys.steps_to_next_obs, None)
-        if num_steps is not None:
-            num_steps = num_steps.view_as(reward)
-        return RF.discounted_target(reward, next_value, terminated, estimator.gamma, num_steps).squeeze(-1)
+        next_value = RF.imitation_value(chooser, next_student_q_values, mask)
+        return td_target(self.value_estimator, tensordict, reward, next_value, terminated)
 
 
-def _chosen(q_values: Tensor, action: Tensor, key: NestedKey) -> Tensor:
+def td_target(
+    estimator: TD0Estimator, tensordict: TensorDictBase, reward: Tensor, next_value: Tensor, terminated: Tensor
+) -> Tensor:
+    """What TorchRL's estimator makes ``[*B]`` of a batch, without its copies where they can be spared.
+
+    Args:
+        estimator: of a loss.
+        tensordict: the batch ``[*B]``.
+        reward: under ``"next"``, ``[*B, 1]``.
+        next_value: of the next states, ``[*B]``.
+        terminated: under ``"next"``, ``[*B, 1]``.
+    """
+    next_value = next_value.unsqueeze(-1)
+    if estimator.average_rewards or torch.compiler.is_compiling():
+        return estimator.value_estimate(tensordict.copy(), next_value=next_value).squeeze(-1)
+    num_steps = tensordict.get(estimator.tensor_keys.steps_to_next_obs, None)
+    if num_steps is not None:
+        num_steps = num_steps.view_as(reward)
+    return RF.discounted_target(reward, next_value, terminated, estimator.gamma, num_steps).squeeze(-1)
+
+
+def chosen_values(q_values: Tensor, action: Tensor, key: NestedKey) -> Tensor:
     """Values ``[*B]`` of the actions taken, categorical ``[*B]`` or one-hot ``[*B, A]``."""
     if action.shape == q_values.shape:
         return (q_values * action).sum(-1)

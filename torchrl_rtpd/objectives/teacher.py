@@ -20,6 +20,7 @@ from torchrl.objectives.value import TD0Estimator
 
 from torchrl_rtpd import functional as RF
 from torchrl_rtpd.objectives._networks import NetworkPart, ParameterSwap, same_in_training, selected
+from torchrl_rtpd.objectives.dqn import chosen_values, td_target
 
 __all__ = ["TeacherDQNLoss"]
 
@@ -96,8 +97,7 @@ class TeacherDQNLoss(DQNLoss):
     @property
     def shares_values(self) -> bool:
         """Whether the values are written, else it is ``DQNLoss`` in all."""
-        estimator = self.value_estimator
-        return self._simple and type(estimator) is TD0Estimator and not estimator.average_rewards
+        return self._simple and type(self.value_estimator) is TD0Estimator
 
     def make_value_estimator(self, value_type: ValueEstimators | None = None, **hyperparams: Any) -> None:
         """As that of ``DQNLoss``; the discount is on the device from the beginning."""
@@ -110,31 +110,25 @@ class TeacherDQNLoss(DQNLoss):
         if not self.shares_values:
             return super().forward(tensordict)
         names = self.tensor_keys
-        taken = [names.action, ("next", names.reward), ("next", names.terminated)]
-        action, reward, terminated = (tensordict.get(unravel_key(key), None) for key in taken)
+        taken = [names.action, *(unravel_key(("next", key)) for key in (names.reward, names.terminated))]
+        action, reward, terminated = (tensordict.get(key, None) for key in taken)
         if action is None or reward is None or terminated is None:
-            selected(tensordict, [unravel_key(key) for key in taken], "teacher's loss")  # says what is missing
+            selected(tensordict, taken, "teacher's loss")  # says what is missing
         following = tensordict.get("next")
         values = self._values(tensordict, self.value_network_params, "batch")
+        chosen = chosen_values(values, action, names.action)
         with torch.no_grad():
             next_values = self._values(following, self.target_value_network_params, "batch's next")
             chooser = next_values
             if self.double_dqn:
                 chooser = self._values(following, self.value_network_params, "batch's next")
+            next_value = RF.imitation_value(chooser, next_values)
+            target = td_target(self.value_estimator, tensordict, reward, next_value, terminated)
+            tensordict.set(names.priority, (chosen - target).pow(2).unsqueeze(-1), inplace=True)
         tensordict.set(names.teacher_action_value, values.detach())
         following.set(names.teacher_action_value, next_values)
-        chosen = values.gather(-1, action if action.ndim == values.ndim else action.unsqueeze(-1)).squeeze(-1)
-        with torch.no_grad():
-            next_value = RF.imitation_value(chooser, next_values).unsqueeze(-1)
-            # What TorchRL's estimator comes to, without its copies.
-            num_steps = tensordict.get(self.value_estimator.tensor_keys.steps_to_next_obs, None)
-            num_steps = None if num_steps is None else num_steps.view_as(reward)
-            target = RF.discounted_target(reward, next_value, terminated, self.value_estimator.gamma, num_steps)
-            target = target.squeeze(-1)
-            tensordict.set(names.priority, (chosen - target).pow(2).unsqueeze(-1), inplace=True)
         loss = distance_loss(chosen, target, self.loss_function)
-        weighted = self.use_prioritized_weights in (True, "auto")
-        weights = tensordict.get(names.priority_weight, None) if weighted else None
+        weights = tensordict.get(names.priority_weight, None) if self.use_prioritized_weights else None
         return TensorDict(loss=self._reduce_loss(loss, tensordict=tensordict, weights=weights))
 
     def _values(self, tensordict: TensorDictBase, params: TensorDictParams, place: str) -> Tensor:

@@ -1,6 +1,6 @@
 """Which version of a learning teacher students learn from: the latest, an average, a lagging one or the best so far.
 
-The latest costs nothing, since its values are overheard from its own update. The others are copies, run on each
+The latest costs nothing, since its values are those of its own update. The others are copies, run on each
 minibatch without gradient: one forward pass, and another one on the next states where a student's TD target asks the
 teacher (Eq. 5 of Sun & Fazli 2019). There the latest teacher answers by its target network, a copy by itself.
 """
