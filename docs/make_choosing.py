@@ -15,7 +15,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from torchrl_rtpd import functional as RF
-from torchrl_rtpd.objectives import DIVERGENCES, DistillationLoss
+from torchrl_rtpd.objectives.discrete import DIVERGENCES, DistillationLoss
 
 DOCS = Path(__file__).parent
 UPDATES = 3_000

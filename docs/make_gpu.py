@@ -14,7 +14,8 @@ from typing import Any
 
 from make_results import markdown
 
-from torchrl_rtpd.report import plot_curves, read_metrics
+from torchrl_rtpd.runs.figures import plot_curves
+from torchrl_rtpd.runs.metrics import read_metrics
 
 RESULTS = Path(__file__).parent / "results"
 NETWORKS = ["teacher", "net1", "net3", "net5", "net17"]

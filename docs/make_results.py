@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # the scripts of this folder are
 from survival_pages import checkpoint_page, kills_page, soak_page
 from tables import made_by, markdown, table_page, with_interval
 
-from torchrl_rtpd.comparison import probability_of_improvement
+from torchrl_rtpd.evaluation.comparison import probability_of_improvement
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -27,9 +27,11 @@ from torch import nn
 from torchrl.modules import QValueActor
 
 from torchrl_rtpd import AtariVecEnv, DistillationLoss, Evaluator, RealTimeDistillTrainer, StudentDQNLoss, make_actor
-from torchrl_rtpd.evaluation import agreement_with_teacher, normalised_score
-from torchrl_rtpd.recycling import UnitRecycler
-from torchrl_rtpd.report import run_environment, write_json
+from torchrl_rtpd.evaluation.scores import agreement_with_teacher
+from torchrl_rtpd.functional.scores import normalised_score
+from torchrl_rtpd.networks.recycling import UnitRecycler
+from torchrl_rtpd.runs.environment import run_environment
+from torchrl_rtpd.runs.metrics import write_json
 from torchrl_rtpd.schedules import KLGate
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -16,7 +16,7 @@ from study_published import example_rows, papers_rows, study_rows
 from study_verdicts import default_verdict, kind_of, smallest, verdicts
 from tables import markdown, with_interval
 
-from torchrl_rtpd.comparison import (
+from torchrl_rtpd.evaluation.comparison import (
     COSTS,
     bootstrap_interval,
     interquartile_mean,

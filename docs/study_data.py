@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from torchrl_rtpd.comparison import COSTS, time_to_teacher
-from torchrl_rtpd.evaluation import normalised_score
+from torchrl_rtpd.evaluation.comparison import COSTS, time_to_teacher
+from torchrl_rtpd.functional.scores import normalised_score
 
 TEACHER = "teacher_only"
 TEACHER_ROWS = (TEACHER, "rtpd")  # rows whose teachers can be the measure, the same bit for bit

@@ -8,7 +8,7 @@ from typing import Any
 
 from study_data import Study, label, temperature_of, times
 
-from torchrl_rtpd.comparison import bootstrap_interval, interquartile_mean
+from torchrl_rtpd.evaluation.comparison import bootstrap_interval, interquartile_mean
 
 
 def figure(width: float, height: float, panels: int) -> tuple[Any, list[Any]]:

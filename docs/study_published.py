@@ -14,8 +14,8 @@ from pathlib import Path
 
 from study_data import Study
 
-from torchrl_rtpd.comparison import paper_percentages
-from torchrl_rtpd.report import read_metrics
+from torchrl_rtpd.evaluation.comparison import paper_percentages
+from torchrl_rtpd.runs.metrics import read_metrics
 
 RUSU = {"net1": 108.3, "net2": 101.7, "net3": 83.9}  # their compression table: geometric means over 10 games, % of DQN
 Row = list[str]

@@ -6,7 +6,7 @@ import statistics
 
 from study_data import Study, temperature_of
 
-from torchrl_rtpd.comparison import bootstrap_interval, interquartile_mean, probability_of_improvement
+from torchrl_rtpd.evaluation.comparison import bootstrap_interval, interquartile_mean, probability_of_improvement
 
 
 def verdicts(study: Study) -> list[str]:

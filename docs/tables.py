@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from torchrl_rtpd.comparison import bootstrap_interval
+from torchrl_rtpd.evaluation.comparison import bootstrap_interval
 
 
 def markdown(rows: Iterable[Iterable[str]]) -> str:

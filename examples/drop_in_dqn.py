@@ -34,7 +34,7 @@ from torchrl.objectives import DQNLoss, SoftUpdate
 from torchrl.trainers import LRSchedulerHook
 from torchrl.trainers.algorithms.dqn import DQNTrainer
 
-from torchrl_rtpd import RealTimeDistillTrainer, StudentDQNLoss  # added
+from torchrl_rtpd import RealTimeDistillTrainer, StudentDQNLoss
 
 STEPS_PER_BATCH = 256  # agent steps, of all slots together
 UPDATES_PER_BATCH = 32

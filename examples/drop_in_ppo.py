@@ -34,7 +34,7 @@ from torchrl.modules import ProbabilisticActor, ValueOperator
 from torchrl.objectives import ClipPPOLoss
 from torchrl.trainers.algorithms.ppo import PPOTrainer
 
-from torchrl_rtpd import DistillationLoss, RealTimeDistillTrainer  # added
+from torchrl_rtpd import DistillationLoss, RealTimeDistillTrainer
 
 STEPS_PER_BATCH = 1_024  # agent steps, of all slots together
 

@@ -35,7 +35,7 @@ from torchrl.objectives import SACLoss, SoftUpdate
 from torchrl.trainers import LRSchedulerHook
 from torchrl.trainers.algorithms.sac import SACTrainer
 
-from torchrl_rtpd import ContinuousDistillationLoss, RealTimeDistillTrainer  # added
+from torchrl_rtpd import ContinuousDistillationLoss, RealTimeDistillTrainer
 
 GAME = "Pendulum-v1"
 EPISODE_STEPS = 200  # of every game; each costs at most 16.3, and nothing once the pendulum stands

@@ -29,7 +29,7 @@ from torchrl.modules import QValueActor
 from torchrl.trainers import OptimizationStepper, Trainer, TrainerHookBase
 
 from torchrl_rtpd import AverageTeacher, BestTeacher, LaggingTeacher, load_weights
-from torchrl_rtpd.recycling import UnitRecycler
+from torchrl_rtpd.networks.recycling import UnitRecycler
 
 METHODS = ("rtpd", "two_stage", "scratch", "teacher_only")
 TEACHERS: dict[str, Callable[[], Any]] = {
@@ -96,7 +96,7 @@ def load_teacher(teacher: TensorDictModule, folder: str | Path) -> dict[str, flo
         folder: what the earlier run of ``rtpd_atari.py`` or ``rtpd_classic.py`` left.
 
     Returns:
-        What that run spent, for :class:`~torchrl_rtpd.monitor.RunMonitor`.
+        What that run spent, for :class:`~torchrl_rtpd.runs.RunMonitor`.
     """
     load_weights(teacher, Path(folder) / "weights" / "last" / "teacher.safetensors")
     results: Mapping[str, float] = json.loads((Path(folder) / "results.json").read_text())

@@ -53,22 +53,17 @@ from torchrl_rtpd import (
     make_actor,
     make_replay_buffer,
 )
-from torchrl_rtpd.evaluation import latency_ms
-from torchrl_rtpd.memory import keep_freed_memory
-from torchrl_rtpd.monitor import RunMonitor
-from torchrl_rtpd.networks import num_parameters
-from torchrl_rtpd.pretrained import load_pretrained
-from torchrl_rtpd.recycling import UnitRecycler
-from torchrl_rtpd.report import (
-    pareto_front,
-    plot_curves,
-    plot_front,
-    read_metrics,
-    results_table,
-    run_environment,
-    write_json,
-)
-from torchrl_rtpd.resume import resumed_config, resumed_steps
+from torchrl_rtpd.evaluation.scores import latency_ms
+from torchrl_rtpd.files.pretrained import load_pretrained
+from torchrl_rtpd.networks.recycling import UnitRecycler
+from torchrl_rtpd.networks.towers import num_parameters
+from torchrl_rtpd.runs.config import resumed_config, resumed_steps
+from torchrl_rtpd.runs.environment import run_environment
+from torchrl_rtpd.runs.figures import plot_curves, plot_front
+from torchrl_rtpd.runs.metrics import read_metrics, write_json
+from torchrl_rtpd.runs.monitor import RunMonitor
+from torchrl_rtpd.runs.process import keep_freed_memory
+from torchrl_rtpd.runs.report import pareto_front, results_table
 
 
 @dataclass

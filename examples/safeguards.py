@@ -11,11 +11,12 @@ from omegaconf import OmegaConf
 from torchrl.trainers import Trainer
 
 from torchrl_rtpd import RealTimeDistillTrainer
-from torchrl_rtpd.monitor import RunMonitor
-from torchrl_rtpd.objectives import DIVERGENCES
-from torchrl_rtpd.ranges import check_choices, check_ranges
-from torchrl_rtpd.trainers import DivergenceGuard, SaveCheckpoints, StopOnSignal, StopWhenCaughtUp
-from torchrl_rtpd.trainers.guards import POLICIES
+from torchrl_rtpd.objectives.discrete import DIVERGENCES
+from torchrl_rtpd.runs.checkpoints import SaveCheckpoints
+from torchrl_rtpd.runs.guards import POLICIES, DivergenceGuard
+from torchrl_rtpd.runs.monitor import RunMonitor
+from torchrl_rtpd.runs.ranges import check_choices, check_ranges
+from torchrl_rtpd.runs.stopping import StopOnSignal, StopWhenCaughtUp
 
 # What a resumed run takes from the command line.
 FREE = (

@@ -11,11 +11,15 @@ import torch
 from tensordict.nn import TensorDictModule
 from torchrl.envs import EnvBase
 
-from torchrl_rtpd.comparison import paper_percentages
-from torchrl_rtpd.evaluation import Evaluator, Scores, agreement_with_teacher, normalised_score
-from torchrl_rtpd.monitor import RunMonitor
-from torchrl_rtpd.networks import num_parameters
-from torchrl_rtpd.report import results_table, run_environment, write_json
+from torchrl_rtpd.evaluation.comparison import paper_percentages
+from torchrl_rtpd.evaluation.evaluator import Evaluator
+from torchrl_rtpd.evaluation.scores import Scores, agreement_with_teacher
+from torchrl_rtpd.functional.scores import normalised_score
+from torchrl_rtpd.networks.towers import num_parameters
+from torchrl_rtpd.runs.environment import run_environment
+from torchrl_rtpd.runs.metrics import write_json
+from torchrl_rtpd.runs.monitor import RunMonitor
+from torchrl_rtpd.runs.report import results_table
 
 
 def compare(

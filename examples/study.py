@@ -28,8 +28,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from torchrl_rtpd.comparison import COSTS
-from torchrl_rtpd.report import read_metrics
+from torchrl_rtpd.evaluation.comparison import COSTS
+from torchrl_rtpd.runs.metrics import read_metrics
 
 CONFIG = Path(__file__).resolve().parent / "config"
 TOTALS = (*COSTS, "seconds", "evaluation_seconds", "steps_per_second", "random_score", "random_standard_error")

@@ -20,20 +20,18 @@ from torchrl.trainers.algorithms.configs.collectors import CollectorConfig
 from torchrl.trainers.algorithms.configs.common import ConfigBase
 
 from torchrl_rtpd import configs
-from torchrl_rtpd.collectors import DualNetworkCollector
+from torchrl_rtpd.collectors.collector import DualNetworkCollector
 from torchrl_rtpd.envs import AtariVecEnv
-from torchrl_rtpd.networks import NatureTower
-from torchrl_rtpd.objectives import ContinuousDistillationLoss, DistillationLoss, StudentDQNLoss
-from torchrl_rtpd.replay import FrameStackStorage
-from torchrl_rtpd.trainers import (
-    BoundedHistory,
-    DivergenceGuard,
-    KeepWarmupData,
-    RealTimeDistillTrainer,
-    SampleToDevice,
-    SaveCheckpoints,
-    StopOnSignal,
-)
+from torchrl_rtpd.networks.towers import NatureTower
+from torchrl_rtpd.objectives.continuous import ContinuousDistillationLoss
+from torchrl_rtpd.objectives.discrete import DistillationLoss
+from torchrl_rtpd.objectives.student_dqn import StudentDQNLoss
+from torchrl_rtpd.replay.storage import FrameStackStorage
+from torchrl_rtpd.runs.checkpoints import SaveCheckpoints
+from torchrl_rtpd.runs.guards import DivergenceGuard
+from torchrl_rtpd.runs.stopping import StopOnSignal
+from torchrl_rtpd.trainers.hook import RealTimeDistillTrainer
+from torchrl_rtpd.trainers.off_policy import BoundedHistory, KeepWarmupData, SampleToDevice
 
 PARTS = {
     configs.DistillationLossConfig: DistillationLoss,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from torchrl_rtpd.report import read_metrics
+from torchrl_rtpd.runs.metrics import read_metrics
 
 DOCS = Path(__file__).parents[1] / "docs"
 

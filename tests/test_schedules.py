@@ -14,7 +14,9 @@ from tensordict import TensorDict
 from torch import nn
 from torchrl.objectives import HardUpdate
 
-from torchrl_rtpd.objectives import DistillationLoss, StudentDQNLoss
+from torchrl_rtpd.functional.scores import normalised_gap
+from torchrl_rtpd.objectives.discrete import DistillationLoss
+from torchrl_rtpd.objectives.student_dqn import StudentDQNLoss
 from torchrl_rtpd.schedules import (
     ExponentialSchedule,
     GapSchedule,
@@ -25,7 +27,6 @@ from torchrl_rtpd.schedules import (
     Schedule,
     apply_schedules,
     check_schedules,
-    normalised_gap,
 )
 
 

@@ -5,14 +5,14 @@ or more far smaller students (Sun & Fazli 2019, https://arxiv.org/abs/1912.12630
 """
 
 from torchrl_rtpd.collectors import DualNetworkCollector, TeacherStudentPolicy
+from torchrl_rtpd.deploy import export_student
 from torchrl_rtpd.envs import AtariVecEnv
 from torchrl_rtpd.evaluation import Evaluator, Scores
-from torchrl_rtpd.export import export_student, load_weights, save_weights
-from torchrl_rtpd.networks import TOWERS, NatureTower, Tower, make_actor
+from torchrl_rtpd.files import load_pretrained, load_weights, save_weights
+from torchrl_rtpd.networks import TOWERS, NatureTower, Tower, UnitRecycler, make_actor, recycle_dormant
 from torchrl_rtpd.objectives import ContinuousDistillationLoss, DistillationLoss, StudentDQNLoss, TeacherDQNLoss
-from torchrl_rtpd.pretrained import load_pretrained
-from torchrl_rtpd.recycling import UnitRecycler, recycle_dormant
 from torchrl_rtpd.replay import FrameStackStorage, make_replay_buffer
+from torchrl_rtpd.runs import DivergenceGuard, SaveCheckpoints, StopOnSignal, StopWhenCaughtUp
 from torchrl_rtpd.schedules import (
     ExponentialSchedule,
     GapSchedule,
@@ -25,15 +25,11 @@ from torchrl_rtpd.trainers import (
     BestTeacher,
     BoundedHistory,
     CudaGraphStepper,
-    DivergenceGuard,
     KeepWarmupData,
     LaggingTeacher,
     RealTimeDistillStepper,
     RealTimeDistillTrainer,
     SampleToDevice,
-    SaveCheckpoints,
-    StopOnSignal,
-    StopWhenCaughtUp,
 )
 
 __version__ = "0.1.0"

@@ -39,9 +39,12 @@ from torchrl.trainers.algorithms.configs.hooks import HookConfig
 from torchrl.trainers.algorithms.configs.modules import NetworkConfig
 from torchrl.trainers.algorithms.configs.objectives import DQNLossConfig, LossConfig
 
-from torchrl_rtpd.collectors import DualNetworkCollector
-from torchrl_rtpd.objectives import ContinuousDistillationLoss, DistillationLoss, StudentDQNLoss, TeacherDQNLoss
-from torchrl_rtpd.replay import FrameStackStorage
+from torchrl_rtpd.collectors.collector import DualNetworkCollector
+from torchrl_rtpd.objectives.continuous import ContinuousDistillationLoss
+from torchrl_rtpd.objectives.discrete import DistillationLoss
+from torchrl_rtpd.objectives.student_dqn import StudentDQNLoss
+from torchrl_rtpd.objectives.teacher_dqn import TeacherDQNLoss
+from torchrl_rtpd.replay.storage import FrameStackStorage
 
 __all__ = [
     "AtariVecEnvConfig",
@@ -171,7 +174,7 @@ class BoundedHistoryConfig(HookConfig):
 
 @dataclass
 class SaveCheckpointsConfig(HookConfig):
-    """Hydra configuration of :class:`~torchrl_rtpd.trainers.SaveCheckpoints`; the last of a trainer's hooks."""
+    """Hydra configuration of :class:`~torchrl_rtpd.runs.SaveCheckpoints`; the last of a trainer's hooks."""
 
     directory: str = MISSING
     every_steps: int = MISSING
@@ -179,12 +182,12 @@ class SaveCheckpointsConfig(HookConfig):
     replay: bool = False
     metadata: Any = None
     monitor: Any = None
-    _target_: str = "torchrl_rtpd.trainers.SaveCheckpoints"
+    _target_: str = "torchrl_rtpd.runs.SaveCheckpoints"
 
 
 @dataclass
 class DivergenceGuardConfig(HookConfig):
-    """Hydra configuration of :class:`~torchrl_rtpd.trainers.DivergenceGuard`, after the students' hook."""
+    """Hydra configuration of :class:`~torchrl_rtpd.runs.DivergenceGuard`, after the students' hook."""
 
     distiller: Any = None
     policy: str = "stop"
@@ -194,14 +197,14 @@ class DivergenceGuardConfig(HookConfig):
     collapse: float = 0.2
     collapse_evaluations: int = 3
     max_rollbacks: int = 3
-    _target_: str = "torchrl_rtpd.trainers.DivergenceGuard"
+    _target_: str = "torchrl_rtpd.runs.DivergenceGuard"
 
 
 @dataclass
 class StopOnSignalConfig(HookConfig):
-    """Hydra configuration of :class:`~torchrl_rtpd.trainers.StopOnSignal`."""
+    """Hydra configuration of :class:`~torchrl_rtpd.runs.StopOnSignal`."""
 
-    _target_: str = "torchrl_rtpd.trainers.StopOnSignal"
+    _target_: str = "torchrl_rtpd.runs.StopOnSignal"
 
 
 @dataclass

@@ -16,7 +16,7 @@ from typing import Any
 
 from torchrl.objectives import LossModule
 
-from torchrl_rtpd.evaluation import normalised_score
+from torchrl_rtpd.functional.scores import normalised_gap
 
 __all__ = [
     "ExponentialSchedule",
@@ -28,7 +28,6 @@ __all__ = [
     "Schedule",
     "apply_schedules",
     "check_schedules",
-    "normalised_gap",
 ]
 
 
@@ -181,39 +180,6 @@ class PiecewiseSchedule(Schedule):
         (begin, initial), (end, final) = passed[-1], points[len(passed)]
         fraction = _fraction(state.updates, begin, end)
         return (1 - fraction) * initial + fraction * final
-
-
-def normalised_gap(
-    teacher_return: float | None, student_return: float | None, random_return: float | None
-) -> float | None:
-    """How much of the teacher's lead over a random player the student lacks.
-
-    ``(teacher - student) / (teacher - random)`` clamped to [0, 1]: 1 at or below the random player, 0 at or above the
-    teacher. QDagger's ``1 - student / teacher`` (Agarwal et al. 2022, https://arxiv.org/abs/2206.01626) leaves [0, 1]
-    for negative returns and has no bound near 0, where a teacher starts.
-
-    Args:
-        teacher_return: raw return, any sign.
-        student_return: raw return, any sign.
-        random_return: raw return of a random player.
-
-    Returns:
-        A number in [0, 1]; None where a return is not known or not finite, or where the teacher is no better than the
-        random player, so that there is nothing to lack.
-
-    Examples:
-        >>> normalised_gap(-5.0, -17.0, -21.0)
-        0.75
-        >>> normalised_gap(-21.0, -21.0, -21.0) is None
-        True
-    """
-    known = [value for value in (student_return, random_return, teacher_return) if value is not None]
-    if len(known) < 3 or not all(map(math.isfinite, known)):
-        return None
-    score = normalised_score(*known)
-    if score is None or math.isnan(score):  # NaN: a difference beyond the largest float
-        return None
-    return min(1.0, max(0.0, 1.0 - score))
 
 
 class GapSchedule(Schedule):

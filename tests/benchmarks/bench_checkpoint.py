@@ -25,10 +25,11 @@ from main_example import ROOT, rtpd_atari
 from turns import parsed_options
 
 from torchrl_rtpd import AtariVecEnv, FrameStackStorage, make_replay_buffer
-from torchrl_rtpd.checkpoint import VerifiedCheckpoint
-from torchrl_rtpd.report import run_environment, write_json
-from torchrl_rtpd.trainers import SaveCheckpoints
-from torchrl_rtpd.trainers._states import ReplayState
+from torchrl_rtpd.files.verified import VerifiedCheckpoint
+from torchrl_rtpd.runs.checkpoints import SaveCheckpoints
+from torchrl_rtpd.runs.components import ReplayState
+from torchrl_rtpd.runs.environment import run_environment
+from torchrl_rtpd.runs.metrics import write_json
 
 
 def seconds(call: Callable[[], object]) -> float:

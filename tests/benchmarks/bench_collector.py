@@ -21,8 +21,9 @@ from torch import nn
 from turns import median_ratio, parsed_options, take_turns
 
 from torchrl_rtpd import AtariVecEnv, DualNetworkCollector, make_actor
-from torchrl_rtpd.networks import TOWERS
-from torchrl_rtpd.report import run_environment, write_json
+from torchrl_rtpd.networks.towers import TOWERS
+from torchrl_rtpd.runs.environment import run_environment
+from torchrl_rtpd.runs.metrics import write_json
 
 NUMBERS = {"repetitions": 60, "envs": 32, "rollout_steps": 8, "threads": 2}
 

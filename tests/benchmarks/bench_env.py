@@ -21,8 +21,9 @@ from torchrl.envs import EnvBase, GymWrapper
 from turns import median_ratio, parsed_options, take_turns
 
 from torchrl_rtpd import AtariVecEnv
-from torchrl_rtpd.memory import keep_freed_memory
-from torchrl_rtpd.report import run_environment, write_json
+from torchrl_rtpd.runs.environment import run_environment
+from torchrl_rtpd.runs.metrics import write_json
+from torchrl_rtpd.runs.process import keep_freed_memory
 
 NUMBERS = {"repetitions": 40, "envs": 32, "steps": 16, "threads": 2}
 

@@ -27,9 +27,10 @@ from torchrl.objectives import HardUpdate
 from turns import median_ratio, parsed_options, take_turns
 
 from torchrl_rtpd import RealTimeDistillTrainer, StudentDQNLoss, make_actor
-from torchrl_rtpd.memory import keep_freed_memory
-from torchrl_rtpd.networks import TOWERS
-from torchrl_rtpd.report import run_environment, write_json
+from torchrl_rtpd.networks.towers import TOWERS
+from torchrl_rtpd.runs.environment import run_environment
+from torchrl_rtpd.runs.metrics import write_json
+from torchrl_rtpd.runs.process import keep_freed_memory
 
 NUMBERS = {"repetitions": 100, "batch": 32, "threads": 2, "steps": 2_400, "num_actions": 18}
 STUDENTS = [name for name in TOWERS if name != "teacher"]

@@ -20,9 +20,10 @@ from pathlib import Path
 from main_example import ROOT
 from turns import parsed_options
 
-from torchrl_rtpd.checkpoint import VerifiedCheckpoint
-from torchrl_rtpd.report import read_metrics, run_environment, write_json
-from torchrl_rtpd.trainers import newest_checkpoint
+from torchrl_rtpd.files.verified import VerifiedCheckpoint
+from torchrl_rtpd.runs.checkpoints import newest_checkpoint
+from torchrl_rtpd.runs.environment import run_environment
+from torchrl_rtpd.runs.metrics import read_metrics, write_json
 
 __all__ = ["INTERVAL", "kill_runs"]
 
@@ -48,7 +49,7 @@ SETTINGS = [
 # The example as it is, telling how far it is.
 LIFE = """
 import runpy
-from torchrl_rtpd.monitor import RunMonitor
+from torchrl_rtpd.runs import RunMonitor
 watch = RunMonitor.watch
 def watch_and_tell(monitor):
     watch(monitor)

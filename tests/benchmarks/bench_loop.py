@@ -21,7 +21,8 @@ from pathlib import Path
 from main_example import ROOT, steps_per_second
 from turns import median_ratio
 
-from torchrl_rtpd.report import run_environment, write_json
+from torchrl_rtpd.runs.environment import run_environment
+from torchrl_rtpd.runs.metrics import write_json
 
 NUMBERS = {
     "repeats": 5,

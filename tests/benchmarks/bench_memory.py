@@ -20,8 +20,9 @@ from main_example import ROOT, rtpd_atari
 from tensordict import TensorDictBase
 
 from torchrl_rtpd import AtariVecEnv
-from torchrl_rtpd.memory import keep_freed_memory
-from torchrl_rtpd.report import run_environment, write_json
+from torchrl_rtpd.runs.environment import run_environment
+from torchrl_rtpd.runs.metrics import write_json
+from torchrl_rtpd.runs.process import keep_freed_memory
 
 
 def resident_bytes() -> int:

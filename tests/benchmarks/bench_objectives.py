@@ -24,7 +24,8 @@ from torchrl.modules import QValueActor
 from turns import median_ratio, take_turns
 
 from torchrl_rtpd import DistillationLoss, NatureTower
-from torchrl_rtpd.report import run_environment, write_json
+from torchrl_rtpd.runs.environment import run_environment
+from torchrl_rtpd.runs.metrics import write_json
 
 NUM_ACTIONS = 18
 TEMPERATURE = 0.1

@@ -28,8 +28,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from turns import take_turns
 
 from torchrl_rtpd import AtariVecEnv
-from torchrl_rtpd.memory import keep_freed_memory
-from torchrl_rtpd.report import run_environment, write_json
+from torchrl_rtpd.runs.environment import run_environment
+from torchrl_rtpd.runs.metrics import write_json
+from torchrl_rtpd.runs.process import keep_freed_memory
 
 # Parts that plain code has, too; the rest is what the library costs.
 WORK = ("environment", "networks", "backward", "optimiser")

@@ -17,8 +17,9 @@ from torchrl.data import LazyTensorStorage, PrioritizedSampler, TensorDictReplay
 from turns import median_ratio, parsed_options, take_turns
 
 from torchrl_rtpd import AtariVecEnv, FrameStackStorage, make_replay_buffer
-from torchrl_rtpd.memory import keep_freed_memory
-from torchrl_rtpd.report import run_environment, write_json
+from torchrl_rtpd.runs.environment import run_environment
+from torchrl_rtpd.runs.metrics import write_json
+from torchrl_rtpd.runs.process import keep_freed_memory
 
 NUMBERS = {"repetitions": 200, "capacity": 20_480, "batch": 32, "envs": 8, "steps": 8, "threads": 2}
 

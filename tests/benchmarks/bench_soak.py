@@ -23,8 +23,9 @@ from hydra import compose, initialize_config_dir
 from main_example import ROOT, rtpd_atari
 from turns import parsed_options
 
-from torchrl_rtpd.monitor import RunMonitor
-from torchrl_rtpd.report import run_environment, write_json
+from torchrl_rtpd.runs.environment import run_environment
+from torchrl_rtpd.runs.metrics import write_json
+from torchrl_rtpd.runs.monitor import RunMonitor
 
 ENDLESS = 100_000_000  # steps
 

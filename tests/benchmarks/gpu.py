@@ -49,7 +49,8 @@ from torchrl_rtpd import (
     make_actor,
     make_replay_buffer,
 )
-from torchrl_rtpd.report import run_environment, write_json
+from torchrl_rtpd.runs.environment import run_environment
+from torchrl_rtpd.runs.metrics import write_json
 
 FLEETS = {"teacher": [], "one student": ["net17"], "the paper's five": ["net1", "net2", "net3", "net4", "net5"]}
 NUM_ACTIONS = 18

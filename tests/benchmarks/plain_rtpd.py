@@ -20,8 +20,8 @@ from ale_py.vector_env import AtariVectorEnv
 from gymnasium.vector import AutoresetMode
 from torch import Tensor, nn
 
-from torchrl_rtpd.memory import keep_freed_memory
-from torchrl_rtpd.networks import TOWERS
+from torchrl_rtpd.networks.towers import TOWERS
+from torchrl_rtpd.runs.process import keep_freed_memory
 
 GAMMA, TEMPERATURE, TARGET_EVERY = 0.99, 0.1, 200
 

@@ -11,7 +11,7 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from torchrl_rtpd.report import read_metrics
+from torchrl_rtpd.runs.metrics import read_metrics
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 BATCH, WARMUP, TOTAL, EVERY = 64, 128, 512, 8

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from torchrl_rtpd import load_weights, make_actor
-from torchrl_rtpd.report import read_metrics
+from torchrl_rtpd.runs.metrics import read_metrics
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SHORT = [

@@ -10,9 +10,9 @@ import rtpd_atari as EXAMPLE
 from torchrl.checkpoint import CheckpointError
 
 from torchrl_rtpd import make_actor, save_weights
-from torchrl_rtpd.export import load_weights
-from torchrl_rtpd.report import read_metrics
-from torchrl_rtpd.resume import resumed_config, resumed_steps
+from torchrl_rtpd.files.weights import load_weights
+from torchrl_rtpd.runs.config import resumed_config, resumed_steps
+from torchrl_rtpd.runs.metrics import read_metrics
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SHORT = [

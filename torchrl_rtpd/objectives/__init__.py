@@ -9,8 +9,8 @@ depend on the actions is in :class:`PolicyDistillationLoss`. :class:`TeacherDQNL
 from torchrl_rtpd.objectives.base import PolicyDistillationLoss
 from torchrl_rtpd.objectives.continuous import CONTINUOUS_DIVERGENCES, ContinuousDistillationLoss
 from torchrl_rtpd.objectives.discrete import DIVERGENCES, DistillationLoss
-from torchrl_rtpd.objectives.dqn import StudentDQNLoss
-from torchrl_rtpd.objectives.teacher import TeacherDQNLoss
+from torchrl_rtpd.objectives.student_dqn import StudentDQNLoss
+from torchrl_rtpd.objectives.teacher_dqn import TeacherDQNLoss
 
 __all__ = [
     "CONTINUOUS_DIVERGENCES",

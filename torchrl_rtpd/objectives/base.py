@@ -31,7 +31,8 @@ from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor, nn
 from torchrl.objectives.common import LossModule
 
-from torchrl_rtpd.objectives._networks import ParameterSwap, Teacher, as_tensordict_module, names_in
+from torchrl_rtpd.networks.keys import names_in
+from torchrl_rtpd.networks.running import ParameterSwap, Teacher, as_tensordict_module
 
 __all__ = ["PolicyDistillationLoss"]
 

@@ -1,7 +1,8 @@
 """Distillation between continuous policies: Gaussian, tanh-Gaussian and deterministic.
 
-``B`` is the batch, ``D`` the number of action dimensions. The maths is that of :mod:`torchrl_rtpd.distributions`; here
-the policies are found in TorchRL's actors, run without sampling and compared.
+``B`` is the batch, ``D`` the number of action dimensions. The maths is that of
+:mod:`torchrl_rtpd.functional.gaussian`; here the policies are found in TorchRL's actors, run without sampling and
+compared.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 from torchrl.modules import Delta, IndependentNormal, TanhDelta, TanhNormal
 
-from torchrl_rtpd import distributions as RD
-from torchrl_rtpd.objectives._networks import last_part, read, selected
+from torchrl_rtpd.functional import gaussian as RD
+from torchrl_rtpd.networks.keys import last_part, read, selected
 from torchrl_rtpd.objectives.base import PolicyDistillationLoss
 
 __all__ = ["CONTINUOUS_DIVERGENCES", "ContinuousDistillationLoss"]
@@ -41,7 +42,7 @@ class ContinuousDistillationLoss(PolicyDistillationLoss):
     integral for the sum) and ``"reverse_kl"`` :math:`KL(p_S \| p_T)` (Eq. 6), summed over action dimensions. Both are
     exact between Gaussians, and between tanh-Gaussians of equal bounds, whose tanh drops out. Of a tanh-Gaussian
     against a Gaussian, or one of wider bounds, they are Monte-Carlo estimates
-    (:func:`~torchrl_rtpd.distributions.sampled_kl`: unbiased, its gradient too, with a variance that falls as
+    (:func:`~torchrl_rtpd.functional.gaussian.sampled_kl`: unbiased, its gradient too, with a variance that falls as
     1 / ``num_samples``). The other way round the KL is infinite, and refused.
 
     ``"mse"`` is the squared distance of the deterministic actions, ``"nll"`` the negative log-likelihood of the
@@ -343,7 +344,7 @@ def _unsampled(network: TensorDictModule, head: _Head) -> TensorDictModule:
 
 
 def _kl_forms(teacher: _Head, student: _Head) -> dict[str, str]:
-    """How either KL can be had: see :func:`~torchrl_rtpd.distributions.kl_form`."""
+    """How either KL can be had: see :func:`~torchrl_rtpd.functional.gaussian.kl_form`."""
     if teacher.deterministic or student.deterministic:
         return {"forward_kl": "undefined", "reverse_kl": "undefined"}
     first, second = (None if head.bounds is None else (head.bounds[0], head.bounds[1]) for head in (teacher, student))

@@ -19,7 +19,8 @@ from torchrl.data import Composite
 from torchrl.modules import DistributionalQValueActor
 
 from torchrl_rtpd import functional as RF
-from torchrl_rtpd.objectives._networks import NetworkPart, last_part
+from torchrl_rtpd.networks.keys import last_part
+from torchrl_rtpd.networks.running import NetworkPart
 from torchrl_rtpd.objectives.base import PolicyDistillationLoss, _positive
 
 __all__ = ["DIVERGENCES", "DistillationLoss"]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torchrl.data import PrioritizedSampler
 from torchrl.trainers import OptimizationStepper, Trainer
 
-from torchrl_rtpd.networks import pixels_scaled_once
+from torchrl_rtpd.networks.pixels import pixels_scaled_once
 from torchrl_rtpd.trainers.hook import RealTimeDistillTrainer
 
 __all__ = ["CudaGraphStepper"]

@@ -19,13 +19,14 @@ from torchrl.objectives import HardUpdate, SoftUpdate
 from torchrl.objectives.utils import TargetNetUpdater
 from torchrl.trainers import Trainer, TrainerHookBase
 
-from torchrl_rtpd.networks import dormant_share, pixels_scaled_once
+from torchrl_rtpd.networks.dormancy import dormant_share
+from torchrl_rtpd.networks.pixels import pixels_scaled_once
+from torchrl_rtpd.networks.recycling import UnitRecycler, check_recyclable
 from torchrl_rtpd.objectives.base import PolicyDistillationLoss
-from torchrl_rtpd.recycling import UnitRecycler, check_recyclable
 from torchrl_rtpd.schedules import RunState, Schedule, apply_schedules, check_schedules
-from torchrl_rtpd.trainers._teacher_values import TeacherValues
-from torchrl_rtpd.trainers.drift import measured_drift
-from torchrl_rtpd.trainers.teachers import TeacherCopy
+from torchrl_rtpd.trainers.checks import measured_drift
+from torchrl_rtpd.trainers.teacher_copies import TeacherCopy
+from torchrl_rtpd.trainers.teacher_values import TeacherValues
 
 __all__ = ["RealTimeDistillTrainer"]
 
@@ -61,13 +62,13 @@ class RealTimeDistillTrainer(TrainerHookBase):
             end_updates=10_000)}``, for all students, each with a copy of its own; or such mappings by student name.
             Applied once a batch. Those that follow returns are told them by :meth:`report_returns`.
         recycler: gives dormant units of the students a new start now and then; None never does.
-        teacher: ``"latest"`` (the paper), or a :class:`~torchrl_rtpd.trainers.teachers.TeacherCopy` to learn from
-            instead: :class:`~torchrl_rtpd.trainers.teachers.AverageTeacher`,
-            :class:`~torchrl_rtpd.trainers.teachers.LaggingTeacher` or
-            :class:`~torchrl_rtpd.trainers.teachers.BestTeacher`. Teachers that write ``action_value`` only.
+        teacher: ``"latest"`` (the paper), or a :class:`~torchrl_rtpd.trainers.teacher_copies.TeacherCopy` to learn from
+            instead: :class:`~torchrl_rtpd.trainers.teacher_copies.AverageTeacher`,
+            :class:`~torchrl_rtpd.trainers.teacher_copies.LaggingTeacher` or
+            :class:`~torchrl_rtpd.trainers.teacher_copies.BestTeacher`. Teachers that write ``action_value`` only.
         drift_every_updates: minibatches between two measurements of drift, one forward pass of each student; None
-            never measures. See :func:`~torchrl_rtpd.trainers.drift.teacher_drift` and
-            :func:`~torchrl_rtpd.trainers.drift.agreement_by_visitor`, which need a collector that records and one in
+            never measures. See :func:`~torchrl_rtpd.trainers.checks.teacher_drift` and
+            :func:`~torchrl_rtpd.trainers.checks.agreement_by_visitor`, which need a collector that records and one in
             which students act.
 
     Logged once a batch, as averages over the updates that were measured: ``distill/<student>/loss`` and whatever its

@@ -1,0 +1,26 @@
+"""Full games with raw scores, and statistics over seeds."""
+
+from torchrl_rtpd.evaluation.comparison import (
+    bootstrap_interval,
+    first_held,
+    interquartile_mean,
+    paper_percentages,
+    probability_of_improvement,
+    time_to_teacher,
+)
+from torchrl_rtpd.evaluation.evaluator import EvaluationStopped, Evaluator
+from torchrl_rtpd.evaluation.scores import Scores, agreement_with_teacher, latency_ms
+
+__all__ = [
+    "EvaluationStopped",
+    "Evaluator",
+    "Scores",
+    "agreement_with_teacher",
+    "bootstrap_interval",
+    "first_held",
+    "interquartile_mean",
+    "latency_ms",
+    "paper_percentages",
+    "probability_of_improvement",
+    "time_to_teacher",
+]

@@ -1,0 +1,37 @@
+"""Pure maths of distillation on tensors: no TorchRL, no state."""
+
+from torchrl_rtpd.functional.discrete import (
+    categorical_q_values,
+    discounted_target,
+    entropy,
+    forward_kl,
+    greedy_agreement,
+    greedy_nll,
+    imitation_value,
+    jensen_shannon,
+    policy_log_probs,
+    q_huber,
+    q_mse,
+    quantile_q_values,
+    reverse_kl,
+    value_spread,
+)
+from torchrl_rtpd.functional.scores import normalised_score
+
+__all__ = [
+    "categorical_q_values",
+    "discounted_target",
+    "entropy",
+    "forward_kl",
+    "greedy_agreement",
+    "greedy_nll",
+    "imitation_value",
+    "jensen_shannon",
+    "normalised_score",
+    "policy_log_probs",
+    "q_huber",
+    "q_mse",
+    "quantile_q_values",
+    "reverse_kl",
+    "value_spread",
+]

@@ -1,0 +1,17 @@
+"""The paper's networks by name, and tools to run, measure and renew parts of a network."""
+
+from torchrl_rtpd.networks.dormancy import dormant_share
+from torchrl_rtpd.networks.recycling import UnitRecycler, check_recyclable, recycle_dormant
+from torchrl_rtpd.networks.towers import TOWERS, NatureTower, Tower, make_actor, num_parameters
+
+__all__ = [
+    "TOWERS",
+    "NatureTower",
+    "Tower",
+    "UnitRecycler",
+    "check_recyclable",
+    "dormant_share",
+    "make_actor",
+    "num_parameters",
+    "recycle_dormant",
+]

@@ -1,0 +1,219 @@
+"""Running a network inside a loss: the part that is needed, with the parameters that are meant, changing nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase, TensorDictParams
+from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
+from tensordict.utils import NestedKey
+from torch import Tensor, nn
+from torchrl.modules import NoisyLinear, QValueModule
+
+from torchrl_rtpd.networks.keys import read, selected
+
+__all__ = ["NetworkPart", "ParameterSwap", "Teacher", "as_tensordict_module", "same_in_training"]
+
+# Layers whose training-mode outputs are no targets: random, or moved by the batch.
+_TRAINING_LAYERS = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm, NoisyLinear)
+
+
+class ParameterSwap:
+    """Lends a network other parameters for a while.
+
+    ``params.to_module(network)`` in a fraction of its time, which is most of a tiny student's: nothing happens where
+    the network holds the parameters already, and elsewhere they are put in place one by one.
+    """
+
+    def __init__(self, network: TensorDictModuleBase) -> None:
+        self._network = network
+        self._slots: list[tuple[dict[str, Any], str, str]] | None = None  # where each one lies; None: not looked yet
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_network": self._network, "_slots": None}  # a copy has slots of its own
+
+    @contextmanager
+    def __call__(self, params: TensorDictParams) -> Iterator[TensorDictModuleBase]:
+        """The network with ``params``, to be run inside the context."""
+        network = self._network
+        if torch.compiler.is_compiling() or not isinstance(params, TensorDictParams):
+            slots = []
+        else:
+            if self._slots is None:
+                self._slots = _slots(network, params)
+            slots = self._slots
+        if not slots:
+            with params.to_module(network, preserve_module_state=False):
+                yield network
+            return
+        parameters, buffers = params._parameters, params._buffers
+        tensors = [parameters[name] if name in parameters else buffers[name] for *_, name in slots]
+        own = [store[leaf] for store, leaf, _ in slots]
+        if all(tensor is mine for tensor, mine in zip(tensors, own, strict=True)):
+            yield network
+            return
+        try:
+            for (store, leaf, _), tensor in zip(slots, tensors, strict=True):
+                store[leaf] = tensor
+            yield network
+        finally:
+            for (store, leaf, _), tensor in zip(slots, own, strict=True):
+                store[leaf] = tensor
+
+
+def _slots(network: nn.Module, params: TensorDictParams) -> list[tuple[dict[str, Any], str, str]]:
+    """The dictionary that holds each parameter or buffer, its key there and its name; none where that is not simple."""
+    if any(isinstance(module, nn.RNNBase) for module in network.modules()):  # keeps its weights in a list besides
+        return []
+    slots = []
+    for prefix, module in network.named_modules(remove_duplicate=False):
+        for store in (module._parameters, module._buffers):
+            slots += [
+                (store, leaf, f"{prefix}.{leaf}".lstrip(".")) for leaf, value in store.items() if value is not None
+            ]
+    names = {*params._parameters, *params._buffers}
+    return slots if {name for *_, name in slots} == names else []
+
+
+def same_in_training(network: nn.Module) -> bool:
+    """Whether a network's outputs in training mode are those of its eval mode, and so good for targets."""
+    return not any(isinstance(layer, _TRAINING_LAYERS) for layer in network.modules())
+
+
+class Teacher:
+    """Runs a teacher that a loss must not own: in eval mode, without gradient, its own mode restored.
+
+    Not a :class:`torch.nn.Module`, so that the loss's parameters, state, ``to`` and ``reset_parameters_recursive`` pass
+    it by.
+    """
+
+    def __init__(self, network: TensorDictModule) -> None:
+        self.network = network
+        self.part = NetworkPart(network)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[TensorDictModule]:
+        """The network, to be run inside the context."""
+        with eval_mode(self.network), torch.no_grad():
+            yield self.network
+
+    def __deepcopy__(self, memo: dict) -> Teacher:
+        return self  # a copied loss learns from the same live teacher
+
+
+class NetworkPart:
+    """Computes one output of a network, leaving out what comes after it.
+
+    A Q-value actor also chooses an action and a policy draws one, at a cost and, for a policy, from the global random
+    stream. Neither happens here. A network with forward hooks is run whole, so that they see what they expect.
+    """
+
+    def __init__(self, network: TensorDictModuleBase) -> None:
+        self._network = network
+        self._plans: dict[NestedKey, _Plan] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_network": self._network, "_plans": {}}
+
+    def __call__(self, tensordict: TensorDictBase, key: NestedKey, role: str, place: str = "batch") -> Tensor:
+        """The network's output under ``key``, whose name for ``set_keys`` starts with ``role``.
+
+        The ``tensordict`` is not written to.
+        """
+        if key not in self._plans:
+            self._plans[key] = _Plan(self._network, key)
+        plan = self._plans[key]
+        whole = torch.compiler.is_compiling() or any(
+            module._forward_hooks or module._forward_pre_hooks for module in plan.passed_over
+        )
+        if plan.plain is not None and not whole:
+            inputs = [tensordict.get(in_key, None) for in_key in plan.plain.in_keys]
+            if not any(value is None for value in inputs):
+                return _taken(plan.plain.module(*inputs), plan.plain.out_keys, key)
+        # A fresh tensordict: samples may hold an output of that name, neither to be read nor overwritten.
+        outputs = selected(tensordict, self._network.in_keys, role, place)
+        for step in [self._network] if whole else plan.steps:
+            outputs = step(outputs)
+        return read(outputs, key, role, f"{role}_action_value")
+
+
+class _Plan:
+    """What to run of a network for one of its outputs.
+
+    ``steps`` are its parts up to the last that matters, ``plain`` is the only one if that is no more than a module on
+    tensors, and ``passed_over`` are the wrappers that are then not called.
+    """
+
+    def __init__(self, network: TensorDictModuleBase, key: NestedKey) -> None:
+        parts, self.passed_over = _flattened(network)
+        writers = [place for place, part in enumerate(parts) if key in part.out_keys and not _hands_on(part, key)]
+        self.steps = parts[: writers[-1] + 1] if writers else [network]
+        self.plain = None
+        if writers and len(self.steps) == 1 and type(self.steps[0]).forward is TensorDictModule.forward:
+            if self.steps[0]._kwargs is None:
+                self.plain = self.steps[0]
+                self.passed_over.append(self.plain)
+
+
+def _flattened(network: TensorDictModuleBase) -> tuple[list[TensorDictModuleBase], list[nn.Module]]:
+    """The parts of a sequence of sequences in the order in which they run, and the sequences."""
+    library = type(network).forward.__module__.split(".")[0] in ("tensordict", "torchrl")  # runs its parts in turn
+    if not (isinstance(network, TensorDictSequential) and library) or network.partial_tolerant:
+        return [network], []
+    parts, sequences = [], [network]
+    for module in network:
+        inner_parts, inner_sequences = _flattened(module)
+        parts += inner_parts
+        sequences += inner_sequences
+    return parts, sequences
+
+
+def _hands_on(part: nn.Module, key: NestedKey) -> bool:
+    """Whether a part chooses an action by the values it reads and writes them again as they are."""
+    return isinstance(part, QValueModule) and part.action_mask_key is None and part.action_value_key == key
+
+
+def _taken(outputs: Any, keys: Sequence[NestedKey], key: NestedKey) -> Tensor:
+    if isinstance(outputs, Tensor):
+        return outputs
+    return outputs[keys.index(key)] if isinstance(outputs, tuple) else outputs.get(key)
+
+
+def as_tensordict_module(network: TensorDictModule | nn.Module, out_keys: Sequence[NestedKey]) -> TensorDictModule:
+    """A plain module reads ``"observation"`` and writes ``out_keys``."""
+    if isinstance(network, (TensorDictModuleBase, TensorDictModule)):
+        return network
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"a network must be a TensorDictModule or nn.Module: got {type(network).__name__}.")
+    return TensorDictModule(network, in_keys=["observation"], out_keys=list(out_keys))
+
+
+@contextmanager
+def eval_mode(*networks: nn.Module) -> Iterator[None]:
+    """Networks in eval mode, and each of their modules as before afterwards."""
+    training = [module for network in networks for module in network.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def bare_network(actor: nn.Module) -> nn.Module:
+    """The module inside an actor that maps an observation to action values, plain tensors in and out.
+
+    Args:
+        actor: a tensordict module, of which the first inner one counts, or a plain module, which is returned.
+
+    Examples:
+        >>> bare_network(TensorDictModule(nn.Linear(4, 2), in_keys=["observation"], out_keys=["action_value"]))
+        Linear(in_features=4, out_features=2, bias=True)
+    """
+    while isinstance(actor, TensorDictModuleBase):
+        actor = actor.module[0] if isinstance(actor, TensorDictSequential) else actor.module
+    return actor

@@ -1,0 +1,210 @@
+"""The paper's student: distilled and learning by temporal differences at once.
+
+``B`` is the batch, ``A`` the number of actions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModule
+from tensordict.utils import NestedKey, unravel_key
+from torch import Tensor, nn
+from torchrl.objectives.utils import ValueEstimators, dispatch_value_estimator, distance_loss
+
+from torchrl_rtpd import functional as RF
+from torchrl_rtpd.networks.keys import selected
+from torchrl_rtpd.objectives.discrete import DistillationLoss, _check_mask
+from torchrl_rtpd.objectives.td import chosen_values, td_target
+
+__all__ = ["StudentDQNLoss"]
+
+
+class StudentDQNLoss(DistillationLoss):
+    r"""The paper's student loss in one student forward: :math:`L_{KL} + L_{DQN}` (Eq. 3 of Sun & Fazli 2019).
+
+    ``loss_distill`` is the divergence to the teacher (:class:`DistillationLoss`), ``loss_td`` the student's own
+    temporal-difference error, called *self-learning* in the paper. With imitation its target lets the teacher choose
+    the next action, :math:`r + \gamma Q_S(s', \arg\max_a Q_T(s', a))` (Eq. 5); without, the student's own target
+    network chooses (Eq. 2). The student has target parameters of its own for
+    :class:`~torchrl.objectives.SoftUpdate` or ``HardUpdate``.
+
+    Args:
+        student_network (TensorDictModule or nn.Module): as in :class:`DistillationLoss`; its outputs must be Q-values.
+        teacher_network (TensorDictModule or nn.Module, optional): as in :class:`DistillationLoss`. It also values the
+            next state, unless the batch holds ``("next", "teacher", "action_value")``; the trainer hook puts the values
+            of the teacher's target network there, as the paper has it.
+
+    Keyword Args:
+        imitation (bool, optional): Eq. 5 if True, Eq. 2 if False. Default: True.
+        td_coeff (float, optional): weight of ``loss_td``. Default: 1.0 (the paper).
+        distill_coeff (float, optional): weight of ``loss_distill``. Default: 1.0 (the paper).
+        priority_td_share (float, optional): the priority written under ``set_keys(priority=...)`` is
+            ``(1 - share) * divergence + share * |TD error|``, both unweighted. Default: 0.0, the divergence alone.
+        loss_function (str, optional): ``"l1"``, ``"l2"`` or ``"smooth_l1"`` of the TD error. Default: ``"l2"`` (Eq. 2).
+        divergence, teacher_support, reduction, use_prioritized_weights: as in :class:`DistillationLoss`.
+        teacher_temperature (float or "auto", optional): Default: 0.1, from our trials with teachers that are still
+            learning.
+        student_temperature (float, optional): Default: ``None``, the teacher's, since the outputs must stay Q-values.
+
+    Keys read, besides those of :class:`DistillationLoss`: ``"action"``, ``("next", "reward")``,
+    ``("next", "terminated")`` (both ``[*B, 1]``; all settable), the student's inputs under ``"next"``,
+    ``("next", "action_mask")`` if there, and ``"steps_to_next_obs"`` of n-step replay.
+
+    Keys written besides: ``loss_td``.
+
+    Examples:
+        >>> from tensordict import TensorDict
+        >>> from torchrl.modules import QValueActor
+        >>> from torchrl.data import Categorical
+        >>> from torchrl.objectives import SoftUpdate
+        >>> actor = lambda: QValueActor(nn.Linear(4, 3), in_keys=["observation"], spec=Categorical(3))
+        >>> loss = StudentDQNLoss(actor(), actor())
+        >>> updater = SoftUpdate(loss, tau=0.01)
+        >>> batch = TensorDict({"observation": torch.zeros(5, 4), "action": torch.zeros(5, dtype=torch.long), "next": {
+        ...     "observation": torch.zeros(5, 4), "reward": torch.ones(5, 1),
+        ...     "done": torch.ones(5, 1, dtype=torch.bool), "terminated": torch.ones(5, 1, dtype=torch.bool)}}, [5])
+        >>> loss(batch).keys() >= {"loss_td", "loss_distill"}
+        True
+    """
+
+    @dataclass
+    class _AcceptedKeys(DistillationLoss._AcceptedKeys):
+        """Keys that ``set_keys`` can change, besides those of :class:`DistillationLoss`.
+
+        Attributes:
+            action (NestedKey): the action taken, read. Defaults to ``"action"``.
+            reward (NestedKey): read under ``"next"``. Defaults to ``"reward"``.
+            done (NestedKey): among the input keys, as in TorchRL's losses, but not what ends bootstrapping. Defaults to
+                ``"done"``.
+            terminated (NestedKey): where no bootstrapping happens, read under ``"next"``. Defaults to ``"terminated"``.
+            value (NestedKey): used by TorchRL's value estimators. Defaults to ``"chosen_action_value"``.
+            advantage (NestedKey): used by TorchRL's value estimators. Defaults to ``"advantage"``.
+            value_target (NestedKey): used by TorchRL's value estimators. Defaults to ``"value_target"``.
+        """
+
+        action: NestedKey = "action"
+        reward: NestedKey = "reward"
+        done: NestedKey = "done"
+        terminated: NestedKey = "terminated"
+        value: NestedKey = "chosen_action_value"
+        advantage: NestedKey = "advantage"
+        value_target: NestedKey = "value_target"
+
+    tensor_keys: _AcceptedKeys
+    default_keys = _AcceptedKeys
+    default_value_estimator = ValueEstimators.TD0
+    out_keys = ["loss_td", *DistillationLoss.out_keys]
+    _schedulable_buffers = DistillationLoss._schedulable_buffers | {"td_coeff", "distill_coeff"}
+    _has_target = True
+    SUPPORTED_VALUE_ESTIMATORS = (ValueEstimators.TD0,)  # only TD(0) lets the teacher choose the action
+
+    def __init__(
+        self,
+        student_network: TensorDictModule | nn.Module,
+        teacher_network: TensorDictModule | nn.Module | None = None,
+        *,
+        imitation: bool = True,
+        td_coeff: float = 1.0,
+        distill_coeff: float = 1.0,
+        priority_td_share: float = 0.0,
+        loss_function: str = "l2",
+        divergence: Literal["forward_kl", "reverse_kl", "jensen_shannon", "mse", "huber", "nll"] = "forward_kl",
+        teacher_temperature: float | Literal["auto"] = 0.1,
+        student_temperature: float | None = None,
+        teacher_support: Tensor | Sequence[float] | Literal["quantiles", "auto"] | None = "auto",
+        reduction: str | None = None,
+        use_prioritized_weights: str | bool = "auto",
+    ) -> None:
+        super().__init__(
+            student_network,
+            teacher_network,
+            divergence=divergence,
+            teacher_temperature=teacher_temperature,
+            student_temperature=student_temperature,
+            teacher_support=teacher_support,
+            reduction=reduction,
+            use_prioritized_weights=use_prioritized_weights,
+        )
+        self.imitation = imitation
+        if loss_function not in ("l1", "l2", "smooth_l1"):
+            raise ValueError(f"loss_function must be l1, l2 or smooth_l1: got {loss_function!r}.")
+        self.loss_function = loss_function
+        if not 0.0 <= priority_td_share <= 1.0:
+            raise ValueError(
+                f"priority_td_share must be within 0 and 1: got {priority_td_share}; 0 is the divergence alone."
+            )
+        self.priority_td_share = float(priority_td_share)
+        # As floats: an integer buffer would truncate a schedule.
+        self.register_coeff_buffer("td_coeff", float(td_coeff), device=self._default_device)
+        self.register_coeff_buffer("distill_coeff", float(distill_coeff), device=self._default_device)
+        self._default_value_estimator()  # now, so that states saved before and after the first call have the same keys
+
+    def _set_in_keys(self) -> None:
+        super()._set_in_keys()
+        names = self.tensor_keys
+        following = [names.reward, names.done, names.terminated, *self.student_network.in_keys]
+        if self.imitation:
+            following += [names.teacher_action_value] if self._teacher is None else self._teacher.network.in_keys
+        keys = [*self._in_keys, names.action, *(("next", key) for key in following)]
+        self._in_keys = list(dict.fromkeys(unravel_key(key) for key in keys))
+
+    def make_value_estimator(self, value_type: ValueEstimators | None = None, **hyperparams: float) -> None:
+        """Set the TD target's discount factor ``gamma``; 0.99 unless told, TorchRL's default and the paper's."""
+        keys = ("advantage", "value_target", "value", "reward", "done", "terminated")
+        dispatch_value_estimator(
+            self,
+            self.default_value_estimator if value_type is None else value_type,
+            supported=self.SUPPORTED_VALUE_ESTIMATORS,
+            tensor_keys={key: getattr(self.tensor_keys, key) for key in keys},
+            **hyperparams,
+        )
+        self.value_estimator.to(self._default_device)  # once, or every update would wait for the discount to be copied
+
+    def _terms(self, tensordict: TensorDictBase) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        action, following = tensordict.get(self.tensor_keys.action, None), tensordict.get("next", None)
+        if action is None or following is None:
+            self._refuse_keys(tensordict)
+        student_q_values = self._student_q_values(tensordict)
+        per_sample, metrics = self._distilled(tensordict, student_q_values)
+        chosen = chosen_values(student_q_values, action, self.tensor_keys.action)
+        target = self._without_padding(tensordict, self._td_target(tensordict).unsqueeze(-1)).squeeze(-1)
+        self._write_mixed_priority(tensordict, per_sample, chosen, target)
+        td_error = distance_loss(chosen, target, self.loss_function)
+        return {"loss_distill": per_sample * self.distill_coeff, "loss_td": td_error * self.td_coeff}, metrics
+
+    def _refuse_keys(self, tensordict: TensorDictBase) -> None:
+        """Raise an error that names all that is missing, once something was."""
+        names = self.tensor_keys
+        needed = [names.action, *(("next", key) for key in (names.reward, names.terminated))]
+        needed += [("next", key) for key in self.student_network.in_keys]
+        selected(tensordict, [unravel_key(key) for key in needed], "temporal-difference error")
+
+    def _write_mixed_priority(
+        self, tensordict: TensorDictBase, per_sample: Tensor, chosen: Tensor, target: Tensor
+    ) -> None:
+        share = self.priority_td_share
+        if self.tensor_keys.priority is not None and share > 0:
+            per_sample = torch.lerp(per_sample.detach(), (chosen.detach() - target).abs().to(per_sample.dtype), share)
+        self._write_priority(tensordict, per_sample)
+
+    @torch.no_grad()
+    def _td_target(self, tensordict: TensorDictBase) -> Tensor:
+        following = tensordict.get("next")
+        reward = following.get(self.tensor_keys.reward, None)
+        terminated = following.get(self.tensor_keys.terminated, None)
+        if reward is None or terminated is None:
+            self._refuse_keys(tensordict)
+        place = "batch's next"
+        next_student_q_values = self._student_q_values(following, self.target_student_network_params, place)
+        chooser = next_student_q_values
+        if self.imitation:
+            chooser = self._teacher_q_values(following, next_student_q_values, place)
+        mask = following.get(self.tensor_keys.action_mask, None)
+        _check_mask(mask, next_student_q_values, unravel_key(("next", self.tensor_keys.action_mask)))
+        next_value = RF.imitation_value(chooser, next_student_q_values, mask)
+        return td_target(self.value_estimator, tensordict, reward, next_value, terminated)

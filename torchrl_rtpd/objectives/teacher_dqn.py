@@ -1,0 +1,138 @@
+"""The teacher's own loss, whose values its students read.
+
+``B`` is the batch, ``A`` the number of actions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase, TensorDictParams
+from tensordict.nn import dispatch
+from tensordict.utils import NestedKey, unravel_key
+from torch import Tensor
+from torchrl.modules import QValueModule
+from torchrl.objectives import DQNLoss
+from torchrl.objectives.utils import ValueEstimators, distance_loss
+from torchrl.objectives.value import TD0Estimator
+
+from torchrl_rtpd import functional as RF
+from torchrl_rtpd.networks.keys import selected
+from torchrl_rtpd.networks.running import NetworkPart, ParameterSwap, same_in_training
+from torchrl_rtpd.objectives.td import chosen_values, td_target
+
+__all__ = ["TeacherDQNLoss"]
+
+
+class TeacherDQNLoss(DQNLoss):
+    r"""TorchRL's :class:`~torchrl.objectives.DQNLoss` that leaves the teacher's values in the minibatch for students.
+
+    Loss, gradient and priorities are those of ``DQNLoss``, bit for bit, with less overhead: a network runs up to its
+    values, without choosing actions that nobody takes. The values of the state, and those of the target
+    network at the next one, are both computed anyway; students find them where
+    :class:`~torchrl_rtpd.objectives.StudentDQNLoss` looks (Eq. 3 and 5 of Sun & Fazli 2019) and compute nothing twice.
+
+    With options that need more it runs as ``DQNLoss`` does, and the trainer hook overhears its network as it does with
+    any TorchRL loss: actions that are not categorical, an action mask, a value estimator other than TD(0), or layers
+    that act differently in training, such as dropout.
+
+    Args:
+        value_network (QValueActor): the teacher, as in ``DQNLoss``.
+
+    Keyword Args:
+        loss_function, delay_value, double_dqn, action_space, priority_key, reduction, use_prioritized_weights: as in
+            ``DQNLoss``.
+
+    Keys read: those of ``DQNLoss``, all settable.
+
+    Keys written: ``"td_error"`` as by ``DQNLoss``, ``("teacher", "action_value")`` and
+    ``("next", "teacher", "action_value")``, both ``[*B, A]``, detached.
+
+    Raises:
+        KeyError: at a batch that lacks what is read; the message names it and what is there.
+
+    Examples:
+        >>> from torch import nn
+        >>> from torchrl.data import Categorical
+        >>> from torchrl.modules import QValueActor
+        >>> from torchrl.objectives import SoftUpdate
+        >>> from torchrl_rtpd.objectives import DistillationLoss
+        >>> actor = lambda: QValueActor(nn.Linear(4, 3), in_keys=["observation"], spec=Categorical(3))
+        >>> teacher_loss = TeacherDQNLoss(actor(), action_space="categorical")
+        >>> updater = SoftUpdate(teacher_loss, tau=0.01)
+        >>> batch = TensorDict({"observation": torch.zeros(5, 4), "action": torch.zeros(5, dtype=torch.long), "next": {
+        ...     "observation": torch.zeros(5, 4), "reward": torch.ones(5, 1),
+        ...     "done": torch.ones(5, 1, dtype=torch.bool), "terminated": torch.ones(5, 1, dtype=torch.bool)}}, [5])
+        >>> teacher_loss(batch)["loss"].shape, batch["teacher", "action_value"].shape
+        (torch.Size([]), torch.Size([5, 3]))
+        >>> DistillationLoss(actor())(batch)["loss_distill"].shape
+        torch.Size([])
+    """
+
+    @dataclass
+    class _AcceptedKeys(DQNLoss._AcceptedKeys):
+        """Keys that ``set_keys`` can change, besides those of :class:`~torchrl.objectives.DQNLoss`.
+
+        Attributes:
+            teacher_action_value (NestedKey): where the values are written, and those of the next state under
+                ``"next"``. Defaults to ``("teacher", "action_value")``.
+        """
+
+        teacher_action_value: NestedKey = ("teacher", "action_value")
+
+    tensor_keys: _AcceptedKeys
+    default_keys = _AcceptedKeys
+
+    def __init__(self, value_network: Any, **kwargs: Any) -> None:
+        super().__init__(value_network, **kwargs)
+        network = self.value_network
+        masked = any(
+            isinstance(module, QValueModule) and module.action_mask_key is not None for module in network.modules()
+        )
+        self._simple = self.action_space == "categorical" and not masked and same_in_training(network)
+        self._swap = ParameterSwap(network)
+        self._part = NetworkPart(network)
+
+    @property
+    def shares_values(self) -> bool:
+        """Whether the values are written, else it is ``DQNLoss`` in all."""
+        return self._simple and type(self.value_estimator) is TD0Estimator
+
+    def make_value_estimator(self, value_type: ValueEstimators | None = None, **hyperparams: Any) -> None:
+        """As that of ``DQNLoss``; the discount is on the device from the beginning."""
+        super().make_value_estimator(value_type, **hyperparams)
+        self.value_estimator.to(self._default_device)
+
+    @dispatch
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Loss of a batch ``[*B]``; see the class for the keys."""
+        if not self.shares_values:
+            return super().forward(tensordict)
+        names = self.tensor_keys
+        taken = [names.action, *(unravel_key(("next", key)) for key in (names.reward, names.terminated))]
+        action, reward, terminated = (tensordict.get(key, None) for key in taken)
+        if action is None or reward is None or terminated is None:
+            selected(tensordict, taken, "teacher's loss")  # says what is missing
+        following = tensordict.get("next")
+        values = self._values(tensordict, self.value_network_params, "batch")
+        chosen = chosen_values(values, action, names.action)
+        with torch.no_grad():
+            next_values = self._values(following, self.target_value_network_params, "batch's next")
+            chooser = next_values
+            if self.double_dqn:
+                chooser = self._values(following, self.value_network_params, "batch's next")
+            next_value = RF.imitation_value(chooser, next_values)
+            target = td_target(self.value_estimator, tensordict, reward, next_value, terminated)
+            tensordict.set(names.priority, (chosen - target).pow(2).unsqueeze(-1), inplace=True)
+        tensordict.set(names.teacher_action_value, values.detach())
+        following.set(names.teacher_action_value, next_values)
+        loss = distance_loss(chosen, target, self.loss_function)
+        weights = tensordict.get(names.priority_weight, None) if self.use_prioritized_weights else None
+        return TensorDict(loss=self._reduce_loss(loss, tensordict=tensordict, weights=weights))
+
+    def _values(self, tensordict: TensorDictBase, params: TensorDictParams, place: str) -> Tensor:
+        """Action values ``[*B, A]`` of the network with some parameters."""
+        with self._swap(params):
+            return self._part(tensordict, self.tensor_keys.action_value, "teacher", place)

@@ -1,0 +1,35 @@
+"""Parts of a run that takes days: watch, save, guard, stop, report."""
+
+from torchrl_rtpd.runs.checkpoints import SaveCheckpoints, newest_checkpoint
+from torchrl_rtpd.runs.config import resumed_config, resumed_steps
+from torchrl_rtpd.runs.environment import run_environment
+from torchrl_rtpd.runs.figures import plot_curves, plot_front
+from torchrl_rtpd.runs.guards import DivergenceError, DivergenceGuard
+from torchrl_rtpd.runs.metrics import write_json
+from torchrl_rtpd.runs.monitor import RunMonitor
+from torchrl_rtpd.runs.process import keep_freed_memory
+from torchrl_rtpd.runs.ranges import check_choices, check_ranges
+from torchrl_rtpd.runs.report import pareto_front, results_table
+from torchrl_rtpd.runs.stopping import StopOnSignal, StopWhenCaughtUp, catches_up
+
+__all__ = [
+    "DivergenceError",
+    "DivergenceGuard",
+    "RunMonitor",
+    "SaveCheckpoints",
+    "StopOnSignal",
+    "StopWhenCaughtUp",
+    "catches_up",
+    "check_choices",
+    "check_ranges",
+    "keep_freed_memory",
+    "newest_checkpoint",
+    "pareto_front",
+    "plot_curves",
+    "plot_front",
+    "results_table",
+    "resumed_config",
+    "resumed_steps",
+    "run_environment",
+    "write_json",
+]

@@ -1,0 +1,109 @@
+"""Figures of a run: curves over time, and score against size."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torchrl_rtpd.runs.report import pareto_front
+
+__all__ = ["plot_curves", "plot_front"]
+
+
+def plot_front(results: Mapping[str, Any], path: str | os.PathLike) -> Path:
+    """Score against size of all networks, with standard errors; those on the :func:`pareto_front` are joined.
+
+    Args:
+        results: the content of ``results.json``, with scores.
+        path: file to write, PNG or SVG by its ending.
+
+    Returns:
+        The path.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    figure = _figure((7, 4.5))
+    axes = figure.subplots()
+    networks = sorted(results["networks"], key=lambda network: network["parameters"])
+    front = pareto_front(networks)
+    for network in networks:
+        where = (network["parameters"], network["score_mean"])
+        colour = "tab:blue" if network["name"] in front else "tab:grey"
+        axes.errorbar(*where, yerr=network["score_standard_error"], fmt="o", color=colour, capsize=3)
+        label = f"{network['name']}, {network['latency_ms']:.2f} ms"
+        axes.annotate(label, where, xytext=(5, 5), textcoords="offset points", fontsize=8)
+    joined = [network for network in networks if network["name"] in front]
+    axes.plot([network["parameters"] for network in joined], [network["score_mean"] for network in joined], alpha=0.4)
+    axes.axhline(results["random_score"], linestyle=":", color="grey", label="random player")
+    axes.set(xscale="log", xlabel="parameters", ylabel="raw score, whole games", title=results["game"])
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=100)
+    return Path(path)
+
+
+def plot_curves(
+    metrics: Mapping[str, Sequence[float]],
+    networks: Sequence[str],
+    path: str | os.PathLike,
+    *,
+    title: str,
+    random_score: float | None = None,
+) -> Path:
+    """Learning curves in one figure: scores, agreement and KL to the teacher, dormant units, against agent steps.
+
+    Args:
+        metrics: columns, as :func:`read_metrics` gives them.
+        networks: names, the teacher first.
+        path: file to write, PNG or SVG by its ending.
+        title: heading of the figure.
+        random_score: raw score of the random player, drawn as a line.
+
+    Returns:
+        The path.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    figure = _figure((11, 7))
+    figure.suptitle(title)
+    panels = (
+        ("score", "raw score, whole games"),
+        ("agreement", "greedy agreement with the teacher"),
+        ("kl_to_teacher", "KL(teacher || student), nats"),
+        ("dormant", "share of dormant units"),
+    )
+    for axes, (metric, label) in zip(figure.subplots(2, 2).flat, panels, strict=True):
+        for index, name in enumerate(networks):
+            _draw(axes, metrics, f"{name}/{metric}", color=f"C{index}", width=2.5 if index == 0 else 1.5)
+        if metric == "score" and random_score is not None:
+            axes.axhline(random_score, color="grey", linestyle=":", label="random player")
+        axes.set(xlabel="agent steps", ylabel=label)
+        axes.grid(alpha=0.3)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend()
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    return Path(path)
+
+
+def _draw(axes: Any, metrics: Mapping[str, Sequence[float]], column: str, *, color: str, width: float) -> None:
+    points = [
+        (steps, value)
+        for steps, value in zip(metrics["steps"], metrics.get(column, ()), strict=False)
+        if not math.isnan(value)
+    ]
+    if points:
+        axes.plot(*zip(*points, strict=True), color=color, linewidth=width, marker=".", label=column.split("/")[0])
+
+
+def _figure(size: tuple[float, float]) -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("the figure needs matplotlib: pip install 'torchrl_rtpd[plots]'.") from error
+    return Figure(figsize=size, layout="constrained")
