@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -36,5 +38,15 @@ def test_every_benchmark_runs_and_says_where(script: str, tmp_path: Path) -> Non
 
 
 def test_every_benchmark_is_among_them() -> None:
-    helpers = {"main_example.py", "plain_rtpd.py", "turns.py"}
+    helpers = {"main_example.py", "turns.py"}
     assert {path.name for path in BENCHMARKS.glob("*.py")} == SMALL.keys() | helpers
+
+
+@pytest.mark.parametrize("program", ["plain", "plain_kept"])
+def test_the_speed_benchmark_times_the_method_by_hand(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The very file of the examples, which says a speed, with freed memory kept or not."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    bench = runpy.run_path(str(BENCHMARKS / "bench_loop.py"))
+    assert str(Path(__file__).parents[1] / "examples" / "by_hand.py") in " ".join(bench["OTHERS"][program])
+    sizes = {"game": "road_runner", "steps": 48, "start": 32, "envs": 4, "batch": 4, "every": 4, "threads": 1}
+    assert bench["other"](bench["OTHERS"][program], argparse.Namespace(**sizes), 0) > 0

@@ -3,10 +3,11 @@
     python tests/benchmarks/bench_loop.py --out docs/results/speed.json
     python tests/benchmarks/bench_loop.py --peers .tox/peers/bin/python ...   stable-baselines3, too
 
-All play the same game with as many slots, the same batch, updates a step and threads. Ours and the plain loop train a
-teacher and one student by its divergence alone; the peers train the teacher alone. Programs alternate, so that a
-machine that slows down slows all of them; speeds are agent steps a second from the first update on, and only their
-ratios mean something elsewhere.
+All play the same game with as many slots, the same batch, updates a step and threads. Ours and the plain loop, which is
+``examples/by_hand.py`` itself, train a teacher and one student by its divergence alone; that both then learn the same
+from the same minibatch is tested in ``tests/examples/test_by_hand.py``. The peers train the teacher alone. Programs
+alternate, so that a machine that slows down slows all of them; speeds are agent steps a second from the first update
+on, and only their ratios mean something elsewhere.
 """
 
 from __future__ import annotations
@@ -41,9 +42,16 @@ VARIANTS = {
     "ours_short_overlap": {"rollout_steps": 1, "overlap": True},
 }
 BFLOAT16 = "ours_bfloat16"  # one round only on a CPU without instructions for it, where it is many times slower
+BY_HAND = ROOT / "examples" / "by_hand.py"
+ALONE = ["--td", "0", "--games", "0"]  # the divergence alone, no games at the end
+KEEP = f"""import runpy, sys
+from torchrl_rtpd.runs.process import keep_freed_memory
+keep_freed_memory()
+sys.argv = ["by_hand.py", *sys.argv[1:]]
+runpy.run_path({str(BY_HAND)!r}, run_name="__main__")"""
 OTHERS = {
-    "plain": [sys.executable, str(HERE / "plain_rtpd.py")],
-    "plain_kept": [sys.executable, str(HERE / "plain_rtpd.py"), "--keep"],
+    "plain": [sys.executable, str(BY_HAND), *ALONE],
+    "plain_kept": [sys.executable, "-c", KEEP, *ALONE],  # keeps freed memory, as the main example does
     "torchrl_stock": [sys.executable, str(HERE / "peers" / "torchrl_stock.py")],
 }
 
