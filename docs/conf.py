@@ -1,10 +1,14 @@
 """Sphinx configuration: ``python -m sphinx -W --keep-going -b html docs docs/_build/html``."""
 
 import importlib.metadata
+import re
+import shutil
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))  # check_api
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))  # check_api
+shutil.copy(HERE.parent / "CHANGELOG.md", HERE / "changelog.md")  # one file, two places; git ignores the copy
 
 project = "torchrl_rtpd"
 author = "torchrl_rtpd contributors"
@@ -19,12 +23,12 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
 ]
-exclude_patterns = ["_build", "results/*"]  # results.md and choosing.md include what is in results/
+exclude_patterns = ["_build", "pages", "results/*/**"]
 html_theme = "furo"
 html_title = "torchrl_rtpd"
 
-myst_enable_extensions = ["dollarmath"]
-myst_heading_anchors = 2
+myst_enable_extensions = ["alert", "dollarmath"]  # warnings as GitHub writes them: > [!WARNING]
+myst_heading_anchors = 3
 
 autodoc_typehints = "description"
 autodoc_member_order = "bysource"  # public things top-down, as the source has them
@@ -40,3 +44,16 @@ doctest_global_setup = """
 import torch
 torch.manual_seed(0)
 """
+
+
+def add_toctree(app, docname, source):
+    """Make the sidebar of the links that a page lists under *Pages*, so that GitHub shows the same list."""
+    _, found, listed = source[0].partition("\n## Pages\n")
+    if found:
+        links = re.findall(r"^- \[[^]]+\]\(([\w/]+)\.md\)", listed, flags=re.MULTILINE)
+        source[0] += "\n```{toctree}\n:hidden:\n:maxdepth: 1\n\n" + "\n".join(links) + "\n```\n"
+
+
+def setup(app):
+    """Register the above with Sphinx."""
+    app.connect("source-read", add_toctree)

@@ -1,0 +1,1 @@
+"""Documentation: Markdown pages, their images, and in :mod:`docs.pages` what writes numbers and figures into them."""

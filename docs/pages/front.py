@@ -1,0 +1,109 @@
+"""The front door: three sentences and one chart, from the files of published runs."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+
+from docs.pages.study_data import Study, load
+from docs.pages.study_verdicts import smallest
+from docs.pages.tables import interval, with_interval
+from torchrl_rtpd.evaluation.comparison import interquartile_mean
+
+GAMES = {"cartpole": "CartPole", "acrobot": "Acrobot", "road_runner": "Road Runner"}
+LINES = {  # rows of the chart: label, colour
+    "rtpd": ("student, learns while its teacher does", "#0072b2"),
+    "two_stage": ("two phases: the teacher first, then the student", "#d55e00"),
+    "scratch": ("the same network alone", "#009e73"),
+}
+
+
+def share(study: Study, row: str) -> str:
+    """Level of the smallest network in a row, 1 that of its teacher, with its interval."""
+    return with_interval(interquartile_mean, study.normalised(row, smallest(study)))
+
+
+def size(study: Study) -> str:
+    """Parameters of the smallest student, in per cent of its teacher's."""
+    own = "rtpd", smallest(study)
+    ratios = [float(line["parameter_ratio"]) for key, line in study.runs.items() if (key[0], key[3]) == own]
+    return f"{100 * statistics.median(ratios):.1f} %"
+
+
+def front_block(results: Path) -> str:
+    """Three sentences with their intervals: the claim, the cost, the limit."""
+    return "\n".join(
+        f"- {sentence}"
+        for sentence in (
+            _claim(load(results / "classic")),
+            _cost(json.loads((results / "gpu.json").read_text())),
+            _limit(load(results / "atari_cpu_longer")),
+        )
+    )
+
+
+def _claim(study: Study) -> str:
+    games = " and ".join(GAMES[game] for game in study.games)
+    runs = sum(map(len, study.normalised("rtpd", smallest(study))))
+    return (
+        f"**A student with {size(study)} of its teacher's parameters ends at {share(study, 'rtpd')} of its teacher**; "
+        f"the same network that learns alone ends at {share(study, 'scratch')} ({games}, {runs} runs each; "
+        "interquartile means with 95 % intervals, 0 is a random player and 1 the teacher)."
+    )
+
+
+def _cost(gpu: dict) -> str:
+    alone, fleet = (gpu["update_ms"][name]["captured"] for name in ("teacher", "the paper's five"))
+    return (
+        f"**On a GPU an update of the teacher and five students takes {fleet / alone:.1f} times as long as one of the "
+        f"teacher alone**, {fleet:.2f} ms for {alone:.2f} ms ({gpu['environment']['device']}, minibatches of 32; "
+        "medians, no intervals were saved)."
+    )
+
+
+def _limit(study: Study) -> str:
+    alone = f"scratch_{smallest(study)}"
+    (student,), (other,) = study.pair("rtpd", alone, smallest(study))
+    ends = interval(interquartile_mean, [student]), interval(interquartile_mean, [other])
+    apart = ends[0][0] > ends[1][1] or ends[1][0] > ends[0][1]
+    (game,) = study.games
+    return (
+        f"**Atari {'shows a difference' if apart else 'does not show yet that a small network needs the teacher'}**: "
+        f"on {GAMES[game]} the smallest student ends at {share(study, 'rtpd')} of its teacher, and the same network "
+        f"alone at {share(study, alone)} ({len(student)} seeds of short runs)."
+    )
+
+
+def front_figure(docs: Path, path: Path) -> None:
+    """Learning curves of the smallest student, of two phases and of the same network alone, a panel a task."""
+    from matplotlib.figure import Figure
+
+    study = load(docs / "results" / "classic")
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    for axes, game in zip(figure.subplots(1, len(study.games), sharey=True), study.games, strict=True):
+        for row, (name, color) in LINES.items():
+            steps, middle, low, high = _curve(study, row, game)
+            axes.fill_between(steps, low, high, color=color, alpha=0.12, linewidth=0)
+            axes.plot(steps, middle, color=color, label=name, linewidth=2)
+        axes.axhline(1.0, color="black", linestyle=":", linewidth=1, label="the final teacher")
+        axes.set(title=GAMES[game], ylim=(-0.1, 1.4))
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("score: 0 random, 1 teacher")
+    figure.supxlabel("thousand agent steps, the teacher's own phase included", fontsize="medium")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=2, fontsize="medium", frameon=False)
+    figure.savefig(path, dpi=110)
+
+
+def _curve(study: Study, row: str, game: str) -> tuple[list[float], list[float], list[float], list[float]]:
+    """Thousands of steps, and the interquartile mean, lowest and highest normalised score over seeds at each."""
+    network, curves = smallest(study), []
+    for seed in study.seeds(row, game):
+        random_score, teacher_score = study.level(game, seed)
+        scores = study.curves[row, game, seed, network]["score"]
+        curves.append([(score - random_score) / (teacher_score - random_score) for score in scores])
+    steps = study.curves[row, game, study.seeds(row, game)[0], network]["steps"]
+    columns = [list(column) for column in zip(*curves, strict=True)]
+    middle = [interquartile_mean([column]) for column in columns]
+    return [step / 1_000 for step in steps], middle, [min(c) for c in columns], [max(c) for c in columns]

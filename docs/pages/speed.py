@@ -1,0 +1,146 @@
+"""Blocks on speed, from what ``tests/benchmarks/`` saved: the whole loop and its parts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from docs.pages.tables import made_by, table_block
+
+PROGRAMS = {
+    "ours": "this package, teacher and one student",
+    "ours_short": "this package, one step of each game a batch",
+    "ours_short_overlap": "this package, one step of each game a batch and `overlap=true`",
+    "ours_bfloat16": "this package with `amp=true`",
+    "plain": "plain PyTorch, teacher and one student",
+    "plain_kept": "plain PyTorch that keeps freed memory as ours does",
+    "torchrl_stock": "TorchRL's stock way, teacher alone",
+    "stable_baselines3": "stable-baselines3's DQN, teacher alone",
+}
+
+
+def speed_block(result: dict[str, Any]) -> str:
+    """The block of what ``tests/benchmarks/bench_loop.py`` saved."""
+    options, environment = result["options"], result["environment"]
+    rows = [["program", "median", "ours over it", "ours with `amp=true` over it", "runs"]]
+    for name, speeds in result["speeds"].items():
+        runs = ", ".join(f"{speed:.0f}" for speed in speeds)
+        over = [f"{result[of][name]:.2f}" for of in ("ours_over", "bfloat16_over")]
+        rows.append([PROGRAMS[name], f"{result['medians'][name]:.0f}", *over, runs])
+    text = (
+        f"Agent steps a second, {options['game']}, batch {options['batch']}, an update every {options['every']} steps, "
+        f"{options['threads']} threads; runs of the programs alternate, and ratios are medians over rounds."
+    )
+    return table_block(text, rows, made_by(environment))
+
+
+def profile_block(result: dict[str, Any]) -> str:
+    """The block of what ``tests/benchmarks/bench_profile.py`` saved."""
+    options, total = result["options"], result["ms_an_update"]
+    rows = [["part", "ms an update", "share"]]
+    rows += [
+        [f"{part['owner']}: {part['work']}", f"{part['ms']:.2f}", f"{part['ms'] / total:.1%}"]
+        for part in result["parts"]
+        if part["ms"] >= 0.01
+    ]
+    students = ", ".join(options["students"])
+    learning = sum(
+        part["ms"]
+        for part in result["parts"]
+        if part["work"] in ("networks", "backward") and part["owner"] != "collector"
+    )
+    least = 1e3 * result["gigaflops_an_update"] / result["gigaflops_a_second"]
+    without = total * (1 - result["share_of_library"])
+    norm = sum(part["ms"] for part in result["parts"] if part["work"] == "gradient norm")
+    bound = without - learning + least
+
+    def speed(ms: float) -> str:
+        return f"{1e3 * int(options['steps_per_update']) / ms:.0f}"
+
+    text = (
+        f"Where the time between two updates goes: {options['game']}, teacher and {students}, batch "
+        f"{options['batch_size']}, an update every {options['steps_per_update']} steps, {options['threads']} threads "
+        f"on {options['device']}, mean of {result['updates']:,} updates. Everything but environment, networks, "
+        f"backward passes and optimisers is {result['share_of_library']:.0%} of {total:.1f} ms, "
+        f"{norm / total:.0%} in the clipping of the gradient by TorchRL's trainer. The networks' "
+        f"learning takes {learning:.1f} ms of it; its {result['gigaflops_an_update']:.1f} GFLOP would take {least:.1f} "
+        f"ms at the {result['gigaflops_a_second']:.0f} GFLOP/s of a large matrix product, the best this machine does. "
+        f"That is {speed(total)} agent steps a second. An update of nothing but environment, networks, backward passes "
+        f"and optimisers would make {speed(without)}; with networks that also learn at the speed of that product it "
+        f"would be {speed(bound)}."
+    )
+    return table_block(text, rows, made_by(result["environment"]))
+
+
+def env_block(result: dict[str, Any]) -> str:
+    """The block of what ``tests/benchmarks/bench_env.py`` saved."""
+    options = result["options"]
+    names = {
+        "ale": "ALE's vector environment itself",
+        "stepping": "`AtariVecEnv`, stepped",
+        "wrapper_stepping": "TorchRL's `GymWrapper`, stepped",
+        "collecting": "`AtariVecEnv` through TorchRL's collector",
+        "wrapper_collecting": "`GymWrapper` through TorchRL's collector",
+    }
+    rows = [["alternative", "steps a second", "of ALE's own speed"]]
+    for name, text in names.items():
+        rows.append([text, f"{result['steps_per_second'][name]:,.0f}", f"{result['speed_of_ale'][name]:.2f}"])
+    text = (
+        f"Random play in {options['envs']} games of {options['game']}, {options['threads']} threads; medians of "
+        f"{options['repetitions']} times {options['steps']} steps, taking turns."
+    )
+    return table_block(text, rows, made_by(result["environment"]))
+
+
+def objectives_block(result: dict[str, Any]) -> str:
+    """The block of what ``tests/benchmarks/bench_objectives.py`` saved."""
+    environment = result["environment"]
+    rows = [["batch", "plain PyTorch, ms", "DistillationLoss, ms", "overhead"]]
+    for row in result["rows"]:
+        times = [f"{row[key]:.2f}" for key in ("plain_ms", "ours_ms")]
+        rows.append([str(row["batch_size"]), *times, f"{row['overhead_percent']:.0f} %"])
+    text = (
+        "Forward and backward of the loss of the smallest student, against the same maths by hand with the same "
+        f"network; medians of {result['rows'][0]['repetitions']} calls, taking turns, {result['threads']} thread."
+    )
+    return table_block(text, rows, made_by(environment))
+
+
+def collector_block(result: dict[str, Any]) -> str:
+    """The block of what ``tests/benchmarks/bench_collector.py`` saved."""
+    options, medians = result["options"], result["medians_ms"]
+    names = {
+        "plain": "ALE's vector environment and the network, by hand",
+        "teacher": "collector, the teacher acting",
+        "idle_students": f"the same with {result['idle_students']} students that neither act nor record",
+        "recording": "the same with net1, recording both networks' values",
+        "forward": "net1's forward passes alone",
+    }
+    rows = [["alternative", "ms a rollout"], *([text, f"{medians[name]:.0f}"] for name, text in names.items())]
+    text = (
+        f"Rollouts of {options['rollout_steps']} steps of {options['envs']} games of {options['game']} with the "
+        f"paper's teacher, {options['threads']} threads; medians of {options['repetitions']}, taking turns. "
+        f"The collector reaches {result['speed_of_plain']:.2f} of the speed of the loop by hand; idle students "
+        f"change it by {100 * result['cost_of_idle_students']:+.1f} %; recording costs "
+        f"{result['recording_over_extra_forward']:.2f} times the extra forward pass."
+    )
+    return table_block(text, rows, made_by(result["environment"]))
+
+
+def fleet_block(result: dict[str, Any]) -> str:
+    """The block of what ``tests/benchmarks/bench_fleet.py`` saved."""
+    options = result["options"]
+    rows = [
+        ["student", "by the hook, ms", "by hand, ms", "ratio", "ratio with metrics", "ms a step of a run with it alone"]
+    ]
+    for name, times in result["updates_ms"].items():
+        alone = 1e3 * result["alone_seconds_a_step"][name]
+        ratios = [f"{times[key]:.2f}" for key in ("ratio", "ratio_with_metrics")]
+        rows.append([name, f"{times['hook']:.1f}", f"{times['hand']:.1f}", *ratios, f"{alone:.1f}"])
+    text = (
+        f"One update with the paper's loss, batch {options['batch']}, {options['threads']} threads; medians of "
+        f"{options['repetitions']}, taking turns. The second ratio is to an update by hand that also sums the metrics "
+        f"which the hook logs. A run with all {len(rows) - 1} students takes "
+        f"{1e3 * result['fleet_seconds_a_step']:.1f} ms a step; separate runs take "
+        f"{result['separate_over_fleet']:.1f} times as long together."
+    )
+    return table_block(text, rows, made_by(result["environment"]))
