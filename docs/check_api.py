@@ -1,7 +1,8 @@
 """Sphinx extension: warn about every public name without an entry on the API page, so that ``-W`` fails the build.
 
-Public is what the ``__all__`` of a module says, for every module of the package whose path has no leading underscore. A
-name that is exported again elsewhere needs one entry, not two. autodoc skips what has no docstring: found here, too.
+Public is the ``__all__`` of the package and of each of its wings, the modules and packages directly in it. Modules inside
+of a wing are its own affair; a name of theirs is public if the wing exports it. A name that is exported again elsewhere
+needs one entry, not two. autodoc skips names without a docstring: they are found here as well.
 """
 
 import importlib
@@ -17,16 +18,16 @@ PACKAGE = "torchrl_rtpd"
 logger = logging.getLogger(__name__)
 
 
-def public_modules(package: str) -> Iterator[str]:
-    """Yield the package's name and the full names of all its public modules."""
+def wings(package: str) -> Iterator[str]:
+    """Yield the package's name and the full names of the public modules and packages directly in it."""
     yield package
-    for module in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):
-        if not any(part.startswith("_") for part in module.name.split(".")):
+    for module in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
+        if not module.name.rpartition(".")[2].startswith("_"):
             yield module.name
 
 
 def missing_entries(package: str, documented: Iterable[str]) -> list[str]:
-    """List what the API page lacks.
+    """List the names that the API page lacks.
 
     Args:
         package: the package to walk.
@@ -41,7 +42,7 @@ def missing_entries(package: str, documented: Iterable[str]) -> list[str]:
         modules_of.setdefault(name, []).append(module)
 
     problems = []
-    for module_name in public_modules(package):
+    for module_name in wings(package):
         public = importlib.import_module(module_name)
         if not hasattr(public, "__all__"):
             problems.append(f"{module_name} has no __all__; add one, or begin the module's name with an underscore")
