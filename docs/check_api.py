@@ -1,8 +1,8 @@
 """Sphinx extension: warn about every public name without an entry on the API page, so that ``-W`` fails the build.
 
-Public is the ``__all__`` of the package and of each of its wings, the modules and packages directly in it. Modules inside
-of a wing are its own affair; a name of theirs is public if the wing exports it. A name that is exported again elsewhere
-needs one entry, not two. autodoc skips names without a docstring: they are found here as well.
+Public is the ``__all__`` of the package and of each of its wings, the modules and packages directly in it. A name of a
+module inside of a wing is public if the wing exports it. A name that is exported again elsewhere needs one entry, not
+two. autodoc skips names without a docstring: they are found here as well.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""What README, packaging and CI say about each other."""
+"""README, packaging and CI agree with each other."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import subprocess
-import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -16,14 +16,10 @@ from packaging.utils import canonicalize_name
 
 import torchrl_rtpd
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT, TOOLS = PYPROJECT["project"], PYPROJECT["tool"]
 PINS = dict(
     line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")
 )
@@ -109,9 +105,56 @@ def test_declared_ranges_admit_the_tested_pins() -> None:
 
 
 @pytest.mark.parametrize("extra", sorted(PROJECT["optional-dependencies"]))
-def test_readme_documents_the_extra(extra: str) -> None:
+def test_the_quickstart_documents_the_extra(extra: str) -> None:
     """One row of the table each."""
-    assert re.search(rf"^\| `{extra}` \| \S", README, flags=re.MULTILINE)
+    page = (ROOT / "docs" / "quickstart.md").read_text()
+    assert re.search(rf"^\| `{extra}` \| \S", page, flags=re.MULTILINE)
+
+
+def test_readme_and_packaging_name_the_same_python_versions() -> None:
+    """The lowest is in the README, the requirement, the classifiers and the linter's target; CI's note says it."""
+    (lowest,) = re.findall(r"Python (3\.\d+) or later", README)
+    versions = [line.rpartition(" :: ")[2] for line in PROJECT["classifiers"] if re.search(r"Python :: 3\.\d+$", line)]
+    assert PROJECT["requires-python"] == f">={lowest}"
+    assert min(versions, key=lambda version: int(version[2:])) == lowest
+    assert TOOLS["ruff"]["target-version"] == f"py{lowest.replace('.', '')}"
+    assert f"Needs Python {lowest} or later" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_readme_lists_every_wing_in_at_most_ten_rows() -> None:
+    """Each wing once, and nothing that is no wing."""
+    table = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", README, flags=re.MULTILINE)
+    named = [name for row in table for name in re.findall(r"`(\w+)`", row)]
+    package = Path(torchrl_rtpd.__file__).parent
+    wings = {path.stem for path in package.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert len(table) <= 10
+    assert sorted(named) == sorted(name for name in wings if not name.startswith("_"))
+
+
+def test_readme_opens_with_the_claim_the_flow_and_a_chart() -> None:
+    """In this order: first line, drawing, chart, three generated sentences, drop-in, commands, parts."""
+    marks = (
+        "**A student that is ready the moment the teacher is.**",
+        "](docs/images/flow.svg)",
+        "](docs/images/front.png)",
+        "<!-- generated: front -->",
+        "<!-- start: drop-in -->",
+        "<!-- main-command -->",
+        "<!-- test-command -->",
+        "## The parts",
+        "](docs/results.md)",
+    )
+    found = [README.find(mark) for mark in marks[:-1]]
+    assert found == sorted(found) and found[0] > 0 and marks[-1] in README
+    block = README.partition("<!-- generated: front -->\n")[2].partition("<!-- end: front -->")[0]
+    assert len(block.strip().splitlines()) == 3
+
+
+def test_the_drop_in_is_eight_lines() -> None:
+    """Imports, hook and registration around the trainer that a reader has."""
+    block = README.partition("<!-- start: drop-in -->")[2].partition("<!-- end: drop-in -->")[0]
+    (code,) = re.findall(r"```python\n(.*?)```", block, flags=re.DOTALL)
+    assert len(code.splitlines()) <= 8
 
 
 def test_readme_names_no_extra_that_does_not_exist() -> None:

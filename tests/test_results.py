@@ -1,79 +1,137 @@
-"""Published tables are what the files under docs/results/ say."""
+"""Published tables, sentences and figures are what the files under docs/results/ say."""
 
-import importlib.util
+from __future__ import annotations
+
 import json
 import math
-import sys
+import re
+import shutil
 from pathlib import Path
 
 import pytest
 
+from docs.pages import build, figures, front, glance, published, runs, studies, study_data, study_figures, study_tables
+from docs.pages.study_verdicts import default_verdict, verdicts
 from torchrl_rtpd.runs.metrics import read_metrics
 
-DOCS = Path(__file__).parents[1] / "docs"
-
-
-def _script(name):
-    """A script of the documentation as a module."""
-    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-sys.path.insert(0, str(DOCS))  # scripts there import each other
-make_results, make_students, make_gpu, make_studies = map(
-    _script, ("make_results", "make_students", "make_gpu", "make_studies")
-)
-
-RESULTS = DOCS / "results"
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "docs" / "results"
 STUDIES = sorted({path.parents[1].name for path in RESULTS.glob("*/*/metrics.csv")})
+KNOWN = build.sections(ROOT)
+PAGES = {str(path.relative_to(ROOT)): path for path in build.pages(ROOT)}
 
 
-PAGES = {**make_results.pages(), **make_gpu.pages(), **make_studies.pages()}
+def blocks(path: Path) -> list[str]:
+    """Names of the blocks of a page."""
+    return [block["name"] for block in build.BLOCK.finditer(path.read_text())]
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_published_page_is_generated_from_its_files(name):
-    """Writing the page again changes nothing, so no number in it was typed."""
-    assert (RESULTS / name).read_text() == PAGES[name]
+def test_writing_a_page_again_changes_nothing(name: str) -> None:
+    """So no number in a block was typed."""
+    text = PAGES[name].read_text()
+    assert build.filled(text, KNOWN) == text
 
 
-def test_every_published_page_has_a_generator():
-    """Those of PAGES, and the two that other scripts in docs/ write."""
-    others = {"README.md", "choosing.md", "students.md"}
-    assert {path.name for path in RESULTS.glob("*.md")} - others == PAGES.keys()
+@pytest.mark.parametrize("name", figures.FIGURES)
+def test_drawing_a_figure_again_changes_nothing(name: str) -> None:
+    path = ROOT / "docs" / name
+    before = path.read_bytes()
+    assert not figures.drawn(figures.FIGURES[name], ROOT / "docs", path)
+    assert path.read_bytes() == before
 
 
-def test_the_page_on_students_is_generated_from_its_files():
-    runs = [json.loads(path.read_text()) for path in sorted((RESULTS / "students").glob("seed*.json"))]
-    assert len(runs) >= 2
-    assert (RESULTS / "students.md").read_text() == make_students.page(runs)
-    assert all(len(run["environment"]["commit"]) == 40 for run in runs)
+def test_one_command_renews_a_block_and_a_figure_that_were_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A number typed into a page and a figure that is gone come back as they were; nothing else changes."""
+    for name in ("README.md", "docs"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    gone = "images/direction.png"
+    monkeypatch.setattr(build, "FIGURES", {gone: figures.FIGURES[gone]})
+    assert build.write(tmp_path) == []
+    page, figure = tmp_path / "docs" / "memory.md", tmp_path / "docs" / gone
+    page.write_text(page.read_text().replace("7,184", "184"))
+    figure.unlink()
+    assert build.write(tmp_path) == [page, figure]
+    assert page.read_bytes() == (ROOT / "docs" / "memory.md").read_bytes()
+    assert figure.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_every_block_that_can_be_made_stands_in_a_page() -> None:
+    """Nothing that was measured is left out; text shared with the README need not be."""
+    shown = {name for path in PAGES.values() for name in blocks(path)}
+    assert {name for name in KNOWN if not name.startswith("README: ")} <= shown <= KNOWN.keys()
+
+
+def test_a_block_that_nothing_makes_is_an_error() -> None:
+    with pytest.raises(KeyError, match=r"no block is called 'spede'; there are .*speed"):
+        build.filled("<!-- generated: spede -->\n<!-- end: spede -->", KNOWN)
+
+
+def test_every_image_of_a_page_is_there_and_every_figure_stands_in_a_page() -> None:
+    shown = set()
+    for path in PAGES.values():
+        for target in re.findall(r"!\[[^]]*\]\(([^)]+)\)", path.read_text()):
+            assert (path.parent / target).exists(), f"{path.name} shows {target}, which is not there"
+            shown.add((path.parent / target).resolve())
+    drawn = {ROOT / "docs" / name for name in figures.FIGURES}
+    assert drawn <= shown == drawn | {ROOT / "docs" / "images" / "flow.svg"}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_is_whole_as_github_shows_it(name: str) -> None:
+    """No includes, no drawings in HTML, no roles; links to other pages lead somewhere."""
+    text = PAGES[name].read_text()
+    assert not re.search(r"\{include\}|\{raw\}|<svg|\{(func|class|mod|data|ref|doc)\}`", text)
+    for target in re.findall(r"(?<!!)\[[^]]*\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+        assert (PAGES[name].parent / target).exists() or target == "changelog.md", f"{name} links to {target}"
+
+
+def test_a_glance_is_ten_lines_with_a_link_each() -> None:
+    lines = glance.glance_block(RESULTS).splitlines()
+    assert [line.partition(".")[0] for line in lines] == [str(number) for number in range(1, 11)]
+    assert all(re.search(r"\d.*\]\([\w#-]+\.md(#[\w-]+)?\)", line) for line in lines)
+
+
+def test_the_front_door_says_what_the_files_say() -> None:
+    """Claim, cost and limit, each with the number it stands on."""
+    claim, cost, limit = front.front_block(RESULTS).splitlines()
+    gpu = json.loads((RESULTS / "gpu.json").read_text())["update_ms"]
+    ratio = gpu["the paper's five"]["captured"] / gpu["teacher"]["captured"]
+    assert "1.01 [0.99, 1.03]" in claim and "0.73 [0.53, 0.81]" in claim
+    assert f"takes {ratio:.1f} times as long" in cost
+    assert "does not show yet" in limit and "1.11 [0.97, 1.37]" in limit
 
 
 @pytest.mark.parametrize("study", STUDIES)
 def test_every_run_has_its_metrics_configuration_and_commit(study):
     """A published number has its curves, its command and the commit it was made with."""
-    runs = sorted((RESULTS / study).glob("*/results.json"))
-    assert runs
-    for path in runs:
+    found = sorted((RESULTS / study).glob("*/results.json"))
+    assert found
+    for path in found:
         assert (path.parent / "metrics.csv").exists() and (path.parent / "config.yaml").exists()
         environment = json.loads(path.read_text())["environment"]
         assert len(environment["commit"]) == 40 and environment["command"].startswith("python ")
+
+
+def test_the_study_of_students_has_several_seeds_with_their_commits() -> None:
+    found = [json.loads(path.read_text()) for path in sorted((RESULTS / "students").glob("seed*.json"))]
+    assert len(found) >= 2
+    assert all(len(run["environment"]["commit"]) == 40 for run in found)
 
 
 def test_standard_errors_above_random_by_hand():
     """Means 10 and 4 with standard errors 3 and 4 differ by 6 / 5 standard errors."""
     run = {"random_score": 4.0, "random_standard_error": 4.0}
     network = {"score_mean": 10.0, "score_standard_error": 3.0}
-    assert make_results.errors_above_random(run, network) == pytest.approx(1.2)
+    assert runs.errors_above_random(run, network) == pytest.approx(1.2)
 
 
 def test_summary_counts_the_seeds_that_reach_ninety_percent():
     """Three seeds at 0.95, 0.90 and 0.50: two reach it, the median is 0.90."""
-    runs = [
+    entries = [
         {
             "seed": seed,
             "random_score": 0.0,
@@ -84,40 +142,40 @@ def test_summary_counts_the_seeds_that_reach_ninety_percent():
         }
         for seed, share in enumerate((0.95, 0.90, 0.50))
     ]
-    assert make_results.summary_rows(runs)[1] == ["net17", "90", "0.90", "0.50", "0.95", "2 of 3", "50.0"]
+    assert runs.summary_rows(entries)[1] == ["net17", "90", "0.90", "0.50", "0.95", "2 of 3", "50.0"]
 
 
 def test_precisions_are_compared_network_by_network() -> None:
     """Of four pairs of runs bfloat16 scores higher in three; a teacher agrees with itself, which says nothing."""
 
-    def runs(scores: tuple[float, ...]) -> list[dict]:
+    def played(scores: tuple[float, ...]) -> list[dict]:
         named = [{"name": "teacher", "score_mean": 10.0, "agreement": 1.0}]
         origin = {"environment": {"cpu": "abacus", "commit": "0123456789ab", "command": "python run.py"}}
         network = {"name": "net17", "agreement": 0.5}
         return [{**origin, "networks": [*named, {**network, "score_mean": score}]} for score in scores]
 
-    lines = make_results.precision_page(runs((1.0, 4.0)), runs((3.0, 5.0))).splitlines()
+    lines = runs.precision_table(played((1.0, 4.0)), played((3.0, 5.0))).splitlines()
     assert "| teacher | 10 | 10 | 0.50 [0.50, 0.50] | - | - |" in lines
     (line,) = (line for line in lines if line.startswith("| net17"))
     assert line.startswith("| net17 | 2 | 4 | 0.75 [0.00, 1.00]") and line.endswith("| 0.50 | 0.50 |")
 
 
 def test_the_teacher_of_the_fleet_is_that_of_the_quick_run() -> None:
-    """Same seed, two students there and six here: equal scores at every evaluation, as docs/results.md says."""
-    runs = [read_metrics(RESULTS / study / "seed0" / "metrics.csv") for study in ("quick", "six_students")]
-    quick, fleet = ([score for score in run["teacher/score"] if not math.isnan(score)] for run in runs)
+    """Same seed, two students there and six here: equal scores at every evaluation, as docs/atari.md says."""
+    both = [read_metrics(RESULTS / study / "seed0" / "metrics.csv") for study in ("quick", "six_students")]
+    quick, fleet = ([score for score in run["teacher/score"] if not math.isnan(score)] for run in both)
     assert quick == fleet and len(quick) > 1
 
 
 def _study(**final_scores):
     """A study of one game, a seed a score, in which teachers score 110 and random players 10."""
-    runs, curves = {}, {}
+    lines, curves = {}, {}
     rows = {"teacher_only": [110.0] * 4, **final_scores}
     for row, scores in rows.items():
         network = "teacher" if row == "teacher_only" else "small"
         for seed, score in enumerate(scores):
             whole = 200.0 if row == "two_stage" else 100.0
-            runs[row, "pole", seed, network] = {
+            lines[row, "pole", seed, network] = {
                 "final_score": score,
                 "random_score": 10.0,
                 "parameter_ratio": 0.02,
@@ -127,7 +185,7 @@ def _study(**final_scores):
                 "score": [10.0, score, score, score],
                 **dict.fromkeys(("steps", "updates", "training_seconds", "cpu_seconds"), times),
             }
-    return sys.modules["study_data"].Study("made_up", runs, curves)
+    return study_data.Study("made_up", lines, curves)
 
 
 def test_scores_of_a_study_are_normalised_by_the_teacher_of_the_seed():
@@ -139,7 +197,7 @@ def test_scores_of_a_study_are_normalised_by_the_teacher_of_the_seed():
 def test_time_saved_is_the_ratio_of_pairs_of_one_seed():
     """80 of 100 steps against 160 of 200 is 0.5; the teacher held its level 20 steps before its end: 80 / 140."""
     study = _study(rtpd=[110.0] * 4, two_stage=[110.0] * 4)
-    row = make_studies.saved_rows(study)[1]
+    row = study_tables.saved_rows(study)[1]
     assert row[:4] == ["pole", "small", "steps", "0.50 [0.50, 0.50]"]
     assert row[4:] == ["0.57 [0.57, 0.57]", "4"]
 
@@ -147,25 +205,25 @@ def test_time_saved_is_the_ratio_of_pairs_of_one_seed():
 def test_a_student_that_never_gets_there_is_counted_with_its_whole_run():
     """100 of 100 steps against 160 of 200; and it is said to have reached it in no run."""
     study = _study(rtpd=[50.0] * 4, two_stage=[110.0] * 4)
-    assert make_studies.saved_rows(study)[1][3] == "0.62 [0.62, 0.62]"
-    assert make_studies.held(study, "rtpd", "small") == "0 of 4"
+    assert study_tables.saved_rows(study)[1][3] == "0.62 [0.62, 0.62]"
+    assert study_data.held(study, "rtpd", "small") == "0 of 4"
 
 
 def test_a_game_with_one_seed_has_no_interval_and_no_sentence_speaks_of_it():
     """With two seeds, both are there."""
     one, two = (_study(rtpd=[110.0] * seeds, two_stage=[110.0] * seeds) for seeds in (1, 2))
-    assert make_studies.saved_rows(one)[1][3] == "0.50" and make_studies.verdicts(one) == []
-    assert "Of pole there is one seed" in make_studies.heading(one)
-    assert "half the time or less?** Yes" in make_studies.verdicts(two)[0]
-    assert "one seed" not in make_studies.heading(two)
+    assert study_tables.saved_rows(one)[1][3] == "0.50" and verdicts(one) == []
+    assert "Of pole there is one seed" in studies.heading(one)
+    assert "half the time or less?** Yes" in verdicts(two)[0]
+    assert "one seed" not in studies.heading(two)
 
 
 def test_the_network_that_learns_alone_is_compared_with_itself_in_the_fleet():
     """A row scratch_small answers what scratch does, of its own network."""
     study = _study(rtpd=[110.0] * 4, scratch_small=[50.0] * 4)
-    (sentence,) = (line for line in make_studies.verdicts(study) if "learns alone" in line)
+    (sentence,) = (line for line in verdicts(study) if "learns alone" in line)
     assert "Yes: small scores higher in rtpd than in scratch_small with probability 1.00" in sentence
-    assert ("scratch_small", "small") in make_studies.curves(study)
+    assert ("scratch_small", "small") in studies.curves(study)
 
 
 def test_teachers_that_learned_alone_are_the_measure_where_every_seed_has_one():
@@ -178,19 +236,17 @@ def test_teachers_that_learned_alone_are_the_measure_where_every_seed_has_one():
         del part["teacher_only", "pole", 3, "teacher"]
     assert study.measure == "rtpd" and study.seeds("rtpd", "pole") == [0, 1, 2, 3]
     assert study.seeds("rtpd", "pole", "teacher_only") == [0, 1, 2]
-    assert make_studies.marginal_cost(study) == "+0% [+0%, +0%]"
+    assert study_tables.marginal_cost(study) == "+0% [+0%, +0%]"
 
 
 def test_rows_of_the_sweep_are_told_by_their_names():
-    found = [
-        sys.modules["study_data"].temperature_of(row) for row in ("both_0.01", "teacher_auto", "rtpd", "teacher_only")
-    ]
+    found = [study_data.temperature_of(row) for row in ("both_0.01", "teacher_auto", "rtpd", "teacher_only")]
     assert found == [("0.01", "both"), ("auto", "teacher"), ("0.1", "both"), None]
 
 
 def test_the_papers_medians_are_those_of_its_tables():
     """Over its seven games Net1 has 95.2 and 100.1 % by forward KL, Net3 101.2 and 100.5 % by reverse KL."""
-    rows = sys.modules["study_published"].papers_rows(RESULTS / "published.csv")
+    rows = published.papers_rows(RESULTS / "published.csv")
     found = {(row[0], row[1]): row[3:5] for row in rows}
     assert found["Sun & Fazli, net1", "forward_kl"] == ["95.2", "100.1"]
     assert found["Sun & Fazli, net3", "reverse_kl"] == ["101.2", "100.5"]
@@ -199,10 +255,9 @@ def test_the_papers_medians_are_those_of_its_tables():
 
 def test_figures_of_a_study_are_drawn(tmp_path):
     """Each is a PNG, also where a row has not all games or never reached the level."""
-    figures = sys.modules["study_figures"]
     study = _study(rtpd=[50.0, 110.0], two_stage=[110.0] * 4, both_1=[60.0], teacher_auto=[80.0, 90.0])
-    figures.plot_curves(study, make_studies.curves(study), tmp_path / "curves.png")
-    for plot in (figures.plot_intervals, figures.plot_times, figures.plot_temperatures):
+    study_figures.plot_curves(study, studies.curves(study), tmp_path / "curves.png")
+    for plot in (study_figures.plot_intervals, study_figures.plot_times, study_figures.plot_temperatures):
         plot(study, tmp_path / f"{plot.__name__}.png")
     drawn = list(tmp_path.glob("*.png"))
     assert len(drawn) == 4 and all(path.read_bytes()[:4] == b"\x89PNG" for path in drawn)
@@ -210,15 +265,14 @@ def test_figures_of_a_study_are_drawn(tmp_path):
 
 def test_verdicts_say_yes_no_or_that_they_cannot_tell():
     """Half the steps is a yes; a student that ends at half its teacher's level is a no; equal runs decide nothing."""
-    sentences = sys.modules["study_verdicts"].verdicts
-    yes, level, same, *_ = sentences(_study(rtpd=[110.0] * 4, two_stage=[110.0] * 4))
+    yes, level, same, *_ = verdicts(_study(rtpd=[110.0] * 4, two_stage=[110.0] * 4))
     assert yes.startswith(
         "**pole: half the time or less?** Yes: small holds 95 % of the final teacher after 0.50 [0.50, 0.50]"
     )
     assert "** Yes: 1.00 [1.00, 1.00]" in level and "These runs cannot tell" in same
-    slow, level, *_ = sentences(_study(rtpd=[60.0] * 4, two_stage=[110.0] * 4))
+    slow, level, *_ = verdicts(_study(rtpd=[60.0] * 4, two_stage=[110.0] * 4))
     assert "** No: small holds" in slow and "** No: 0.50 [0.50, 0.50]" in level
-    worse = sentences(_study(rtpd=[60.0] * 4, scratch=[110.0] * 4))[1]
+    worse = verdicts(_study(rtpd=[60.0] * 4, scratch=[110.0] * 4))[1]
     assert "No, the other way round: small scores higher in rtpd than in scratch" in worse
     assert "with probability 0.00 [0.00, 0.00]" in worse
 
@@ -226,7 +280,7 @@ def test_verdicts_say_yes_no_or_that_they_cannot_tell():
 def test_temperatures_are_better_worse_or_alike():
     """Runs that all score more, all less, or the same as those at the default."""
     study = _study(rtpd=[90.0, 91.0], both_1=[20.0, 30.0], both_auto=[100.0, 99.0], teacher_10=[90.0, 91.0])
-    assert sys.modules["study_verdicts"].default_verdict(study) == (
+    assert default_verdict(study) == (
         "Against the default of `StudentDQNLoss`, 0.1 on both: better auto on both; worse 1 on both; not to be told "
         "apart by these runs 10 on teacher."
     )

@@ -50,7 +50,7 @@ FOLDERS: dict[str, Callable[[Path], str]] = {  # what makes a block of the folde
 
 
 def sections(root: Path) -> dict[str, Callable[[], str]]:
-    """What makes each block, by its name."""
+    """Makers of the blocks, by name."""
     results = root / "docs" / "results"
     found: dict[str, Callable[[], str]] = {}
     for study in sorted({path.parents[1] for path in results.glob("*/*/metrics.csv")}):

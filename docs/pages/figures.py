@@ -45,7 +45,7 @@ FIGURES: dict[str, Draw] = {
     "results/gpu_pong/curves.png": gpu.pong_figure,
     **studies.FIGURES,
 }
-"""What draws each figure, by its path under ``docs/``."""
+"""Functions that draw each figure, by its path under ``docs/``."""
 
 
 def drawn(draw: Draw, docs: Path, path: Path) -> bool:

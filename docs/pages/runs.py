@@ -21,7 +21,7 @@ def load_runs(study: Path) -> list[Run]:
 
 
 def errors_above_random(run: Run, network: dict[str, Any]) -> float:
-    """How far a network's mean score is above the random player's, in standard errors of the difference."""
+    """Distance of a network's mean score from the random player's, in standard errors of the difference."""
     error = (network["score_standard_error"] ** 2 + run["random_standard_error"] ** 2) ** 0.5
     return (network["score_mean"] - run["random_score"]) / error if error else float("inf")
 

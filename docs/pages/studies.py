@@ -184,7 +184,7 @@ def _figure(name: str, plot: Callable[[Study, Path], None], docs: Path, path: Pa
 
 BLOCKS = {name: partial(_block, name, lambda study: methods_block(methods(study))) for name in METHODS}
 BLOCKS["temperature"] = partial(_block, "classic", lambda study: temperature_block(sweep(study)))
-"""What makes each block of the folder ``docs/results/``, by its name."""
+"""Makers of the blocks from the folder ``docs/results/``, by name."""
 
 FIGURES = {
     f"results/{study}/{name}.png": partial(_figure, study, plot)
@@ -194,4 +194,4 @@ FIGURES = {
 FIGURES["results/classic/temperatures.png"] = partial(
     _figure, "classic", lambda study, path: plot_temperatures(sweep(study), path)
 )
-"""What draws each figure of ``docs/`` into a file, by its path."""
+"""Functions that draw each figure of ``docs/`` into a file, by its path."""
