@@ -17,7 +17,8 @@ from packaging.utils import canonicalize_name
 import torchrl_rtpd
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text()
+README_PATH = ROOT / "README.md"
+README = README_PATH.read_text()
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT, TOOLS = PYPROJECT["project"], PYPROJECT["tool"]
 PINS = dict(
@@ -172,6 +173,24 @@ def test_public_name_has_a_docstring_of_its_own(name: str) -> None:
         assert (vars(public).get("__doc__") or "").strip()
     elif inspect.isroutine(public) or inspect.ismodule(public):
         assert (public.__doc__ or "").strip()
+
+
+def test_every_file_that_a_page_names_is_there() -> None:
+    """Tests by their names, scripts and folders by their paths from the root; names with a placeholder are left out."""
+    tests = {path.name for path in ROOT.glob("tests/**/*.py")}
+    missing = []
+    for page in [
+        README_PATH,
+        ROOT / "CONTRIBUTING.md",
+        *ROOT.glob("docs/*.md"),
+        ROOT / "docs" / "results" / "README.md",
+    ]:
+        text = re.sub(r"<!-- generated: .*?<!-- end: ", "", page.read_text(), flags=re.DOTALL)  # commands of the past
+        for name in re.findall(r"\btest_\w+\.py\b", text):
+            missing += [f"{page.name}: {name}"] * (name not in tests)
+        for path in re.findall(r"\b((?:examples|tests|docs)/[\w/.]*\w)(?![\w<*])", text):
+            missing += [f"{page.name}: {path}"] * ("NAME" not in path and not (ROOT / path).exists())
+    assert missing == []
 
 
 def test_no_file_names_a_registry_host() -> None:

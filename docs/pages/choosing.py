@@ -29,16 +29,17 @@ def direction_figure(docs: Path, path: Path) -> None:
     from matplotlib.figure import Figure
 
     measured = json.loads((docs / "results" / "choosing.json").read_text())["direction"]
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    figure = Figure(figsize=(6.5, 2.8), layout="constrained")
     panels = figure.subplots(1, len(measured["students"]), sharey=True)
     for axes, (divergence, best) in zip(panels, measured["students"].items(), strict=True):
         actions = range(len(measured["teacher"]))
         axes.bar([action - 0.2 for action in actions], measured["teacher"], width=0.4, label="teacher")
         axes.bar([action + 0.2 for action in actions], best["probs"], width=0.4, label="best student")
-        axes.set(title=f"{divergence}: {best['value']:.2f} nats", xlabel="action")
+        axes.set_title(f"{divergence}\n{best['value']:.2f} nats", fontsize="medium")
+        axes.set_xlabel("action")
     panels[0].set_ylabel("probability")
-    panels[-1].legend()
-    figure.savefig(path, dpi=100)
+    panels[-1].legend(fontsize="small")
+    figure.savefig(path, dpi=130)
 
 
 def growth_figure(docs: Path, path: Path) -> None:
@@ -46,17 +47,18 @@ def growth_figure(docs: Path, path: Path) -> None:
     from matplotlib.figure import Figure
 
     curves = json.loads((docs / "results" / "choosing.json").read_text())["growth"]
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    figure = Figure(figsize=(6.5, 2.8), layout="constrained")
     panels = {
-        "temperature": "teacher's temperature",
-        "teacher_entropy": "teacher's entropy, nats",
+        "temperature": "temperature",
+        "teacher_entropy": "entropy, nats",
         "agreement": "greedy agreement",
     }
     for axes, (key, name) in zip(figure.subplots(1, 3), panels.items(), strict=True):
         for setting, curve in curves.items():
             axes.plot(curve["spread"], curve[key], label=setting)
-        axes.set(xlabel="spread of the teacher's values", ylabel=name)
+        axes.set_title(name, fontsize="medium")
         axes.grid(alpha=0.3)
     figure.axes[0].set_yscale("log")
-    figure.axes[0].legend(fontsize=8)
-    figure.savefig(path, dpi=100)
+    figure.axes[2].legend(fontsize="small", title="temperatures", title_fontsize="small", loc="lower right")
+    figure.supxlabel("spread of the teacher's values", fontsize="medium")
+    figure.savefig(path, dpi=130)

@@ -80,7 +80,7 @@ def front_figure(docs: Path, path: Path) -> None:
     from matplotlib.figure import Figure
 
     study = load(docs / "results" / "classic")
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    figure = Figure(figsize=(6.5, 4.4), layout="constrained")
     for axes, game in zip(figure.subplots(1, len(study.games), sharey=True), study.games, strict=True):
         for row, (name, color) in LINES.items():
             steps, middle, low, high = _curve(study, row, game)
@@ -92,8 +92,8 @@ def front_figure(docs: Path, path: Path) -> None:
     figure.axes[0].set_ylabel("score: 0 random, 1 teacher")
     figure.supxlabel("thousand agent steps, the teacher's own phase included", fontsize="medium")
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=2, fontsize="medium", frameon=False)
-    figure.savefig(path, dpi=110)
+    figure.legend(handles, labels, loc="outside upper center", ncols=1, fontsize="medium", frameon=False)
+    figure.savefig(path, dpi=150)
 
 
 def _curve(study: Study, row: str, game: str) -> tuple[list[float], list[float], list[float], list[float]]:

@@ -10,18 +10,20 @@ from docs.pages.study_data import Study, label, temperature_of, times
 from docs.pages.tables import interval
 from torchrl_rtpd.evaluation.comparison import interquartile_mean
 
+WIDTH = 6.5  # inches
+
 
 def figure(width: float, height: float, panels: int) -> tuple[Any, list[Any]]:
-    """A figure of panels side by side."""
+    """A figure of panels one above the other, narrow enough for a small screen."""
     from matplotlib.figure import Figure
 
     drawn = Figure(figsize=(width, height), layout="constrained")
-    return drawn, list(drawn.subplots(1, panels, squeeze=False)[0])
+    return drawn, list(drawn.subplots(panels, 1, squeeze=False)[:, 0])
 
 
 def plot_curves(study: Study, names: list[tuple[str, str]], path: Path) -> None:
     """Normalised scores of networks of rows against steps: interquartile means over seeds, which the shade spans."""
-    drawn, panels = figure(5.5 * len(study.games), 4, len(study.games))
+    drawn, panels = figure(WIDTH, 3.4 * len(study.games), len(study.games))
     for axes, game in zip(panels, study.games, strict=True):
         for index, (row, network) in enumerate(name for name in names if study.seeds(name[0], game)):
             curves = []
@@ -41,13 +43,13 @@ def plot_curves(study: Study, names: list[tuple[str, str]], path: Path) -> None:
         axes.legend(fontsize=8)
         axes.grid(alpha=0.3)
     drawn.supxlabel("thousand agent steps, an earlier phase included", fontsize="medium")
-    drawn.savefig(path, dpi=90)
+    drawn.savefig(path, dpi=110)
 
 
 def plot_intervals(study: Study, path: Path) -> None:
     """Final normalised scores over all games: interquartile means with their intervals, and every run as a dot."""
     names = [(row, network) for row in study.rows for network in study.students(row)]
-    drawn, (axes,) = figure(8, 0.8 + 0.32 * len(names), 1)
+    drawn, (axes,) = figure(WIDTH, 0.8 + 0.32 * len(names), 1)
     for height, (row, network) in enumerate(reversed(names)):
         scores = study.normalised(row, network)
         low, high = interval(interquartile_mean, scores)
@@ -61,13 +63,13 @@ def plot_intervals(study: Study, path: Path) -> None:
     axes.axvline(1.0, color="grey", linestyle=":")
     axes.set(xlabel=f"normalised score of the last weights; dots: {', '.join(study.games)}")
     axes.grid(alpha=0.3, axis="x")
-    drawn.savefig(path, dpi=90)
+    drawn.savefig(path, dpi=110)
 
 
 def plot_times(study: Study, path: Path) -> None:
     """Median steps until 95 % of the final teacher is held."""
     every = [(row, network) for row in study.rows for network in study.students(row)]
-    drawn, panels = figure(5 * len(study.games), 0.8 + 0.3 * len(every), len(study.games))
+    drawn, panels = figure(WIDTH, (0.8 + 0.3 * len(every)) * len(study.games), len(study.games))
     for axes, game in zip(panels, study.games, strict=True):
         names = [(row, network) for row, network in every if study.seeds(row, game)]
         for height, (row, network) in enumerate(reversed(names)):
@@ -78,12 +80,12 @@ def plot_times(study: Study, path: Path) -> None:
         axes.set_title(game)
         axes.grid(alpha=0.3, axis="x")
     drawn.supxlabel("thousand agent steps until 95 % is held (never: the whole run)", fontsize="medium")
-    drawn.savefig(path, dpi=90)
+    drawn.savefig(path, dpi=110)
 
 
 def plot_temperatures(study: Study, path: Path) -> None:
     """Final normalised scores against the temperature, on both networks and on the teacher alone."""
-    drawn, panels = figure(5 * len(study.games), 4, len(study.games))
+    drawn, panels = figure(WIDTH, 3.4 * len(study.games), len(study.games))
     for axes, game in zip(panels, study.games, strict=True):
         for color, side in enumerate(("both", "teacher")):
             swept = {row: own for row in study.rows if (own := temperature_of(row)) is not None and own[1] == side}
@@ -98,7 +100,7 @@ def plot_temperatures(study: Study, path: Path) -> None:
             if "auto" in found:
                 middle_of_auto = interquartile_mean([found["auto"]])
                 axes.axhline(middle_of_auto, color=f"C{color}", linestyle="--", label=f"auto on {side}")
-        axes.set(title=game, xscale="log", xlabel="temperature", ylabel="normalised score of the last weights")
+        axes.set(title=game, xscale="log", xlabel="temperature", ylabel="normalised score")
         axes.legend(fontsize=8)
         axes.grid(alpha=0.3)
-    drawn.savefig(path, dpi=90)
+    drawn.savefig(path, dpi=110)
