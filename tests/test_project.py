@@ -179,12 +179,8 @@ def test_every_file_that_a_page_names_is_there() -> None:
     """Tests by their names, scripts and folders by their paths from the root; names with a placeholder are left out."""
     tests = {path.name for path in ROOT.glob("tests/**/*.py")}
     missing = []
-    for page in [
-        README_PATH,
-        ROOT / "CONTRIBUTING.md",
-        *ROOT.glob("docs/*.md"),
-        ROOT / "docs" / "results" / "README.md",
-    ]:
+    pages = {README_PATH, ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md"), *ROOT.glob("docs/results/*.md")}
+    for page in sorted(pages - {ROOT / "docs" / "changelog.md"}):  # the past may name what is gone
         text = re.sub(r"<!-- generated: .*?<!-- end: ", "", page.read_text(), flags=re.DOTALL)  # commands of the past
         for name in re.findall(r"\btest_\w+\.py\b", text):
             missing += [f"{page.name}: {name}"] * (name not in tests)
