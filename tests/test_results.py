@@ -10,7 +10,20 @@ from pathlib import Path
 
 import pytest
 
-from docs.pages import build, figures, front, glance, published, runs, studies, study_data, study_figures, study_tables
+from docs.pages import (
+    build,
+    figures,
+    front,
+    glance,
+    measure_choosing,
+    published,
+    runs,
+    studies,
+    study_data,
+    study_figures,
+    study_tables,
+    train_students,
+)
 from docs.pages.study_verdicts import default_verdict, verdicts
 from torchrl_rtpd.runs.metrics import read_metrics
 
@@ -114,6 +127,14 @@ def test_every_run_has_its_metrics_configuration_and_commit(study):
         assert (path.parent / "metrics.csv").exists() and (path.parent / "config.yaml").exists()
         environment = json.loads(path.read_text())["environment"]
         assert len(environment["commit"]) == 40 and environment["command"].startswith("python ")
+
+
+def test_what_is_measured_here_is_written_where_the_blocks_are_read() -> None:
+    """Both scripts find the checkout, and their variants and settings are those of the published files."""
+    found = json.loads((RESULTS / "students" / "seed0.json").read_text())["students"]
+    assert train_students.ROOT == ROOT and train_students.VARIANTS.keys() == found.keys()
+    growth = json.loads((RESULTS / "choosing.json").read_text())["growth"]
+    assert measure_choosing.RESULT == RESULTS / "choosing.json" and measure_choosing.SETTINGS.keys() == growth.keys()
 
 
 def test_the_study_of_students_has_several_seeds_with_their_commits() -> None:

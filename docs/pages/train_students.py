@@ -33,7 +33,7 @@ from torchrl_rtpd.runs.environment import run_environment
 from torchrl_rtpd.runs.metrics import write_json
 from torchrl_rtpd.schedules import KLGate
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "examples"))
 import rtpd_atari  # noqa: E402
 
