@@ -19,6 +19,7 @@ from torchrl.trainers.algorithms.dqn import DQNTrainer
 
 from torchrl_rtpd import (
     BoundedHistory,
+    CudaGraphStepper,
     DualNetworkCollector,
     Evaluator,
     FrameStackStorage,
@@ -123,15 +124,20 @@ def small_run(
     evaluate_every_steps: int = 48,
     learning_rate: float = 1e-3,
     logger=None,
+    device: str = "cpu",
+    captured: bool = False,
 ) -> SimpleNamespace:
-    """Build a run with teacher, student and everything that has a state; nothing is trained yet."""
+    """Build a run with teacher, student and everything that has a state; nothing is trained yet.
+
+    Networks and replay lie on ``device``, games on the CPU; ``captured`` updates are one CUDA graph there.
+    """
     torch.manual_seed(0)
     env = WalkEnv() if env is None else env
     networks = {
-        name: make_actor(tower, env.action_spec, seed=seed)
+        name: make_actor(tower, env.action_spec, seed=seed, device=device)
         for seed, (name, tower) in enumerate({"teacher": "net3", "net17": "net17"}.items())
     }
-    exploration = EGreedyModule(spec=env.action_spec_unbatched, annealing_num_steps=300)
+    exploration = EGreedyModule(spec=env.action_spec_unbatched, annealing_num_steps=300, device=device)
     collector = DualNetworkCollector(
         env,
         networks["teacher"],
@@ -142,8 +148,11 @@ def small_run(
         frames_per_batch=BATCH_STEPS,
         total_frames=total_steps,
         init_random_frames=16,
+        policy_device=device,
+        env_device="cpu",
+        storing_device=device,
     )
-    storage = FrameStackStorage(96, num_envs=SLOTS, steps_per_write=ROLLOUT, n_step=3)
+    storage = FrameStackStorage(96, num_envs=SLOTS, steps_per_write=ROLLOUT, n_step=3, device=device)
     buffer = make_replay_buffer(storage, batch_size=4, prioritized=prioritized, seed=7)
     loss = DQNLoss(networks["teacher"], action_space="categorical")
     loss.set_keys(terminated="end_of_life")
@@ -178,7 +187,10 @@ def small_run(
         recycler=UnitRecycler(every_updates=7, seed=1),
         dormant_every_updates=5,
     )
-    hook.register(trainer)
+    if captured:
+        CudaGraphStepper(hook).register(trainer)
+    else:
+        hook.register(trainer)
     evaluator = Evaluator(partial(WalkEnv, SLOTS), episodes=SLOTS, max_steps=30, seed=100)
     monitor = RunMonitor(
         networks,
@@ -201,7 +213,7 @@ def small_run(
 def bits(value):
     """A state as nested plain values, so that ``==`` compares it bit for bit."""
     if isinstance(value, torch.Tensor):
-        return str(value.dtype), tuple(value.shape), value.detach().contiguous().numpy().tobytes()
+        return str(value.dtype), tuple(value.shape), value.detach().cpu().contiguous().numpy().tobytes()
     if isinstance(value, dict):
         return {key: bits(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

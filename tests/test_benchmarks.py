@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import runpy
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -24,7 +26,7 @@ SMALL = {
     "bench_kills.py": ["--kills", "1"],
     "bench_checkpoint.py": ["--capacity", "4000", "--repetitions", "2"],
     "bench_soak.py": ["--minutes", "1", "--threads", "1", "--capacity", "640"],
-    "gpu.py": ["--device", "cpu", "--no-compile", "--repetitions", "1", "--steps", "640"],
+    "gpu.py": ["--device", "cpu", "--no-compile", "--repetitions", "1", "--steps", "640", "--patience", "20"],
 }
 
 
@@ -35,6 +37,49 @@ def test_every_benchmark_runs_and_says_where(script: str, tmp_path: Path) -> Non
     subprocess.run([sys.executable, str(BENCHMARKS / script), "--out", str(out), *SMALL[script]], check=True)
     result = json.loads(out.read_text())
     assert len(result) > 1 and {"command", "commit", "cpu"} <= result["environment"].keys()
+
+
+@pytest.fixture(scope="module")
+def gpu():
+    """The script for a machine with a GPU, as a module."""
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        import gpu
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+    return gpu
+
+
+def test_a_part_that_is_cut_off_leaves_what_it_found_and_goes_on_from_there(gpu, tmp_path: Path) -> None:
+    """In the file as soon as it is found, and marked as unfinished until all of it is there."""
+    out = tmp_path / "gpu.json"
+    save = functools.partial(gpu.add_to, out, "part", "cpu", time.perf_counter())
+    seen = []
+
+    def slow(found: dict) -> None:
+        for name in [name for name in ("first", "second") if name not in found]:
+            found[name] = 1
+            seen.append(gpu.read(out)["part"])
+            time.sleep(30 if len(seen) == 1 else 0)
+
+    cut = gpu.limited(slow, 0.2, {}, save)
+    assert cut == {"first": 1, "error": "OutOfTime: cut off after 0 s"}
+    assert gpu.limited(slow, 60, cut, save) == {"first": 1, "second": 1}
+    assert seen == [{"first": 1, "error": "not finished"}, {"first": 1, "second": 1, "error": "not finished"}]
+    assert gpu.read(out)["made"]["part"].keys() == {"command", "commit", "device", "date", "seconds"}
+
+
+def test_a_part_that_fails_says_so_and_does_not_end_the_script(gpu) -> None:
+    assert gpu.limited(lambda _: {"fine": 1}, 60, {"error": "before"}, lambda _: None) == {"fine": 1}
+    found = gpu.limited(lambda _: 1 / 0, 60, {"kept": 1}, lambda _: None)
+    assert found == {"kept": 1, "error": "ZeroDivisionError: division by zero"}
+
+
+def test_a_guard_in_an_update_of_the_script_leaves_out_what_is_not_finite(gpu, monkeypatch) -> None:
+    monkeypatch.setitem(gpu.FLEETS, "the paper's five", ["net17"])
+    found = gpu.guarded("cpu", updates=14)
+    assert (found["left_out"], found["finite"]) == (2, True)
+    assert found["identical_to_never_made"] == {"teacher": True, "net17": True}
 
 
 def test_every_benchmark_is_among_them() -> None:

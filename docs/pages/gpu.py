@@ -1,8 +1,8 @@
 """Blocks and the figure on what was measured on a GPU.
 
 From ``docs/results/gpu.json``, saved by ``tests/benchmarks/gpu.py``, and ``docs/results/gpu_pong/``, a run of the main
-example. The machine was lent for minutes, so the parts of the former come from several calls, whose commits stand
-beside them.
+example on an earlier day. The machine was lent for minutes, so the former was filled by several calls; each part
+has its command, commit and date in the file.
 """
 
 from __future__ import annotations
@@ -21,60 +21,159 @@ NETWORKS = ["teacher", "net1", "net3", "net5", "net17"]
 
 def gpu_block(result: dict[str, Any]) -> str:
     """Checks, times and rates."""
-    environment, commits = result["environment"], result["commits"]
-    profile = result["captured_profile"]
-    times = [["fleet", "eager, ms", "captured, ms", "times as fast", "captured, bfloat16, ms"]]
-    parts = [["fleet", "host, ms", "device, ms", "kernels", "kernels one after the other, ms"]]
-    for fleet, row in result["update_ms"].items():
-        eager, graph = row["eager"], row["captured"]
-        bfloat16 = row["captured, bfloat16"]
-        times.append([fleet, f"{eager:.2f}", f"{graph:.2f}", f"{eager / graph:.0f}", f"{bfloat16:.2f}"])
-        part = profile[fleet]
-        sizes = [f"{part[key]:.2f}" for key in ("host_ms", "graph_alone_ms")]
-        parts.append([fleet, *sizes, f"{part['kernels']:.0f}", f"{part['kernels_ms']:.2f}"])
-    rates = [["run", "steps a second", "minutes for ten million steps", "GPU busy"]]
-    for name, run in result["training"].items():
-        numbers = [f"{run['steps_per_second']:,.0f}", f"{run['minutes_for_ten_million']:.0f}"]
-        rates.append([name, *numbers, f"{run['gpu_busy_percent']:.0f} %"])
+    environment = result["environment"]
+    commits, commands, dates = (
+        sorted({made[key] for made in result["made"].values()}) for key in ("commit", "command", "date")
+    )
     return "\n".join(
         [
             f"{environment['device']}, {environment['cpu']}, torch {environment['versions']['torch']}, "
-            f"{result['date']}.",
+            f"{', '.join(dates)}.",
             "",
-            _checks(result),
+            *_checks(result),
+            "One update, batch 32, in milliseconds:",
             "",
-            "One update, batch 32:",
-            "",
-            markdown(times),
+            markdown(update_rows(result)),
             "",
             "Time of a captured update: the host's to start it, the device's for the graph, and the sum over its "
             "kernels one after the other, which students' streams avoid:",
             "",
-            markdown(parts),
+            markdown(profile_rows(result["captured_profile"])),
             "",
-            "The main example with an update every 4 steps:",
+            f"An update of the paper's five takes {_guard_cost(result):.1%} longer with a guard that skips what is "
+            "not finite.",
             "",
-            markdown(rates),
+            "A minibatch of 32, drawn and brought to the GPU:",
             "",
-            f"Commits: {', '.join(f'{name} {commit[:10]}' for name, commit in commits.items())}. "
-            f"Command: `{environment['command']}`.",
+            markdown([["replay", "ms"], *([name, f"{value:.2f}"] for name, value in replay_rows(result["replay_ms"]))]),
+            "",
+            *saving(result["checkpoints"]),
+            "The main example with an update every 4 steps, timed from its first update on:",
+            "",
+            markdown(rate_rows(result)),
+            "",
+            "Parts of a batch of 256 steps, in milliseconds, from the rates above and the parts measured alone:",
+            "",
+            markdown(batch_rows(result)),
+            "",
+            f"Commit of the package: {', '.join(commit[:10] for commit in commits)}. Commands: "
+            f"{'; '.join(f'`{command}`' for command in commands)}.",
             "",
         ]
     )
 
 
-def _checks(result: dict[str, Any]) -> str:
+def _checks(result: dict[str, Any]) -> list[str]:
+    """Findings of equality, one line each."""
     same, waits, captured = (result[key] for key in ("same_losses", "waits_nowhere", "captured_is_same"))
+    guarded, resumed, suite = (result[key] for key in ("guarded", "resumed", "suite"))
     largest = max(captured["largest_difference_of_weights"].values())
-    identical = all(captured["teacher_identical_without_students"].values())
-    return (
-        f"Checks: the {same['metrics']} losses and metrics of teacher and five students differ from the CPU's by "
-        f"at most {same['largest_relative_difference']:.0e} of their value. Under torch's synchronisation "
-        f"debugger {waits['whole_captured_updates_without_waiting']} captured updates, and as many of a student "
-        f"by the hook, waited for nothing. After {captured['updates']} updates the weights of captured and eager "
-        f"networks differ by {largest:g}; the teacher's are bit for bit the same with and without students: "
-        f"{'yes' if identical else 'no'}."
-    )
+    apart = max(resumed["largest_difference_of_weights_of_two_resumes"].values())
+    without = _yes(captured["teacher_identical_without_students"])
+    others = [
+        f"`{name.rpartition('.')[2]}` {outcome} ({message})"
+        for outcome in ("skipped", "failed")
+        for name, message in sorted(suite[outcome].items())
+    ]
+    return [
+        "Checks:",
+        "",
+        f"- The {same['metrics']} losses and metrics of teacher and five students differ from the CPU's by at most "
+        f"{same['largest_relative_difference']:.0e} of their value.",
+        f"- Under torch's synchronisation debugger {waits['whole_captured_updates_without_waiting']} captured updates, "
+        "and as many of a student by the hook, waited for nothing.",
+        f"- After {captured['updates']} updates the weights of captured and eager networks differ by {largest:g}; the "
+        f"teacher's are bit for bit the same with and without students: {without}.",
+        f'- Of {guarded["updates"] + 1} captured updates with `DivergenceGuard(policy="skip")` one had rewards that '
+        f"are no numbers: {guarded['left_out']} networks left it out, and all weights are bit for bit those without "
+        f"it: {_yes(guarded['identical_to_never_made'])}.",
+        f"- The main example with five students, captured, resumed twice from its checkpoint at step "
+        f"{resumed['cut_at']:,}, replay included, and run to step {resumed['steps']:,}: "
+        f"weights differ by {apart:g}, rows of metrics are the same: "
+        f"{'yes' if resumed['same_rows'] else 'no'}.",
+        f"- Tests marked `gpu`: {len(suite['passed'])} passed; {'; '.join(others) or 'none failed'}.",
+        "",
+    ]
+
+
+def update_rows(result: dict[str, Any]) -> list[list[str]]:
+    """One update by fleet."""
+    rows = [["fleet", "eager", "captured", "times as fast", "captured, bfloat16", "captured, compiled"]]
+    for fleet, row in result["update_ms"].items():
+        eager, graph = row["eager"], row["captured"]
+        compiled = result["compiled_update_ms"].get(fleet, {}).get("captured, compiled")
+        numbers = [f"{eager:.2f}", f"{graph:.2f}", f"{eager / graph:.0f}", f"{row['captured, bfloat16']:.2f}"]
+        rows.append([fleet, *numbers, "not measured" if compiled is None else f"{compiled:.2f}"])
+    return rows
+
+
+def profile_rows(profile: dict[str, Any]) -> list[list[str]]:
+    """Host, device and kernels of a captured update by fleet."""
+    rows = [["fleet", "host, ms", "device, ms", "kernels", "kernels one after the other, ms"]]
+    for fleet, part in profile.items():
+        sizes = [f"{part[key]:.2f}" for key in ("host_ms", "graph_alone_ms")]
+        rows.append([fleet, *sizes, f"{part['kernels']:.0f}", f"{part['kernels_ms']:.2f}"])
+    return rows
+
+
+def replay_rows(times: dict[str, float]) -> list[tuple[str, float]]:
+    """Times of sampling by where the replay lies."""
+    return [
+        (f"in {'the host' if 'host' in name else 'the GPU'}'s memory, {name.partition(',')[0]}", value)
+        for name, value in times.items()
+    ]
+
+
+def saving(found: dict[str, Any]) -> list[str]:
+    """Cost of checkpoints on the device."""
+    run, replay = found["run"], found["replay"]
+    return [
+        f"A checkpoint of the paper's preset with five students, without its replay: {run['megabytes']:.0f} MB in "
+        f"{run['save_seconds']:.2f} s, which is {run['percent_of_training']:.1f} % of the time between two, "
+        f"{run['interval_seconds']:.0f} s for {run['interval_steps']:,} steps. A replay of "
+        f"{replay['transitions']:,} transitions in the "
+        f"GPU's memory, {replay['gigabytes']:.2f} GB: saved in {replay['save_seconds']:.2f} s, restored in "
+        f"{replay['restore_seconds']:.2f} s, to the bit: {'yes' if replay['identical'] else 'no'}.",
+        "",
+    ]
+
+
+def rate_rows(result: dict[str, Any]) -> list[list[str]]:
+    """Steps a second; the share of time in which updates keep the GPU busy, where its time for one is known."""
+    rows = [["run", "steps a second", "minutes for ten million steps", "GPU busy with updates"]]
+    for name, run in result["training"].items():
+        share = "-"
+        if "captured" in name and "bfloat16" not in name:
+            update = result["captured_profile"][_fleet(name)]["graph_alone_ms"]
+            share = f"{run['steps_per_second'] / 4 * update / 1e3:.0%}"
+        rows.append([name, f"{run['steps_per_second']:,.0f}", f"{run['minutes_for_ten_million']:.0f}", share])
+    return rows
+
+
+def batch_rows(result: dict[str, Any], steps: int = 256, updates: int = 64) -> list[list[str]]:
+    """Time of a batch of the main example: updates, sampling and playing alone, and the rest."""
+    playing = 1e3 * steps / result["playing"]["64 games"]["collector, stacks"]
+    sampling = updates * result["replay_ms"]["64 together"]
+    rows = [["run", "whole", "updates", "sampling", "playing", "the rest"]]
+    for name in ("teacher alone, captured", "one student, captured", "five students, captured"):
+        whole = 1e3 * steps / result["training"][name]["steps_per_second"]
+        learning = updates * result["captured_profile"][_fleet(name)]["whole_ms"]
+        parts = (whole, learning, sampling, playing, whole - learning - sampling - playing)
+        rows.append([name, *(f"{part:.0f}" for part in parts)])
+    return rows
+
+
+def _fleet(run: str) -> str:
+    """Name the fleet whose update a run makes."""
+    return {"five": "the paper's five", "one": "one student", "teacher": "teacher"}[run.split()[0]]
+
+
+def _guard_cost(result: dict[str, Any]) -> float:
+    return result["guard_ms"]["guard"] / result["guard_ms"]["no guard"] - 1
+
+
+def _yes(found: dict[str, bool]) -> str:
+    return "yes" if all(found.values()) else "no"
 
 
 def pong_block(results: Path) -> str:

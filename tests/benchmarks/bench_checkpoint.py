@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -49,10 +49,18 @@ def forget_cache(folder: Path) -> None:
             os.close(descriptor)
 
 
-def quick_run(folder: Path, repetitions: int, threads: int) -> dict[str, float]:
-    """The quick run's whole state without its replay: bytes, seconds to save, and its share of the time of training."""
+def quick_run(folder: Path, repetitions: int, threads: int, overrides: Sequence[str] = ()) -> dict[str, float]:
+    """The quick run's whole state without its replay: bytes, seconds to save, and its share of the time of training.
+
+    Args:
+        folder: to save in.
+        repetitions: of saving.
+        threads: of torch and ALE.
+        overrides: keys of the main example that make another run of it.
+    """
     with initialize_config_dir(str(ROOT / "examples" / "config"), version_base="1.3"):
-        config = compose("rtpd_atari", ["total_steps=2240", f"output_dir={folder}", f"threads={threads}"])
+        short = ["total_steps=2240", f"output_dir={folder}", f"threads={threads}"]
+        config = compose("rtpd_atari", [*short, *overrides])
     torch.set_num_threads(config.threads)
     env = AtariVecEnv(config.game, config.num_envs, num_threads=config.threads, seed=0)
     trainer, _ = rtpd_atari.build_trainer(config, env, rtpd_atari.build_networks(config, env), None)

@@ -10,6 +10,7 @@ from torchrl.checkpoint import CheckpointError
 
 from torchrl_rtpd.files.verified import VerifiedCheckpoint
 from torchrl_rtpd.runs.checkpoints import newest_checkpoint
+from torchrl_rtpd.runs.components import ReplayState
 from torchrl_rtpd.runs.metrics import read_metrics
 
 TOTAL = 160
@@ -54,6 +55,58 @@ def test_an_interrupted_run_is_bit_identical_to_an_uninterrupted_one(uninterrupt
         assert state[name] == wanted[name], name
     assert state.keys() == wanted.keys()
     assert _rows(folder) == _rows(whole)
+
+
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+    ),
+]
+
+
+@pytest.mark.parametrize("captured", [False, True])
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_run_on_a_device_goes_on_in_the_same_bits(tmp_path, monkeypatch, device, captured):
+    """Also with replay and optimisers on a GPU, and where the update is captured anew; cuDNN's algorithms are fixed."""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    run = small_run(tmp_path / "whole", TOTAL, device=device, captured=captured)
+    run.trainer.train()
+    shutil.copytree(tmp_path / "whole", tmp_path / "run")
+    resumed = _resumed(tmp_path / "run", f"checkpoint-{88:012d}", device=device, captured=captured)
+    assert {value.device.type for value in resumed.buffer[:].values(True, True)} == {device}
+    assert next(resumed.loss.parameters()).device.type == device
+    state, wanted = whole_state(resumed), whole_state(run)
+    assert [name for name in wanted if state[name] != wanted[name]] == []
+    assert state.keys() == wanted.keys()
+    assert _rows(tmp_path / "run") == _rows(tmp_path / "whole")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("there, here", [("cuda", "cpu"), ("cpu", "cuda")])
+def test_a_run_goes_on_on_another_device(tmp_path, there, here):
+    """Networks and replay come back to the bit where they are now; the rest of the run is another, by rounding."""
+    run = small_run(tmp_path, 88, device=there)
+    run.trainer.train()
+    other = small_run(tmp_path, TOTAL, device=here)
+    other.saver.restore(run.saver.latest())
+    assert bits(dict(other.loss.state_dict())) == bits(dict(run.loss.state_dict()))
+    assert bits(other.buffer[:].to_dict()) == bits(run.buffer[:].to_dict())
+    other.trainer.train()
+    assert other.trainer.collected_frames == TOTAL
+
+
+def test_a_replay_keeps_its_generator_where_the_saved_one_is_of_another_device(tmp_path):
+    """It could not sample with it; without a GPU, a state that says it is of one."""
+    run = small_run(tmp_path, 48)
+    run.trainer.train()
+    state = ReplayState(run.buffer).state_dict()
+    own, (values, _) = run.buffer._rng, state["_rng"]
+    state["_rng"] = (values, "cuda:0" if own.device.type == "cpu" else "cpu")
+    ReplayState(run.buffer).load_state_dict(state)
+    assert run.buffer._rng is own
+    assert run.buffer.sample().shape == (4,)
 
 
 def test_replay_and_its_priorities_come_back(tmp_path):

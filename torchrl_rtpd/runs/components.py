@@ -90,8 +90,11 @@ class ReplayState:
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
+        """Restore what :meth:`state_dict` returned; on another kind of device the generator stays as it is."""
         state = dict(state_dict)
+        own, saved_rng = self.buffer._rng, state.get("_rng")
+        if own is not None and saved_rng is not None and torch.device(saved_rng[1]).type != own.device.type:
+            state["_rng"] = None  # TorchRL would sample with one of the device there
         if isinstance(self.buffer.sampler, PrioritizedSampler):
             own, saved = self.buffer.sampler.state_dict(), dict(state["_sampler"])
             for name in self._TREES:
