@@ -9,7 +9,10 @@ from tensordict.nn import TensorDictModule
 from tensordict.utils import NestedKey
 from torch import Tensor
 
-__all__ = ["last_part", "names_in", "policy_inputs", "read", "selected"]
+__all__ = ["VALUE_NAMES", "last_part", "names_in", "policy_inputs", "read", "selected"]
+
+VALUE_NAMES = ("action_value", "logits", "probs")
+"""Usual names of what a network over discrete actions writes, values first."""
 
 
 def selected(tensordict: TensorDictBase, keys: Sequence[NestedKey], role: str, place: str = "batch") -> TensorDictBase:

@@ -18,9 +18,10 @@ from torchrl.objectives.utils import ValueEstimators, dispatch_value_estimator, 
 
 from torchrl_rtpd import functional as RF
 from torchrl_rtpd.networks.keys import selected
-from torchrl_rtpd.objectives.discrete import DistillationLoss, check_mask
+from torchrl_rtpd.objectives.discrete import DistillationLoss
 from torchrl_rtpd.objectives.following import TD_LOSS_FUNCTIONS, estimator_settings
 from torchrl_rtpd.objectives.td import chosen_values, td_target
+from torchrl_rtpd.objectives.values import check_mask
 
 __all__ = ["StudentDQNLoss"]
 
@@ -48,7 +49,7 @@ class StudentDQNLoss(DistillationLoss):
             ``(1 - share) * divergence + share * |TD error|``, both unweighted. Default: 0.0, the divergence alone.
         loss_function (str, optional): ``"l1"``, ``"l2"`` or ``"smooth_l1"`` of the TD error. Default: that of the
             teacher's loss where a trainer's hook shows it one, and otherwise ``"l2"`` (Eq. 2).
-        divergence, teacher_support, reduction, use_prioritized_weights: as in :class:`DistillationLoss`.
+        divergence, teacher_support, var_nums, reduction, use_prioritized_weights: as in :class:`DistillationLoss`.
         teacher_temperature (float or "auto", optional): Default: 0.1, from our trials with teachers that are still
             learning.
         student_temperature (float, optional): Default: ``None``, the teacher's, since the outputs must stay Q-values.
@@ -119,6 +120,7 @@ class StudentDQNLoss(DistillationLoss):
         teacher_temperature: float | Literal["auto"] = 0.1,
         student_temperature: float | None = None,
         teacher_support: Tensor | Sequence[float] | Literal["quantiles", "auto"] | None = "auto",
+        var_nums: Sequence[int] | None = None,
         reduction: str | None = None,
         use_prioritized_weights: str | bool = "auto",
     ) -> None:
@@ -129,6 +131,7 @@ class StudentDQNLoss(DistillationLoss):
             teacher_temperature=teacher_temperature,
             student_temperature=student_temperature,
             teacher_support=teacher_support,
+            var_nums=var_nums,
             reduction=reduction,
             use_prioritized_weights=use_prioritized_weights,
         )
@@ -195,8 +198,15 @@ class StudentDQNLoss(DistillationLoss):
         if action is None or following is None:
             self._refuse_keys(tensordict)
         student_q_values = self.student_q_values(tensordict)
+        if 0 < tensordict.batch_dims < student_q_values.ndim - 1:
+            raise ValueError(
+                "a temporal-difference error needs one row of action values a sample: got values "
+                f"{list(student_q_values.shape)} for a batch {list(tensordict.batch_size)}, as of several agents; use "
+                "DistillationLoss, or flatten the agents into the batch."
+            )
         per_sample, measured = self._distilled(tensordict, student_q_values, metrics)
-        chosen = chosen_values(student_q_values, action, self.tensor_keys.action)
+        var_nums = self.var_nums(student_q_values)
+        chosen = chosen_values(student_q_values, action, self.tensor_keys.action, var_nums)
         target = self._without_padding(tensordict, self._td_target(tensordict).unsqueeze(-1)).squeeze(-1)
         self._write_mixed_priority(tensordict, per_sample, chosen, target)
         td_error = distance_loss(chosen, target, self.loss_function)
@@ -231,5 +241,5 @@ class StudentDQNLoss(DistillationLoss):
             chooser = self._teacher_q_values(following, next_student_q_values, place)
         mask = following.get(self.tensor_keys.action_mask, None)
         check_mask(mask, next_student_q_values, unravel_key(("next", self.tensor_keys.action_mask)))
-        next_value = RF.imitation_value(chooser, next_student_q_values, mask)
+        next_value = RF.imitation_value(chooser, next_student_q_values, mask, self.var_nums(next_student_q_values))
         return td_target(self.value_estimator, tensordict, reward, next_value, terminated)
