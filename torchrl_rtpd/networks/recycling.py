@@ -18,6 +18,7 @@ from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
+from torchrl_rtpd.functional.checks import check_within
 from torchrl_rtpd.networks.dormancy import dormant_units, recorded_activations
 from torchrl_rtpd.networks.running import eval_mode
 
@@ -87,8 +88,7 @@ def recycle_dormant(
         >>> recycle_dormant(network, TensorDict({"obs": torch.ones(5, 3)}, [5]), generator=torch.Generator())
         {'module.0': 1}
     """
-    if threshold < 0:
-        raise ValueError(f"threshold must be at least 0: got {threshold}; 0 recycles units that never fire.")
+    check_within("[0, inf)", "0 recycles units that never fire", threshold=threshold)
     links = _links(network, tensordict)
     with _as_measured(network), recorded_activations(network) as activations:
         network(tensordict.select(*network.in_keys))
@@ -183,11 +183,9 @@ class UnitRecycler:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.every_updates < 1 or self.threshold < 0 or (self.until_updates is not None and self.until_updates < 0):
-            raise ValueError(
-                "every_updates must be at least 1, threshold and until_updates at least 0: got "
-                f"every_updates={self.every_updates}, threshold={self.threshold}, until_updates={self.until_updates}."
-            )
+        check_within("[1, inf)", every_updates=self.every_updates)
+        check_within("[0, inf)", "0 recycles units that never fire", threshold=self.threshold)
+        check_within("[0, inf)", "None recycles to the end", until_updates=self.until_updates)
 
     def due(self, updates: int) -> bool:
         """Whether units are recycled after this many updates; never before the first."""
