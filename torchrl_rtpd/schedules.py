@@ -34,7 +34,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class RunState:
-    """What schedules may depend on. None means not known (yet); NaN is taken for the same.
+    """State of a run that schedules may depend on. None means not known (yet); NaN is taken for the same.
 
     Attributes:
         updates: student updates so far.
@@ -63,7 +63,7 @@ class Schedule(ABC):
         """The value now. Schedules with a memory take each call for a batch."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What the schedule remembers; nothing, where the value depends on ``state`` alone."""
+        """Memory of the schedule; empty where the value depends on ``state`` alone."""
         return {}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -138,7 +138,7 @@ class PiecewiseSchedule(Schedule):
     """Values at given updates, joined by lines or kept until the next.
 
     Args:
-        values: value by number of updates, at least one. The first holds before, too, and the last ever after.
+        values: value by number of updates, at least one. The first also holds before, and the last ever after.
         interpolate: join the values by lines; False keeps each until the next one's update.
 
     Raises:
@@ -240,8 +240,8 @@ class KLGate(Schedule):
     ``floor`` up to ``closed_at``, 1 from ``open_at`` on and a smooth step :math:`x^2 (3 - 2 x)` between. ``s`` is 0
     for a teacher without preferences and 1 for a deterministic one; while it is small it is proportional to the ratio
     of the spread of the teacher's values over actions to the temperature, :math:`s \approx \sigma / (\tau \sqrt{2 \ln
-    A})`. The ratio says how much a teacher tells, not whether it is right: it sees a teacher that is still silent, not
-    one that errs, and need not rise steadily. With ``teacher_temperature="auto"`` above its floor it is constant by
+    A})`. The ratio says how much a teacher tells, and not that it is right. It sees a teacher that is still silent and
+    not one that errs, and need not rise steadily. With ``teacher_temperature="auto"`` above its floor it is constant by
     construction.
 
     Args:
@@ -336,7 +336,7 @@ def check_schedules(loss: LossModule, schedules: Mapping[str, Schedule]) -> None
 
 
 def apply_schedules(loss: LossModule, schedules: Mapping[str, Schedule], state: RunState) -> dict[str, float]:
-    """Set the buffers of a loss, in place, to what the schedules say.
+    """Set the buffers of a loss, in place, to the values of the schedules.
 
     Args:
         loss: a loss with schedulable buffers, ours or TorchRL's. Changed.

@@ -150,7 +150,9 @@ class TestErrors:
     @pytest.mark.parametrize("share", [-0.1, 1.5, math.nan])
     def test_priority_share_must_be_a_share(self, share: float) -> None:
         """At construction."""
-        with pytest.raises(ValueError, match=f"priority_td_share must be within 0 and 1: got {share}"):
+        with pytest.raises(
+            ValueError, match=rf"priority_td_share must lie in \[0, 1\]: got {share}; 0 is the divergence"
+        ):
             StudentDQNLoss(actor(), priority_td_share=share)
 
     def test_values_of_another_batch_are_refused(self) -> None:

@@ -334,7 +334,7 @@ def value_spread(q_values: Tensor, action_mask: Tensor | None = None, var_nums: 
 
 
 def _gap_and_variance(teacher: Tensor, student: Tensor, action_mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """How far the student's action is below the teacher's best in one choice, and the variance of the values there."""
+    """Distance of the student's action from the teacher's best in one choice, and the variance of the values there."""
     teacher = teacher.to(at_least_single(teacher.dtype))
     if action_mask is not None:
         check_same_shape("action_mask", action_mask, "student_q_values", student)

@@ -70,8 +70,8 @@ def _action_specs(network: nn.Module) -> Iterator[Any]:
             yield spec[key]
 
 
-def _binary_error(what: str) -> ValueError:
+def _binary_error(declared: str) -> ValueError:
     return ValueError(
-        f"yes-or-no choices with one value each cannot be distilled as a softmax: got Binary or Bernoulli, {what}; "
+        f"yes-or-no choices with one value each cannot be distilled as a softmax: got Binary or Bernoulli, {declared}; "
         "give each choice two values, var_nums=[2, 2, ...], as MultiOneHot and MultiCategorical do."
     )

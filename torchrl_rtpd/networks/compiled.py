@@ -39,7 +39,7 @@ def plain_name(name: str) -> str:
 
 
 def load_plain_state_dict(module: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
-    """Load a state whichever of both sides was compiled: the saved network, this one, neither or both.
+    """Load a state, no matter if the saved network, this one, neither or both were compiled.
 
     Args:
         module: changed in place.

@@ -1,4 +1,4 @@
-"""Running a network inside a loss: the part that is needed, with the parameters that are meant, changing nothing."""
+"""Run the needed part of a network: with other parameters, frozen, in eval mode, or on plain tensors."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ __all__ = [
     "same_in_training",
 ]
 
-# What follows the values: a choice, a draw or a disturbance of the action.
+# Parts that follow the values: a choice, a draw or a disturbance of the action.
 _CHOOSING = (
     QValueModule,
     ProbabilisticTensorDictModule,
@@ -53,7 +53,7 @@ _TRAINING_LAYERS = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNo
 
 
 class ParameterSwap:
-    """Lends a network other parameters for a while.
+    """Loan of other parameters to a network for a while.
 
     ``params.to_module(network)`` in a fraction of its time, which is most of a tiny student's: nothing happens where
     the network holds the parameters already, and elsewhere they are put in place one by one.
@@ -97,7 +97,7 @@ class ParameterSwap:
 
 def _slots(network: nn.Module, params: TensorDictParams) -> list[tuple[dict[str, Any], str, str]]:
     """The dictionary that holds each parameter or buffer, its key there and its name; none where that is not simple."""
-    if any(isinstance(module, nn.RNNBase) for module in network.modules()):  # keeps its weights in a list besides
+    if any(isinstance(module, nn.RNNBase) for module in network.modules()):  # keeps its weights in a list in addition
         return []
     slots = []
     for prefix, module in network.named_modules(remove_duplicate=False):
@@ -110,12 +110,12 @@ def _slots(network: nn.Module, params: TensorDictParams) -> list[tuple[dict[str,
 
 
 def same_in_training(network: nn.Module) -> bool:
-    """Whether a network's outputs in training mode are those of its eval mode, and so good for targets."""
+    """Return True if a network's outputs in training mode are those of its eval mode, and so good for targets."""
     return not any(isinstance(layer, _TRAINING_LAYERS) for layer in network.modules())
 
 
 class Teacher:
-    """Runs a teacher that a loss must not own: in eval mode, without gradient, its own mode restored.
+    """Teacher that a loss must not own, run in eval mode and without gradient, its own mode restored.
 
     Not a :class:`torch.nn.Module`, so that the loss's parameters, state, ``to`` and ``reset_parameters_recursive`` pass
     it by.
@@ -136,10 +136,10 @@ class Teacher:
 
 
 class NetworkPart:
-    """Computes one output of a network, leaving out what comes after it.
+    """Computation of one output of a network, without the parts that come after it.
 
     A Q-value actor also chooses an action and a policy draws one, at a cost and, for a policy, from the global random
-    stream. Neither happens here. A network with forward hooks is run whole, so that they see what they expect.
+    stream. Neither happens here. A network with forward hooks is run whole, so that they see their usual inputs.
     """
 
     def __init__(self, network: TensorDictModuleBase) -> None:
@@ -172,7 +172,7 @@ class NetworkPart:
 
 
 class _Plan:
-    """What to run of a network for one of its outputs.
+    """Parts of a network to run for one of its outputs.
 
     ``steps`` are its parts up to the last that matters, ``plain`` is the only one if that is no more than a module on
     tensors, and ``passed_over`` are the wrappers that are then not called.
@@ -202,7 +202,7 @@ def _flattened(network: TensorDictModuleBase) -> tuple[list[TensorDictModuleBase
 
 
 def _hands_on(part: nn.Module, key: NestedKey) -> bool:
-    """Whether a part chooses an action by the values it reads and writes them again as they are."""
+    """Return True if a part chooses an action by the values it reads and writes them again as they are."""
     return isinstance(part, QValueModule) and part.action_mask_key is None and part.action_value_key == key
 
 
@@ -223,7 +223,7 @@ def as_tensordict_module(network: TensorDictModule | nn.Module, out_keys: Sequen
 
 @contextmanager
 def eval_mode(*networks: nn.Module) -> Iterator[None]:
-    """Networks in eval mode, and each of their modules as before afterwards."""
+    """Put networks into eval mode inside the context, and each of their modules back afterwards."""
     training = [module for network in networks for module in network.modules() if module.training]
     for module in training:
         module.training = False
@@ -331,7 +331,7 @@ class BareNetwork(nn.Module):
 
 
 def _parts_to_values(actor: TensorDictModuleBase) -> tuple[list[TensorDictModuleBase], list[NestedKey]]:
-    """The parts of an actor before the first that chooses an action, and the keys of what that reads."""
+    """The parts of an actor before the first that chooses an action, and the keys that this one reads."""
     parts, _ = _flattened(actor)
     choosing = next((place for place, part in enumerate(parts) if isinstance(part, _CHOOSING)), len(parts))
     if choosing == 0:  # exploration alone, or a choice that reads values
@@ -354,7 +354,7 @@ def _parts_to_values(actor: TensorDictModuleBase) -> tuple[list[TensorDictModule
 
 
 def _is_plain(part: nn.Module) -> bool:
-    """Whether a part is no more than a module on tensors."""
+    """Return True if a part is no more than a module on tensors."""
     return type(part).forward is TensorDictModule.forward and part._kwargs is None
 
 

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -31,6 +30,8 @@ from torchrl_rtpd.objectives.values import (
     check_same_actions,
     output_key,
     shape_error,
+    support_tensor,
+    warn_of_stored,
 )
 
 __all__ = ["DIVERGENCES", "DistillationLoss"]
@@ -69,8 +70,8 @@ class DistillationLoss(PolicyDistillationLoss):
             section 3).
         student_temperature (float, optional): temperature of the student; ``None`` is the teacher's. Default: 1.0
             (Rusu et al.).
-        teacher_support (Tensor, sequence of float, "quantiles" or "auto", optional): what the teacher's outputs
-            ``[*B, N, A]`` are if it predicts returns by their distribution: log-probabilities of returns with this
+        teacher_support (Tensor, sequence of float, "quantiles" or "auto", optional): meaning of the teacher's
+            outputs ``[*B, N, A]`` if it predicts returns by their distribution: log-probabilities of returns with this
             support ``[N]`` (C51) or ``"quantiles"``; they are reduced to action values. ``"auto"`` finds the support of
             a teacher network that is a :class:`~torchrl.modules.DistributionalQValueActor`. Default: ``"auto"``.
         var_nums (sequence of int, optional): actions of each choice, where an action consists of several choices whose
@@ -78,7 +79,7 @@ class DistillationLoss(PolicyDistillationLoss):
             ``MultiCategorical`` spec, and otherwise a single choice.
         reduction (str, optional): ``"none"`` | ``"mean"`` | ``"sum"``. Default: ``"mean"``.
         use_prioritized_weights (bool or "auto", optional): weight the loss by the batch's importance weights;
-            ``"auto"`` if it has any. Default: ``"auto"``.
+            ``"auto"`` if it holds any. Default: ``"auto"``.
 
     Networks may be policies: where ``"action_value"`` is not written, ``"logits"`` or ``"probs"`` are taken, which have
     their own scale, so that temperatures of 1 reproduce the policy. Of an actor only the part before the choice of the
@@ -89,8 +90,8 @@ class DistillationLoss(PolicyDistillationLoss):
     dimensions between the batch and the actions, such as those of several agents, ``[*B, N, A]``. A sample then has one
     divergence, the sum over its choices, and it agrees if all choices do.
 
-    Keys read: the student's inputs; teacher values ``("teacher", "action_value")`` ``[*B, A]`` or else the teacher's
-    inputs; ``"action_mask"`` bool ``[*B, A]`` and ``"priority_weight"`` ``[*B]`` if there.
+    Keys read: the student's inputs; teacher values ``("teacher", "action_value")`` ``[*B, A]``, and if absent the
+    teacher's inputs; ``"action_mask"`` bool ``[*B, A]`` and ``"priority_weight"`` ``[*B]`` if present.
 
     Keys written, all scalar unless ``reduction="none"``: ``loss_distill``; detached ``kl_to_teacher`` (the forward KL
     in nats, whatever the divergence), ``agreement`` (share of equal greedy actions), ``teacher_regret``
@@ -127,11 +128,11 @@ class DistillationLoss(PolicyDistillationLoss):
         Attributes:
             teacher_action_value (NestedKey): the teacher's action values or logits, read; probabilities if the last
                 part is ``"probs"``. Defaults to ``("teacher", "action_value")``. A teacher network writes its own under
-                the last part of this key, or else under ``"action_value"``, ``"logits"`` or ``"probs"``.
+                the last part of this key, and otherwise under ``"action_value"``, ``"logits"`` or ``"probs"``.
             student_action_value (NestedKey): where the student network writes its values. Defaults to
-                ``"action_value"``, or else ``"logits"`` or ``"probs"``.
-            action_mask (NestedKey): allowed actions, read if there. Defaults to ``"action_mask"``.
-            priority_weight (NestedKey): importance weights, read if there. Defaults to ``"priority_weight"``.
+                ``"action_value"``, and otherwise to ``"logits"`` or ``"probs"``.
+            action_mask (NestedKey): allowed actions, read if present. Defaults to ``"action_mask"``.
+            priority_weight (NestedKey): importance weights, read if present. Defaults to ``"priority_weight"``.
             priority (NestedKey): where each sample's detached divergence ``[*B, 1]`` is written into the input.
                 Defaults to ``None``: nowhere.
         """
@@ -176,20 +177,10 @@ class DistillationLoss(PolicyDistillationLoss):
 
     def _set_support(self, teacher_support: Tensor | Sequence[float] | str | None) -> None:
         network = None if self._teacher is None else self._teacher.network
-        self._quantiles = isinstance(teacher_support, str) and teacher_support == "quantiles"
-        self._distributional = Distributional(network if teacher_support == "auto" else None)
-        if isinstance(teacher_support, str):
-            if teacher_support not in ("auto", "quantiles"):
-                raise ValueError(f"teacher_support must be a tensor, quantiles or auto: got {teacher_support!r}.")
-            teacher_support = None
-        if teacher_support is not None:
-            teacher_support = torch.as_tensor(teacher_support, dtype=torch.float32, device=self._default_device)
-            if teacher_support.ndim != 1:
-                raise ValueError(
-                    f"teacher_support must be the returns of the atoms, [N]: got {list(teacher_support.shape)}; pass "
-                    "for example torch.linspace(-10.0, 10.0, 51)."
-                )
-        self.register_buffer("teacher_support", teacher_support, persistent=False)  # to move along, not to be saved
+        kind = teacher_support if isinstance(teacher_support, str) else None
+        support = support_tensor(teacher_support, self._default_device) if kind is None else None
+        self._distributional = Distributional(network, kind)
+        self.register_buffer("teacher_support", support, persistent=False)  # to move along, not to be saved
 
     def _set_temperatures(
         self, teacher_temperature: float | Literal["auto"], student_temperature: float | None
@@ -283,7 +274,7 @@ class DistillationLoss(PolicyDistillationLoss):
             place: name of ``tensordict`` in messages.
 
         Returns:
-            ``[*B, A]``; logarithms of what a network writes as ``"probs"``.
+            ``[*B, A]``; logarithms where a network writes ``"probs"``.
         """
         key = self._student_key()
         with self._student(params):
@@ -291,7 +282,7 @@ class DistillationLoss(PolicyDistillationLoss):
         return as_logits(values, key, "student")
 
     def _student_key(self) -> NestedKey:
-        """Where the student's network writes its values."""
+        """Key under which the student's network writes its values."""
         key = self.tensor_keys.student_action_value
         # A name that was set is meant.
         return output_key(self.student_network, key) if key == self.default_keys.student_action_value else key
@@ -301,9 +292,11 @@ class DistillationLoss(PolicyDistillationLoss):
         values = None if self._is_written_by_teacher(key) else tensordict.get(key, None)
         if values is None:
             key, values = self._computed_by_teacher(tensordict, place)
-        elif isinstance(key, tuple) and not torch.compiler.is_compiling():
-            self._warn_of_stored(key)
-        values = self._expected(as_logits(values.detach(), key, "teacher"), student_q_values.ndim)
+        elif self._is_grouped(key) and not self._warned_of_stored:
+            self._warned_of_stored = warn_of_stored(key, self._student_key())
+        values = as_logits(values.detach(), key, "teacher")
+        if values.ndim == student_q_values.ndim + 1:
+            values = self._distributional.expected(values, self.teacher_support)
         if values.shape != student_q_values.shape:
             raise shape_error(values.shape, student_q_values.shape)
         return values
@@ -322,36 +315,21 @@ class DistillationLoss(PolicyDistillationLoss):
             return key, self._teacher.part(tensordict, key, "teacher", place)
 
     def _is_written_by_teacher(self, key: NestedKey) -> bool:
-        """Return whether a key was set to what the teacher's network writes: such entries in data are of any policy."""
+        """Return True if a key was set to an output of the teacher's network: in data it may be any policy's."""
         if self._teacher is None or key == self.default_keys.teacher_action_value:
             return False
         return key in self._teacher.network.out_keys
 
-    def _warn_of_stored(self, key: NestedKey) -> None:
-        """Warn, once, of values that whoever acted left in a group of agents."""
-        if not self._warned_of_stored and key == self._student_key():
-            self._warned_of_stored = True
-            warnings.warn(
-                f"the teacher's values are read from {key!r}, where the student's network writes its own: those in the "
-                "batch are what the acting policy stored when the data was collected. Pass teacher_network to the "
-                "loss, or store the teacher's values under another key.",
-                stacklevel=2,
-            )
-
-    def _expected(self, values: Tensor, ndim: int) -> Tensor:
-        """Action values, of which the teacher may have predicted the distribution ``[*B, N, A]``."""
-        if values.ndim != ndim + 1:
-            return values
-        if self._quantiles:
-            return RF.quantile_q_values(values)
-        support = self._distributional.support if self.teacher_support is None else self.teacher_support
-        return values if support is None else RF.categorical_q_values(values, support)
+    def _is_grouped(self, key: NestedKey) -> bool:
+        """Return True for a key that was set to an entry of a group, such as of several agents."""
+        set_by_user = isinstance(key, tuple) and key != self.default_keys.teacher_action_value
+        return set_by_user and not torch.compiler.is_compiling()
 
     def _check_finite(
         self, tensordict: TensorDictBase, teacher_q_values: Tensor, student_q_values: Tensor, mask: Tensor | None
     ) -> None:
         values = student_q_values.detach()
-        # Minus infinity is a policy's way to forbid an action; it must then be the teacher's, too.
+        # Minus infinity is a policy's way to forbid an action; it must then also be the teacher's.
         forbidden = (values == -math.inf) & (teacher_q_values == -math.inf) & (self.divergence not in ("mse", "huber"))
         wrong = ~(values.isfinite() | forbidden)
         wrong = wrong if mask is None else wrong & mask

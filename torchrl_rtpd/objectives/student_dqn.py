@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torchrl.objectives.utils import ValueEstimators, dispatch_value_estimator, distance_loss
 
 from torchrl_rtpd import functional as RF
+from torchrl_rtpd.functional.checks import check_within
 from torchrl_rtpd.networks.keys import selected
 from torchrl_rtpd.objectives.discrete import DistillationLoss
 from torchrl_rtpd.objectives.following import TD_LOSS_FUNCTIONS, estimator_settings
@@ -54,11 +55,11 @@ class StudentDQNLoss(DistillationLoss):
             learning.
         student_temperature (float, optional): Default: ``None``, the teacher's, since the outputs must stay Q-values.
 
-    Keys read, besides those of :class:`DistillationLoss`: ``"action"``, ``("next", "reward")``,
+    Keys read, in addition to those of :class:`DistillationLoss`: ``"action"``, ``("next", "reward")``,
     ``("next", "terminated")`` (both ``[*B, 1]``; all settable), the student's inputs under ``"next"``,
-    ``("next", "action_mask")`` if there, and ``"steps_to_next_obs"`` of n-step replay.
+    ``("next", "action_mask")`` if present, and ``"steps_to_next_obs"`` of n-step replay.
 
-    Keys written besides: ``loss_td``.
+    Keys written in addition: ``loss_td``.
 
     Examples:
         >>> from tensordict import TensorDict
@@ -77,12 +78,12 @@ class StudentDQNLoss(DistillationLoss):
 
     @dataclass
     class _AcceptedKeys(DistillationLoss._AcceptedKeys):
-        """Keys that ``set_keys`` can change, besides those of :class:`DistillationLoss`.
+        """Keys that ``set_keys`` can change, in addition to those of :class:`DistillationLoss`.
 
         Attributes:
             action (NestedKey): the action taken, read. Defaults to ``"action"``.
             reward (NestedKey): read under ``"next"``. Defaults to ``"reward"``.
-            done (NestedKey): among the input keys, as in TorchRL's losses, but not what ends bootstrapping. Defaults to
+            done (NestedKey): among the input keys, as in TorchRL's losses; it does not end bootstrapping. Defaults to
                 ``"done"``.
             terminated (NestedKey): where no bootstrapping happens, read under ``"next"``. Defaults to ``"terminated"``.
             value (NestedKey): used by TorchRL's value estimators. Defaults to ``"chosen_action_value"``.
@@ -136,22 +137,21 @@ class StudentDQNLoss(DistillationLoss):
             use_prioritized_weights=use_prioritized_weights,
         )
         self.imitation = imitation
-        if loss_function is None:
-            loss_function = "l2"
-        else:
-            self._told.add("loss_function")
-        if loss_function not in TD_LOSS_FUNCTIONS:
-            raise ValueError(f"loss_function must be l1, l2 or smooth_l1: got {loss_function!r}.")
-        self.loss_function = loss_function
-        if not 0.0 <= priority_td_share <= 1.0:
-            raise ValueError(
-                f"priority_td_share must be within 0 and 1: got {priority_td_share}; 0 is the divergence alone."
-            )
+        self.loss_function = self._checked_loss_function(loss_function)
+        check_within("[0, 1]", "0 is the divergence alone", priority_td_share=priority_td_share)
         self.priority_td_share = float(priority_td_share)
         # As floats: an integer buffer would truncate a schedule.
         self.register_coeff_buffer("td_coeff", float(td_coeff), device=self._default_device)
         self.register_coeff_buffer("distill_coeff", float(distill_coeff), device=self._default_device)
         self._default_value_estimator()  # now, so that states saved before and after the first call have the same keys
+
+    def _checked_loss_function(self, loss_function: str | None) -> str:
+        if loss_function is None:
+            return "l2"  # until a teacher's loss is followed
+        if loss_function not in TD_LOSS_FUNCTIONS:
+            raise ValueError(f"loss_function must be l1, l2 or smooth_l1: got {loss_function!r}.")
+        self._told.add("loss_function")
+        return loss_function
 
     def _set_in_keys(self) -> None:
         super()._set_in_keys()

@@ -1,19 +1,21 @@
-"""Action values as networks and batches hold them: where they are, what they mean, and whether two fit each other.
+"""Action values as networks and batches hold them: their keys, their meaning, and checks that two fit each other.
 
 ``B`` is the batch, ``A`` the number of actions, ``N`` that of choices in dimensions of their own.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from tensordict.nn import TensorDictModule
-from tensordict.utils import NestedKey, unravel_key
+from tensordict.utils import NestedKey
 from torch import Tensor, nn
 from torchrl.modules import DistributionalQValueActor
 
+from torchrl_rtpd import functional as RF
 from torchrl_rtpd.networks.choices import declared_actions, declared_var_nums
 from torchrl_rtpd.networks.keys import VALUE_NAMES, last_part
 
@@ -27,11 +29,13 @@ __all__ = [
     "check_same_actions",
     "output_key",
     "shape_error",
+    "support_tensor",
+    "warn_of_stored",
 ]
 
 
 class ValuePair(NamedTuple):
-    """What teacher and student say of a batch.
+    """Values of teacher and student for a batch.
 
     Attributes:
         teacher: action values ``[*B, A]``.
@@ -101,28 +105,72 @@ def agreed_var_nums(
 
 
 class Distributional:
-    """The support of a teacher's network that predicts the distribution of returns, wherever it lies by now."""
+    """A teacher's distribution of returns and the action values that it has.
 
-    def __init__(self, network: nn.Module | None) -> None:
-        modules = () if network is None else network.modules()
+    Args:
+        network: the teacher's, whose support is read wherever it lies by now.
+        kind: ``"quantiles"``, ``"auto"``, which finds the support of a network, or None.
+    """
+
+    def __init__(self, network: nn.Module | None, kind: str | None) -> None:
+        if kind not in ("auto", "quantiles", None):
+            raise ValueError(f"teacher_support must be a tensor, quantiles or auto: got {kind!r}.")
+        self._quantiles = kind == "quantiles"
+        modules = () if network is None or kind != "auto" else network.modules()
         self._actor = next((module for module in modules if isinstance(module, DistributionalQValueActor)), None)
 
-    @property
-    def support(self) -> Tensor | None:
-        """Returns ``[N]`` that the network gives probabilities to, None for one without a distribution."""
-        return None if self._actor is None else self._actor.support
+    def expected(self, values: Tensor, support: Tensor | None) -> Tensor:
+        """Return action values ``[*B, A]`` of outputs ``[*B, N, A]``; without a support these stay as they are.
+
+        Args:
+            values: log-probabilities of the returns in ``support``, or quantiles.
+            support: returns ``[N]``; None is the network's own.
+        """
+        if self._quantiles:
+            return RF.quantile_q_values(values)
+        if support is None and self._actor is not None:
+            support = self._actor.support
+        return values if support is None else RF.categorical_q_values(values, support)
 
     def __deepcopy__(self, memo: dict) -> Distributional:
         return self  # as the teacher
 
 
+def support_tensor(support: Tensor | Sequence[float] | str | None, device: torch.device | None) -> Tensor | None:
+    """Return the returns of the atoms ``[N]`` in float32, None for None."""
+    if support is None:
+        return None
+    support = torch.as_tensor(support, dtype=torch.float32, device=device)
+    if support.ndim != 1:
+        raise ValueError(
+            f"teacher_support must be the returns of the atoms, [N]: got {list(support.shape)}; pass for example "
+            "torch.linspace(-10.0, 10.0, 51)."
+        )
+    return support
+
+
 def output_key(network: TensorDictModule, *keys: NestedKey) -> NestedKey:
     """Return where a network writes its values: under one of ``keys``, or a usual name of values or logits."""
-    written = [unravel_key(key) for key in network.out_keys]
-    named = next((name for name in (*keys, *VALUE_NAMES) if name in written), None)
+    out_keys = network.out_keys
+    for name in (*keys, *VALUE_NAMES):
+        if name in out_keys:
+            return name
     # Those of several agents lie in a tensordict of their group.
-    grouped = (key for name in VALUE_NAMES for key in written if last_part(key) == name)
-    return named or next(grouped, "action_value")
+    grouped = (key for name in VALUE_NAMES for key in out_keys if last_part(key) == name)
+    return next(grouped, "action_value")
+
+
+def warn_of_stored(key: NestedKey, student_key: NestedKey) -> bool:
+    """Warn if the teacher's values in a batch are what the acting policy left in a group of agents; return if so."""
+    if key != student_key:
+        return False
+    warnings.warn(
+        f"the teacher's values are read from {key!r}, where the student's network writes its own: those in the batch "
+        "are what the acting policy stored when the data was collected. Pass teacher_network to the loss, or store the "
+        "teacher's values under another key.",
+        stacklevel=2,
+    )
+    return True
 
 
 def as_logits(values: Tensor, key: NestedKey, role: str) -> Tensor:
@@ -149,7 +197,7 @@ def check_mask(mask: Tensor | None, q_values: Tensor, key: NestedKey) -> None:
 
 
 def shape_error(teacher: torch.Size, student: torch.Size) -> ValueError:
-    """Return the error for values of different shapes, which says what they disagree on."""
+    """Return the error for values of different shapes, which names the dimension they disagree on."""
     shapes = f"{list(teacher)} and {list(student)}"
     if len(teacher) == len(student) + 1:
         return ValueError(
