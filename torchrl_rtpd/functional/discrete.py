@@ -282,10 +282,12 @@ def teacher_regret(
         tensor(2.)
     """
     check_same_shape("student_q_values", student_q_values, "teacher_q_values", teacher_q_values)
-    whole = (teacher_q_values, student_q_values, action_mask)
-    choices = [whole] if var_nums is None else split_choices(var_nums, *whole)
-    gaps, variances = zip(*[_gap_and_variance(*choice) for choice in choices], strict=True)
-    gap, deviation = torch.stack(gaps).sum(0), torch.stack(variances).sum(0).sqrt()
+    if var_nums is None:
+        gap, deviation = _gap_and_deviation(teacher_q_values, student_q_values, action_mask)
+    else:
+        choices = split_choices(var_nums, teacher_q_values, student_q_values, action_mask)
+        gaps, deviations = zip(*[_gap_and_deviation(*choice) for choice in choices], strict=True)
+        gap, deviation = torch.stack(gaps).sum(0), torch.stack(deviations).square().sum(0).sqrt()
     return torch.where(deviation > 0, gap / deviation, 0.0)
 
 
@@ -333,19 +335,17 @@ def value_spread(q_values: Tensor, action_mask: Tensor | None = None, var_nums: 
     return (deviation.square().sum(-1) / num_allowed.squeeze(-1)).sqrt()
 
 
-def _gap_and_variance(teacher: Tensor, student: Tensor, action_mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Distance of the student's action from the teacher's best in one choice, and the variance of the values there."""
+def _gap_and_deviation(teacher: Tensor, student: Tensor, action_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Distance of the student's action from the teacher's best in one choice, and the spread of the values there."""
     teacher = teacher.to(at_least_single(teacher.dtype))
     if action_mask is not None:
         check_same_shape("action_mask", action_mask, "student_q_values", student)
         student = torch.where(action_mask, student, -math.inf)
         teacher = torch.where(action_mask, teacher, -math.inf)
-    possible = teacher > -math.inf
-    worst = torch.where(possible, teacher, math.inf).amin(-1, keepdim=True)
-    teacher = torch.where(possible, teacher, worst)
+    worst = torch.where(teacher == -math.inf, math.inf, teacher).amin(-1, keepdim=True)
+    teacher = torch.maximum(teacher, worst)
     gap = teacher.amax(-1) - teacher.gather(-1, student.argmax(-1, keepdim=True)).squeeze(-1)
-    gap = torch.where(possible.any(-1), gap, 0.0)
-    return gap, value_spread(torch.where(possible, teacher, 0.0), possible).square()
+    return gap, value_spread(teacher, action_mask)
 
 
 def _below_best(q_values: Tensor) -> Tensor:
