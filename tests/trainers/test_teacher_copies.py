@@ -224,7 +224,7 @@ def test_drift_and_agreement_are_measured_on_the_minibatch() -> None:
         teacher = trainer.loss_module.value_network(batch.select("observation"))["action_value"]
     for name, loss in hook.students.items():
         with torch.no_grad():
-            agrees = RF.greedy_agreement(teacher, loss._student_q_values(batch)).float()
+            agrees = RF.greedy_agreement(teacher, loss.student_q_values(batch)).float()
         for visitor, rows in (("teacher", by_teacher), ("student", ~by_teacher)):
             found = metrics[f"distill/{name}/agreement_on_{visitor}_states"]
             # the teacher has made one step since its values were overheard

@@ -92,6 +92,6 @@ def measured_drift(
             drift = teacher_drift(recorded, now, loss.teacher_temperature)
             found.update((f"teacher/{measure}", value) for measure, value in drift.items())
         if acted_by is not None:
-            agreement = agreement_by_visitor(now, loss._student_q_values(batch), acted_by)
+            agreement = agreement_by_visitor(now, loss.student_q_values(batch), acted_by)
             found.update((f"{name}/{measure}", value) for measure, value in agreement.items())
     return found

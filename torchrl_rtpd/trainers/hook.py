@@ -212,8 +212,7 @@ class RealTimeDistillTrainer(TrainerHookBase):
     def learn(self, name: str, batch: TensorDictBase, *, measured: bool = True) -> Tensor | None:
         """One update of a student, and what is to be logged of it, stacked; its target network is left alone."""
         loss, optimizer = self.students[name], self.optimizers[name]
-        loss.__dict__["measures"] = measured  # past the module's own __setattr__, which is slow
-        losses = loss(batch)
+        losses = loss.evaluate(batch, metrics=measured)
         total = sum(value for key, value in losses.items() if key.startswith("loss"))
         total.backward()
         if self.clip_norm is not None:
