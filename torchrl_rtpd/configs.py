@@ -145,7 +145,8 @@ class RealTimeDistillTrainerConfig(HookConfig):
     """Hydra configuration of :class:`~torchrl_rtpd.trainers.RealTimeDistillTrainer`.
 
     ``students`` is the configuration of one loss, or a mapping of such by name; ``optimizer`` one of TorchRL's
-    ``optimizer`` group, or a mapping of such by student name.
+    ``optimizer`` group, or a mapping of such by student name. ``checks`` is a list of configurations by ``_target_``,
+    such as ``torchrl_rtpd.trainers.DormancyCheck``.
     """
 
     students: Any = MISSING
@@ -154,12 +155,9 @@ class RealTimeDistillTrainerConfig(HookConfig):
     updates_per_step: int = 1
     target_updater: Any = None
     metrics_every_updates: int = 4
-    dormant_every_updates: int | None = 500
-    dormant_warning: float = 0.9
     schedules: Any = None
-    recycler: Any = None
     teacher: Any = "latest"
-    drift_every_updates: int | None = None
+    checks: Any = None
     _convert_: str = "all"  # plain mappings
     _target_: str = "torchrl_rtpd.trainers.RealTimeDistillTrainer"
 

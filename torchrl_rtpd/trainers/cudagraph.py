@@ -79,7 +79,7 @@ class CudaGraphStepper(OptimizationStepper):
         trainer.optimization_stepper = self
         super().register(trainer, name)
         if self.hook is not None:
-            self.hook.accompany(trainer)
+            self.hook.register_log(trainer)
 
     def step(self, trainer: Trainer, sub_batch: TensorDictBase) -> TensorDictBase:
         """One update of the teacher and of every student; returns the teacher's ``loss`` and ``grad_norm``."""
@@ -92,8 +92,8 @@ class CudaGraphStepper(OptimizationStepper):
         if isinstance(getattr(replay_buffer, "sampler", None), PrioritizedSampler):
             replay_buffer.update_tensordict_priority(sub_batch)
         if self.hook is not None:
-            self.hook.add_up({name: learned[name].clone() for name in self.hook.students})
-            self.hook.after_step(sub_batch, learned["batch"])
+            self.hook.record({name: learned[name].clone() for name in self.hook.learners})
+            self.hook.after_update(sub_batch, learned["batch"])
         teacher = learned["teacher"].clone()
         return TensorDict({"loss": teacher[0], "grad_norm": teacher[1]}, [])
 
@@ -126,10 +126,10 @@ class CudaGraphStepper(OptimizationStepper):
             assert isinstance(total, Tensor)
             joined = []
             if self.hook is not None:
-                learned["batch"] = self.hook.with_teacher_values(batch)
-                for name in self.hook.students:
+                learned["batch"] = self.hook.prepare_batch(batch)
+                for name, student in self.hook.learners.items():
                     with _beside(self._streams.get(name)) as join:
-                        learned[name] = self.hook.learn(name, learned["batch"])
+                        learned[name] = student.learn(learned["batch"])
                     joined.append(join)
             learned["teacher"] = torch.stack([total.detach(), self._teach(trainer, total)])
             for join in joined:

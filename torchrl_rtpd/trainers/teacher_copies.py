@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from tensordict import TensorDict, TensorDictBase, TensorDictParams
 from tensordict.nn import TensorDictModule
+from tensordict.utils import NestedKey
 from torch import Tensor
 
 from torchrl_rtpd.networks.running import NetworkPart, eval_mode
@@ -38,15 +39,19 @@ class TeacherCopy(ABC):
         self._live: Any = None
         self._saved: Mapping[str, Any] | None = None  # restored before there was a network
 
-    def attach(self, network: TensorDictModule, params: TensorDictParams) -> None:
+    def attach(
+        self, network: TensorDictModule, params: TensorDictParams, action_value_key: NestedKey = "action_value"
+    ) -> None:
         """Copy the teacher as it is now; called once by the hook.
 
         Args:
-            network: writes ``action_value``.
+            network: writes action values.
             params: its parameters and buffers, which the trainer goes on changing.
+            action_value_key: where it writes them.
         """
+        self._key = action_value_key
         self._network = copy.deepcopy(network)
-        self._network._forward_hooks.clear()  # whoever listens to the teacher does not listen to its copy
+        self._network._forward_hooks.clear()  # what watches the teacher does not watch its copy
         self._live = params.data
         self._live.clone().to_module(self._network)
         self._network.requires_grad_(False)
@@ -60,7 +65,7 @@ class TeacherCopy(ABC):
         """The copy's action values ``[B, A]`` for a batch of states ``[B]`` with the teacher's ``in_keys``."""
         assert self._network is not None
         with eval_mode(self._network):
-            return self._part(tensordict, "action_value", "teacher")
+            return self._part(tensordict, self._key, "teacher")
 
     @abstractmethod
     def after_update(self, updates: int) -> None:

@@ -1,4 +1,4 @@
-"""Schedules and recycling as options of the trainer hook."""
+"""One student: its update, optimiser and schedules."""
 
 from __future__ import annotations
 
@@ -6,28 +6,51 @@ import copy
 from functools import partial
 
 import pytest
+import torch
 from hook_parts import (
     FAST,
     cartpole_trainer,
-    content,
-    dead,
     filled,
+    fleet,
     minibatches,
     student_loss,
-    student_state,
-    teacher_state,
     trained,
     update,
 )
-from torch import nn
 from torch.optim import SGD, Adam
-from torchrl.data import Categorical
-from torchrl.modules import QValueActor
 
-from torchrl_rtpd.networks.recycling import UnitRecycler
 from torchrl_rtpd.objectives.discrete import DistillationLoss
 from torchrl_rtpd.schedules import GapSchedule, KLGate, LinearSchedule
 from torchrl_rtpd.trainers.hook import RealTimeDistillTrainer
+
+
+@pytest.mark.parametrize(("clip_norm", "clipped"), [(0.01, True), (1e6, False), (None, False)])
+def test_a_students_gradient_is_clipped_to_the_norm(clip_norm: float | None, clipped: bool) -> None:
+    """Plain gradient descent with rate 1 moves the parameters by the gradient."""
+    trainer = filled(cartpole_trainer())
+    loss = student_loss()
+    hook = RealTimeDistillTrainer(loss, optimizer=partial(SGD, lr=1.0), clip_norm=clip_norm)
+    hook.register(trainer)
+    (batch,) = minibatches(trainer, 1)
+    before = [parameter.detach().clone() for parameter in loss.parameters()]
+    update(trainer, hook, batch)
+    moved = [(parameter - old).flatten() for parameter, old in zip(loss.parameters(), before, strict=True)]
+    norm = torch.cat(moved).norm().item()
+    assert norm == pytest.approx(0.01, rel=1e-3) if clipped else norm > 0.02
+
+
+def test_every_student_has_an_optimiser_of_its_own() -> None:
+    """By one factory for all, or by a mapping."""
+    losses = fleet(3)
+    hook = RealTimeDistillTrainer(losses, optimizer={"small": partial(SGD, lr=0.1), "pure": FAST, "large": FAST})
+    assert type(hook.optimizers["small"]) is SGD
+    assert type(hook.optimizers["pure"]) is Adam
+    held = [parameter for optimizer in hook.optimizers.values() for parameter in optimizer.param_groups[0]["params"]]
+    assert len(held) == len({id(parameter) for parameter in held}) == 3 * 4
+    for name, optimizer in hook.optimizers.items():
+        for given, own in zip(optimizer.param_groups[0]["params"], losses[name].parameters(), strict=True):
+            assert given is own
+
 
 FADING = {"distill_coeff": LinearSchedule(1.0, 0.0, end_updates=12)}
 
@@ -49,7 +72,7 @@ def test_the_first_value_holds_from_the_first_update_on() -> None:
     )
     hook.register(trainer)
     update(trainer, hook, *minibatches(trainer, 1))
-    assert hook.averages()["distill/student/loss_distill"] == 0.0
+    assert hook.log()["distill/student/loss_distill"] == 0.0
     assert loss.distill_coeff.item() == pytest.approx(0.1)
 
 
@@ -57,10 +80,11 @@ def test_each_student_has_schedules_of_its_own() -> None:
     """By student name, or one mapping of which each student gets a copy."""
     losses = {"a": student_loss(seed=1), "b": student_loss(seed=2)}
     hook = RealTimeDistillTrainer(losses, optimizer=FAST, schedules={"b": FADING})
-    assert hook.schedules == {"b": FADING}
+    assert {name: student.schedules for name, student in hook.learners.items()} == {"a": {}, "b": FADING}
     gate = {"distill_coeff": KLGate(2)}
     hook = RealTimeDistillTrainer(losses, optimizer=FAST, schedules=gate)
-    assert len({id(own["distill_coeff"]) for own in (gate, *hook.schedules.values())}) == 3
+    own = [student.schedules for student in hook.learners.values()]
+    assert len({id(schedules["distill_coeff"]) for schedules in (gate, *own)}) == 3
 
 
 def test_a_gap_schedule_follows_the_returns_it_is_told() -> None:
@@ -72,7 +96,7 @@ def test_a_gap_schedule_follows_the_returns_it_is_told() -> None:
     assert [loss.distill_coeff.item() for loss in losses.values()] == [1.0, 1.0]
     hook.report_returns({"a": 75.0, "b": 100.0}, teacher_return=100.0, random_return=0.0)
     update(trainer, hook, *minibatches(trainer, 1))
-    hook.averages()
+    hook.log()
     assert [loss.distill_coeff.item() for loss in losses.values()] == pytest.approx([0.25, 0.1])
 
 
@@ -88,7 +112,7 @@ def test_schedules_and_returns_survive_a_restart() -> None:
     hooks[0].register(trained_trainer)
     hooks[0].report_returns({"student": 40.0}, teacher_return=100.0, random_return=0.0)
     update(trained_trainer, hooks[0], batches[0])
-    hooks[0].averages()
+    hooks[0].log()
     hooks[1].load_state_dict(copy.deepcopy(hooks[0].state_dict()))
     hooks[1].register(other := filled(cartpole_trainer()))
     assert hooks[1].students["student"].distill_coeff.item() == pytest.approx(0.6)
@@ -96,7 +120,7 @@ def test_schedules_and_returns_survive_a_restart() -> None:
     values = []
     for trainer, hook in zip((trained_trainer, other), hooks, strict=True):
         update(trainer, hook, batches[1])
-        metrics = hook.averages()
+        metrics = hook.log()
         values.append([metrics[f"distill/student/{name}"] for name in ("distill_coeff", "td_coeff")])
     assert values[0] == values[1]
 
@@ -107,60 +131,3 @@ def test_what_cannot_be_scheduled_is_refused_at_construction() -> None:
         RealTimeDistillTrainer(pure, optimizer=FAST, schedules={"td_coeff": FADING["distill_coeff"]})
     with pytest.raises(ValueError, match=r"by student name, \['student'\]: got \['tiny'\]; write"):
         RealTimeDistillTrainer(student_loss(), optimizer=FAST, schedules={"tiny": FADING})
-
-
-def test_dormant_units_are_recycled_when_due_and_counted() -> None:
-    """All eight units die before the run; at the second update they get a new start, and the student learns again."""
-    trainer = cartpole_trainer()
-    loss = dead(student_loss(), 8)
-    hook = trained(
-        trainer,
-        loss,
-        optimizer=partial(SGD, lr=1e-6),
-        recycler=UnitRecycler(every_updates=2, until_updates=2),
-        dormant_every_updates=None,
-    )
-    assert trainer._log_dict["distill/student/recycled"] == [8, 0, 0, 0, 0, 0]
-    assert (loss.student_network.module[0].module[0].bias.abs() < 1e-3).all()  # they were -1
-    assert hook.updates == 18
-
-
-@pytest.mark.parametrize("option", ["schedules", "recycler"])
-def test_the_teacher_is_bit_identical_with_options(option: str) -> None:
-    """Neither schedules nor recycling touch the teacher or its random stream."""
-    options = {"schedules": FADING, "recycler": UnitRecycler(every_updates=1)}
-    states = []
-    for students in (None, {"a": dead(student_loss(), 4)}):
-        trainer = cartpole_trainer()
-        trained(trainer, students, **({option: options[option]} if students else {}))
-        states.append(teacher_state(trainer))
-    assert states[0] == states[1]
-
-
-def test_recycling_is_the_same_alone_and_in_a_fleet() -> None:
-    """Each student draws its new weights from a generator of its own."""
-    states = []
-    for names in (("a",), ("a", "b")):
-        losses = {name: dead(student_loss(seed=index), 8) for index, name in enumerate(names)}
-        hook = trained(
-            cartpole_trainer(),
-            losses,
-            recycler=UnitRecycler(every_updates=3),
-            optimizer=partial(Adam, lr=1e-3),
-            dormant_every_updates=None,
-        )
-        states.append(student_state(hook, "a"))
-    assert states[0] == states[1]
-    assert content(hook.students["a"].state_dict()) != content(hook.students["b"].state_dict())
-
-
-def test_a_student_that_cannot_be_recycled_is_named_before_anything_has_learned() -> None:
-    trainer = filled(cartpole_trainer())
-    linear = QValueActor(nn.Linear(4, 2), in_keys=["observation"], spec=Categorical(2))
-    losses = {"fine": student_loss(), "linear": DistillationLoss(linear, teacher_temperature=0.1)}
-    hook = RealTimeDistillTrainer(losses, optimizer=FAST, recycler=UnitRecycler())
-    hook.register(trainer)
-    before = content(hook.state_dict())
-    with pytest.raises(ValueError, match="units of student 'linear' cannot be recycled: recycling needs Conv2d or Li"):
-        update(trainer, hook, *minibatches(trainer, 1))
-    assert content(hook.state_dict()) == before
