@@ -180,7 +180,7 @@ class ContinuousDistillationLoss(PolicyDistillationLoss):
 
     # Loss
 
-    def _terms(self, tensordict: TensorDictBase) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _terms(self, tensordict: TensorDictBase, metrics: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         student, student_action = self._student_policy(tensordict)
         teacher, teacher_action = self._teacher_policy(tensordict)
         if teacher_action.shape != student_action.shape:
@@ -200,17 +200,19 @@ class ContinuousDistillationLoss(PolicyDistillationLoss):
         else:
             per_sample = self._kl(self.divergence, teacher, student)
         self._write_priority(tensordict, per_sample)
-        metrics = {}
+        measured: dict[str, Tensor] = {}
+        if not metrics and self._kl_forms["forward_kl"] != "sampled":  # an estimate draws, asked for or not
+            return {"loss_distill": per_sample}, measured
         with torch.no_grad():
             if teacher is not None and student is not None and self._is_defined("kl_to_teacher"):
                 known = self.divergence == "forward_kl"
-                metrics["kl_to_teacher"] = per_sample.detach() if known else self._kl("forward_kl", teacher, student)
-            metrics["action_distance"] = RD.action_distance(teacher_action, student_action)
+                measured["kl_to_teacher"] = per_sample.detach() if known else self._kl("forward_kl", teacher, student)
+            measured["action_distance"] = RD.action_distance(teacher_action, student_action)
             if teacher is not None:
-                metrics["teacher_entropy"] = RD.base_entropy(teacher)
+                measured["teacher_entropy"] = RD.base_entropy(teacher)
             if student is not None:
-                metrics["student_entropy"] = RD.base_entropy(student)
-        return {"loss_distill": per_sample}, metrics
+                measured["student_entropy"] = RD.base_entropy(student)
+        return {"loss_distill": per_sample}, measured
 
     def _kl(self, direction: str, teacher: RD.GaussianPolicy, student: RD.GaussianPolicy) -> Tensor:
         if self._kl_forms[direction] == "exact":

@@ -21,7 +21,7 @@ from torchrl.modules import DistributionalQValueActor
 from torchrl_rtpd import functional as RF
 from torchrl_rtpd.networks.keys import last_part
 from torchrl_rtpd.networks.running import NetworkPart
-from torchrl_rtpd.objectives.base import PolicyDistillationLoss, _positive
+from torchrl_rtpd.objectives.base import PolicyDistillationLoss, positive
 
 __all__ = ["DIVERGENCES", "DistillationLoss"]
 
@@ -178,15 +178,15 @@ class DistillationLoss(PolicyDistillationLoss):
             teacher_temperature = _AUTO_FLOOR
             # Saved, so that a state of one kind is not loaded into the other.
             self.register_coeff_buffer("temperature_floor", _AUTO_FLOOR, device=self._default_device)
-        teacher_temperature = _positive("teacher_temperature", teacher_temperature, "auto")
+        teacher_temperature = positive("teacher_temperature", teacher_temperature, "auto")
         if student_temperature is not None:
-            student_temperature = _positive("student_temperature", student_temperature, "None")
+            student_temperature = positive("student_temperature", student_temperature, "None")
         self.register_coeff_buffer("teacher_temperature", teacher_temperature, device=self._default_device)
         self.register_coeff_buffer("student_temperature", student_temperature, device=self._default_device)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self._temperatures and isinstance(value, (int, float)):  # a schedule's new value
-            value = _positive(name, value, "left as it is")
+            value = positive(name, value, "left as it is")
         super().__setattr__(name, value)
 
     def _stored_keys(self) -> list[NestedKey]:
@@ -194,17 +194,19 @@ class DistillationLoss(PolicyDistillationLoss):
 
     # Loss
 
-    def _terms(self, tensordict: TensorDictBase) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        per_sample, metrics = self._distilled(tensordict, self._student_q_values(tensordict))
+    def _terms(self, tensordict: TensorDictBase, metrics: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        per_sample, measured = self._distilled(tensordict, self.student_q_values(tensordict), metrics)
         self._write_priority(tensordict, per_sample)
-        return {"loss_distill": per_sample}, metrics
+        return {"loss_distill": per_sample}, measured
 
-    def _distilled(self, tensordict: TensorDictBase, student_q_values: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _distilled(
+        self, tensordict: TensorDictBase, student_q_values: Tensor, metrics: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Divergence and metrics ``[*B]``."""
         teacher_q_values = self._teacher_q_values(tensordict, student_q_values)
         teacher_q_values = self._without_padding(tensordict, teacher_q_values)
         mask = tensordict.get(self.tensor_keys.action_mask, None)
-        _check_mask(mask, student_q_values, self.tensor_keys.action_mask)
+        check_mask(mask, student_q_values, self.tensor_keys.action_mask)
         if self._is_check_due():
             self._check_finite(tensordict, teacher_q_values, student_q_values, mask)
         teacher_temperature = self._current_temperature(teacher_q_values, mask, tensordict)
@@ -212,18 +214,18 @@ class DistillationLoss(PolicyDistillationLoss):
         teacher_log_probs = RF.policy_log_probs(teacher_q_values, teacher_temperature, mask)
         student_log_probs = RF.policy_log_probs(student_q_values, student_temperature, mask)
         per_sample = self._divergence(teacher_q_values, student_q_values, teacher_log_probs, student_log_probs, mask)
-        if not self.measures:
+        if not metrics:
             return per_sample, {}
         with torch.no_grad():
             known = self.divergence == "forward_kl"
             entropies = RF.entropy(torch.stack((teacher_log_probs, student_log_probs)))
-            metrics = {
+            measured = {
                 "kl_to_teacher": per_sample.detach() if known else RF.forward_kl(teacher_log_probs, student_log_probs),
                 "agreement": RF.greedy_agreement(teacher_q_values, student_q_values, mask),
                 "teacher_entropy": entropies[0],
                 "student_entropy": entropies[1],
             }
-        return per_sample, metrics
+        return per_sample, measured
 
     def _divergence(
         self,
@@ -240,9 +242,19 @@ class DistillationLoss(PolicyDistillationLoss):
             return distance(teacher_q_values, student_q_values, mask)
         return getattr(RF, self.divergence)(teacher_log_probs, student_log_probs)
 
-    def _student_q_values(
+    def student_q_values(
         self, tensordict: TensorDictBase, params: TensorDictParams | None = None, place: str = "batch"
     ) -> Tensor:
+        """Return the student's values or logits of a batch.
+
+        Args:
+            tensordict: samples ``[*B]`` with the student's inputs. Not changed.
+            params: run the network with these, such as ``target_student_network_params``; None is those being trained.
+            place: name of ``tensordict`` in messages.
+
+        Returns:
+            ``[*B, A]``; logarithms of what a network writes as ``"probs"``.
+        """
         key = self.tensor_keys.student_action_value
         if key == self.default_keys.student_action_value:  # a name that was set is meant
             key = _output_key(self.student_network, key)
@@ -350,7 +362,7 @@ def _as_logits(values: Tensor, key: NestedKey, role: str) -> Tensor:
     return values
 
 
-def _check_mask(mask: Tensor | None, q_values: Tensor, key: NestedKey) -> None:
+def check_mask(mask: Tensor | None, q_values: Tensor, key: NestedKey) -> None:
     if mask is not None and (mask.dtype is not torch.bool or mask.shape != q_values.shape):
         error = TypeError if mask.dtype is not torch.bool else ValueError
         raise error(

@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from tensordict import TensorDictBase
@@ -18,7 +18,8 @@ from torchrl.objectives.utils import ValueEstimators, dispatch_value_estimator, 
 
 from torchrl_rtpd import functional as RF
 from torchrl_rtpd.networks.keys import selected
-from torchrl_rtpd.objectives.discrete import DistillationLoss, _check_mask
+from torchrl_rtpd.objectives.discrete import DistillationLoss, check_mask
+from torchrl_rtpd.objectives.following import TD_LOSS_FUNCTIONS, estimator_settings
 from torchrl_rtpd.objectives.td import chosen_values, td_target
 
 __all__ = ["StudentDQNLoss"]
@@ -45,7 +46,8 @@ class StudentDQNLoss(DistillationLoss):
         distill_coeff (float, optional): weight of ``loss_distill``. Default: 1.0 (the paper).
         priority_td_share (float, optional): the priority written under ``set_keys(priority=...)`` is
             ``(1 - share) * divergence + share * |TD error|``, both unweighted. Default: 0.0, the divergence alone.
-        loss_function (str, optional): ``"l1"``, ``"l2"`` or ``"smooth_l1"`` of the TD error. Default: ``"l2"`` (Eq. 2).
+        loss_function (str, optional): ``"l1"``, ``"l2"`` or ``"smooth_l1"`` of the TD error. Default: that of the
+            teacher's loss where a trainer's hook shows it one, and otherwise ``"l2"`` (Eq. 2).
         divergence, teacher_support, reduction, use_prioritized_weights: as in :class:`DistillationLoss`.
         teacher_temperature (float or "auto", optional): Default: 0.1, from our trials with teachers that are still
             learning.
@@ -112,7 +114,7 @@ class StudentDQNLoss(DistillationLoss):
         td_coeff: float = 1.0,
         distill_coeff: float = 1.0,
         priority_td_share: float = 0.0,
-        loss_function: str = "l2",
+        loss_function: str | None = None,
         divergence: Literal["forward_kl", "reverse_kl", "jensen_shannon", "mse", "huber", "nll"] = "forward_kl",
         teacher_temperature: float | Literal["auto"] = 0.1,
         student_temperature: float | None = None,
@@ -131,7 +133,11 @@ class StudentDQNLoss(DistillationLoss):
             use_prioritized_weights=use_prioritized_weights,
         )
         self.imitation = imitation
-        if loss_function not in ("l1", "l2", "smooth_l1"):
+        if loss_function is None:
+            loss_function = "l2"
+        else:
+            self._told.add("loss_function")
+        if loss_function not in TD_LOSS_FUNCTIONS:
             raise ValueError(f"loss_function must be l1, l2 or smooth_l1: got {loss_function!r}.")
         self.loss_function = loss_function
         if not 0.0 <= priority_td_share <= 1.0:
@@ -153,8 +159,16 @@ class StudentDQNLoss(DistillationLoss):
         keys = [*self._in_keys, names.action, *(("next", key) for key in following)]
         self._in_keys = list(dict.fromkeys(unravel_key(key) for key in keys))
 
-    def make_value_estimator(self, value_type: ValueEstimators | None = None, **hyperparams: float) -> None:
-        """Set the TD target's discount factor ``gamma``; 0.99 unless told, TorchRL's default and the paper's."""
+    def make_value_estimator(self, value_type: ValueEstimators | None = None, **hyperparams: Any) -> None:
+        """Set the TD target's discount factor ``gamma``.
+
+        Without it the discount is that of the teacher's loss where a trainer's hook shows it one, and otherwise 0.99,
+        TorchRL's default and the paper's.
+        """
+        self._told |= hyperparams.keys()
+        self._make_estimator(value_type, **hyperparams)
+
+    def _make_estimator(self, value_type: ValueEstimators | None = None, **hyperparams: Any) -> None:
         keys = ("advantage", "value_target", "value", "reward", "done", "terminated")
         dispatch_value_estimator(
             self,
@@ -165,17 +179,28 @@ class StudentDQNLoss(DistillationLoss):
         )
         self.value_estimator.to(self._default_device)  # once, or every update would wait for the discount to be copied
 
-    def _terms(self, tensordict: TensorDictBase) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _settings(self) -> dict[str, Any]:
+        return {**super()._settings(), **estimator_settings(self.value_estimator), "loss_function": self.loss_function}
+
+    def _take(self, settings: Mapping[str, Any]) -> None:
+        super()._take(settings)
+        self.loss_function = settings.get("loss_function", self.loss_function)
+        known = estimator_settings(self.value_estimator)
+        taken = {name: value for name, value in settings.items() if name in known}
+        if taken:
+            self._make_estimator(**{**known, **taken})
+
+    def _terms(self, tensordict: TensorDictBase, metrics: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         action, following = tensordict.get(self.tensor_keys.action, None), tensordict.get("next", None)
         if action is None or following is None:
             self._refuse_keys(tensordict)
-        student_q_values = self._student_q_values(tensordict)
-        per_sample, metrics = self._distilled(tensordict, student_q_values)
+        student_q_values = self.student_q_values(tensordict)
+        per_sample, measured = self._distilled(tensordict, student_q_values, metrics)
         chosen = chosen_values(student_q_values, action, self.tensor_keys.action)
         target = self._without_padding(tensordict, self._td_target(tensordict).unsqueeze(-1)).squeeze(-1)
         self._write_mixed_priority(tensordict, per_sample, chosen, target)
         td_error = distance_loss(chosen, target, self.loss_function)
-        return {"loss_distill": per_sample * self.distill_coeff, "loss_td": td_error * self.td_coeff}, metrics
+        return {"loss_distill": per_sample * self.distill_coeff, "loss_td": td_error * self.td_coeff}, measured
 
     def _refuse_keys(self, tensordict: TensorDictBase) -> None:
         """Raise an error that names all that is missing, once something was."""
@@ -200,11 +225,11 @@ class StudentDQNLoss(DistillationLoss):
         if reward is None or terminated is None:
             self._refuse_keys(tensordict)
         place = "batch's next"
-        next_student_q_values = self._student_q_values(following, self.target_student_network_params, place)
+        next_student_q_values = self.student_q_values(following, self.target_student_network_params, place)
         chooser = next_student_q_values
         if self.imitation:
             chooser = self._teacher_q_values(following, next_student_q_values, place)
         mask = following.get(self.tensor_keys.action_mask, None)
-        _check_mask(mask, next_student_q_values, unravel_key(("next", self.tensor_keys.action_mask)))
+        check_mask(mask, next_student_q_values, unravel_key(("next", self.tensor_keys.action_mask)))
         next_value = RF.imitation_value(chooser, next_student_q_values, mask)
         return td_target(self.value_estimator, tensordict, reward, next_value, terminated)

@@ -7,7 +7,6 @@ One update, in order::
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -23,14 +22,18 @@ from torchrl_rtpd.trainers._torchrl import count_learned_minibatches, has_module
 from torchrl_rtpd.trainers.averages import Averages
 from torchrl_rtpd.trainers.checks import Check, DormancyCheck, check_distinct
 from torchrl_rtpd.trainers.returns import Returns
-from torchrl_rtpd.trainers.student import OptimizerFactory, UpdaterFactory, build_students, refuse_shared_parameters
+from torchrl_rtpd.trainers.student import (
+    OptimizerFactory,
+    UpdaterFactory,
+    build_students,
+    load_states,
+    refuse_shared_parameters,
+    states_of,
+)
 from torchrl_rtpd.trainers.teacher_copies import TeacherCopy
 from torchrl_rtpd.trainers.teacher_values import TeacherValues, WrittenValues, find_values
 
 __all__ = ["RealTimeDistillTrainer"]
-
-# Names in a saved state, by those in a student's own.
-_SAVED = {"students": "loss", "optimizers": "optimizer", "target_updaters": "target_updater", "schedules": "schedules"}
 
 
 class RealTimeDistillTrainer(TrainerHookBase):
@@ -198,20 +201,10 @@ class RealTimeDistillTrainer(TrainerHookBase):
         batch = self._values.add_to(sub_batch, losses)
         if not self._began:
             self._began = True
-            self._before_first_update(sub_batch, batch)
+            self._values.warn_of_stored(sub_batch, batch, losses)
+            for check in self.checks:
+                check.before_first_update(self.learners, batch)
         return batch
-
-    def _before_first_update(self, sub_batch: TensorDictBase, batch: TensorDictBase) -> None:
-        for key in self._values.stored(sub_batch, batch, self.students.values()):
-            warnings.warn(
-                f"students learn from {key!r} as the collector stored it, not from the teacher's values of now: "
-                "nothing has renewed them. Warning: such values are those of the time of collection. Give the "
-                "students' losses a teacher_network and another key, or, if that is the purpose, store them under a "
-                "key of their own and name it by set_keys(teacher_action_value=...).",
-                stacklevel=2,
-            )
-        for check in self.checks:
-            check.before_first_update(self.learners, batch)
 
     def record(self, learned: Mapping[str, Tensor | None]) -> None:
         """After each student's :meth:`~torchrl_rtpd.trainers.Student.learn`: move targets, keep the metrics."""
@@ -283,32 +276,17 @@ class RealTimeDistillTrainer(TrainerHookBase):
 
     def state_dict(self) -> dict[str, Any]:
         """Students, their targets and temperatures, optimisers, target counters, schedules and number of updates."""
-        states = {name: student.state_dict() for name, student in self.learners.items()}
-        measured: dict[str, Any] = {"dormant": None, "drift": {}, "warned": []}
-        for check in self.checks:
-            measured.update(check.state_dict())
         return {
-            **{
-                part: {name: state[own] for name, state in states.items() if own in state}
-                for part, own in _SAVED.items()
-            },
+            **states_of(self.learners),
             "returns": self._returns.state_dict(),
             "teacher": {} if self._copy is None else self._copy.state_dict(),
             "updates": self.updates,
-            "measured": measured,
+            "measured": {key: value for check in self.checks for key, value in check.state_dict().items()},
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned, before or after :meth:`register`."""
-        saved = state_dict["students"].keys()
-        if saved != self.learners.keys():
-            raise ValueError(
-                f"the saved students must be those of this hook, {sorted(self.learners)}: got {sorted(saved)}; "
-                "build the hook with the same students."
-            )
-        for name, student in self.learners.items():
-            parts = {own: state_dict[part].get(name) for part, own in _SAVED.items()}
-            student.load_state_dict(parts)
+        load_states(self.learners, state_dict)
         self._returns.load_state_dict(state_dict["returns"])
         if self._copy is not None:
             self._copy.load_state_dict(state_dict["teacher"])

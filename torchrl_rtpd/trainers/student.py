@@ -17,11 +17,21 @@ from torchrl_rtpd.schedules import RunState, Schedule, apply_schedules, check_sc
 from torchrl_rtpd.trainers.optimizers import keep_device_options
 from torchrl_rtpd.trainers.targets import step_target, updater_like
 
-__all__ = ["OptimizerFactory", "Student", "UpdaterFactory", "build_students", "refuse_shared_parameters"]
+__all__ = [
+    "OptimizerFactory",
+    "Student",
+    "UpdaterFactory",
+    "build_students",
+    "load_states",
+    "refuse_shared_parameters",
+    "states_of",
+]
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 UpdaterFactory = Callable[[PolicyDistillationLoss], TargetNetUpdater]
 
+# Parts of a saved hook, by what they are called in a student's own state.
+_SAVED = {"students": "loss", "optimizers": "optimizer", "target_updaters": "target_updater", "schedules": "schedules"}
 _RESERVED = ("teacher",)  # names that metrics, scores and files of the teacher bear
 
 
@@ -208,6 +218,27 @@ def _schedules_by_student(
             "write {'distill_coeff': schedule} or {student: {'distill_coeff': schedule}}."
         )
     return schedules
+
+
+def states_of(students: Mapping[str, Student]) -> dict[str, dict[str, Any]]:
+    """Return the states of students by part and name, as a hook saves them; parts that a student lacks are left out."""
+    states = {name: student.state_dict() for name, student in students.items()}
+    return {part: {name: state[own] for name, state in states.items() if own in state} for part, own in _SAVED.items()}
+
+
+def load_states(students: Mapping[str, Student], saved: Mapping[str, Mapping[str, Any]]) -> None:
+    """Restore what :func:`states_of` returned.
+
+    Raises:
+        ValueError: students of other names.
+    """
+    if saved["students"].keys() != students.keys():
+        raise ValueError(
+            f"the saved students must be those of this hook, {sorted(students)}: got {sorted(saved['students'])}; "
+            "build the hook with the same students."
+        )
+    for name, student in students.items():
+        student.load_state_dict({own: saved[part].get(name) for part, own in _SAVED.items()})
 
 
 def refuse_shared_parameters(*fleets: Mapping[str, Student], trainer: Any = None) -> None:

@@ -14,6 +14,7 @@ There are three answers, of which :func:`find_values` chooses one when a hook is
 from __future__ import annotations
 
 import threading
+import warnings
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
@@ -60,13 +61,13 @@ class TeacherValues(ABC):
         shares its tensors.
         """
 
-    def stored(
+    def warn_of_stored(
         self, sub_batch: TensorDictBase, batch: TensorDictBase, losses: Iterable[PolicyDistillationLoss]
-    ) -> list[NestedKey]:
-        """Keys under which students are about to read values of the time of collection, probably unawares.
+    ) -> None:
+        """Warn where students are about to read values of the time of collection, probably unawares.
 
         A key of its own for stored values is a choice. The key of the teacher of the moment, or one that the teacher's
-        network writes, is a mistake where nothing has renewed what lies there.
+        network writes, is a mistake where nothing has renewed what lies there. Called at the first minibatch.
 
         Args:
             sub_batch: the minibatch as sampled, after the teacher's loss has run.
@@ -74,11 +75,17 @@ class TeacherValues(ABC):
             losses: those of the students.
         """
         suspect = {*self.current_keys, *self.outputs} - set(self.written)
-        return [
-            key
-            for key in _keys_read(losses)
-            if key in suspect and sub_batch.get(key, None) is not None and batch.get(key) is sub_batch.get(key)
-        ]
+        for key in _keys_read(losses):
+            values = sub_batch.get(key, None) if key in suspect else None
+            if values is not None and batch.get(key) is values:
+                warnings.warn(
+                    f"students read {key!r}, which the minibatch held before the teacher's update and nothing has "
+                    "renewed. Warning: stored values are those of the teacher at the time of collection. Give the "
+                    "students' losses a teacher_network and name a key that is not stored by "
+                    "set_keys(teacher_action_value=...); or, if stored values are wanted, store them under a key of "
+                    "their own.",
+                    stacklevel=2,
+                )
 
     def _with_values(
         self,
@@ -148,9 +155,10 @@ class CapturedValues(TeacherValues):
         if not captured:
             return sub_batch
         network: Any = self._network
+        observation_key = network.in_keys[0]
 
         def values_of(states: TensorDictBase) -> Tensor | None:
-            observation = states.get(network.in_keys[0], None)
+            observation = states.get(observation_key, None)
             return next((values for tensor, values in reversed(captured) if tensor is observation), None)
 
         return self._with_values(sub_batch, losses, values_of, values_of)
