@@ -91,12 +91,15 @@ class _LearnedMinibatches:
         self._count = trainer._optim_count
 
     def before_epochs(self) -> None:
+        """Begin with the trainer's number; called once a batch."""
         self._count = self._trainer._optim_count  # a restored state may have changed it
 
     def after_update(self) -> None:
+        """Count a minibatch that was learned from."""
         self._count += 1
 
     def after_epoch(self) -> None:
+        """Set the trainer's counter right."""
         self._trainer._optim_count = self._count
 
 

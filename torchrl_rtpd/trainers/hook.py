@@ -63,12 +63,10 @@ class RealTimeDistillTrainer(TrainerHookBase):
         schedules: by name of a schedulable buffer, such as ``{"distill_coeff": LinearSchedule(1.0, 0.1,
             end_updates=10_000)}``, for all students, each with a copy of its own; or such mappings by student name.
             Applied once a batch. Those that follow returns are told them by :meth:`report_returns`.
-        teacher: ``"latest"`` (the paper), or a :class:`~torchrl_rtpd.trainers.TeacherCopy` to learn from instead:
-            :class:`~torchrl_rtpd.trainers.AverageTeacher`, :class:`~torchrl_rtpd.trainers.LaggingTeacher` or
-            :class:`~torchrl_rtpd.trainers.BestTeacher`. For teachers that write action values.
-        checks: what is done now and then, in this order: :class:`~torchrl_rtpd.trainers.DormancyCheck`,
-            :class:`~torchrl_rtpd.trainers.DriftCheck`, :class:`~torchrl_rtpd.trainers.RecyclingCheck` or your own
-            :class:`~torchrl_rtpd.trainers.Check`. None is ``[DormancyCheck()]``, an empty list nothing.
+        teacher: ``"latest"`` (the paper), or a copy to learn from instead, for teachers that write action values:
+            :class:`.AverageTeacher`, :class:`.LaggingTeacher` or :class:`.BestTeacher`.
+        checks: work done now and then, in this order: :class:`.DormancyCheck`, :class:`.DriftCheck`,
+            :class:`.RecyclingCheck` or a :class:`.Check` of your own. None is ``[DormancyCheck()]``, an empty list none.
 
     Logged once a batch, as averages over the updates that were measured: ``distill/<student>/loss`` and whatever its
     loss returns, such as ``kl_to_teacher``, ``agreement`` (for continuous actions ``action_distance``),
@@ -81,13 +79,11 @@ class RealTimeDistillTrainer(TrainerHookBase):
         metrics: the last averages, for whoever shows progress.
 
     Raises:
-        TypeError: a student that is not one of our losses.
-        ValueError: no student, a name that is taken, two students that share parameters, a loss that is not reduced, a
-            missing or unknown name among the optimisers, a number out of range, or a schedule for something that cannot
-            be scheduled. At ``register``, a student that shares parameters with the teacher. At the first minibatch, a
-            check that cannot work.
-        RuntimeError: at ``register``, a Ray learner backend, a name that is taken, or a target updater that cannot be
-            derived.
+        TypeError: a student that is not one of our losses, or a check that is none.
+        ValueError: no student, a name that others bear, a loss that is not reduced, a missing or unknown optimiser, a
+            number out of range, a schedule without a buffer, or two learners, the teacher among them, that share
+            parameters. At the first minibatch, a check that cannot work.
+        RuntimeError: at ``register``, a Ray learner backend, a name that is taken, or no target updater to mirror.
 
     Examples:
         >>> from functools import partial
