@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from hook_parts import (
     trained,
     update,
 )
-from tensordict import TensorDict
+from tensordict import TensorDict, TensorDictBase
 from torch import nn
 from torch.optim import SGD, Adam
 from torchrl.data import Categorical, LazyTensorStorage, TensorDictReplayBuffer
@@ -35,7 +36,14 @@ from torchrl_rtpd.collectors.collector import DualNetworkCollector
 from torchrl_rtpd.networks.recycling import UnitRecycler
 from torchrl_rtpd.objectives.discrete import DistillationLoss
 from torchrl_rtpd.objectives.student_dqn import StudentDQNLoss
-from torchrl_rtpd.trainers.checks import DormancyCheck, DriftCheck, RecyclingCheck, agreement_by_visitor, teacher_drift
+from torchrl_rtpd.trainers.checks import (
+    Check,
+    DormancyCheck,
+    DriftCheck,
+    RecyclingCheck,
+    agreement_by_visitor,
+    teacher_drift,
+)
 from torchrl_rtpd.trainers.hook import RealTimeDistillTrainer
 
 
@@ -215,3 +223,81 @@ def test_agreement_by_visitor_by_hand() -> None:
 def test_nothing_is_measured_without_records() -> None:
     hook = trained(cartpole_trainer(), fleet(3), checks=[DormancyCheck(), DriftCheck(1)])
     assert not any("drift" in name or "agreement_on" in name for name in hook.metrics)
+
+
+# The protocol
+
+
+class Count(Check):
+    """Notes when it is asked for what."""
+
+    def __init__(self, every: int) -> None:
+        self.every, self.began, self.ran = every, 0, []
+
+    def before_first_update(self, students: Any, batch: TensorDictBase) -> None:
+        self.began += 1
+
+    def due(self, updates: int) -> bool:
+        return updates % self.every == 0
+
+    def run(self, students: Any, sub_batch: TensorDictBase, batch: TensorDictBase, updates: int) -> None:
+        assert ("teacher", "action_value") in batch.keys(True) and ("teacher", "action_value") not in sub_batch.keys(
+            True
+        )
+        self.ran.append(updates)
+
+    def log(self, students: Any) -> dict[str, float]:
+        return {f"{name}/counted": float(len(self.ran)) for name in students}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": list(self.ran)}
+
+    def load_state_dict(self, state_dict: Any) -> None:
+        self.ran = list(state_dict.get("count", ()))
+
+
+def test_a_check_of_ones_own_runs_when_it_is_due_is_logged_and_saved() -> None:
+    """18 updates in six batches of three."""
+    trainer, check = cartpole_trainer(), Count(7)
+    hook = trained(trainer, fleet(2), checks=[check])
+    assert (check.began, check.ran) == (1, [7, 14])
+    assert trainer._log_dict["distill/pure/counted"] == [0, 0, 1, 1, 2, 2]
+    restored = Count(7)
+    other = RealTimeDistillTrainer(fleet(2), optimizer=FAST, checks=[DormancyCheck(), restored])
+    other.load_state_dict(hook.state_dict())
+    assert restored.ran == [7, 14]
+
+
+def test_checks_run_in_their_order() -> None:
+    """Units that are recycled before they are measured are not dormant; eight of eight are off at first."""
+    shares = []
+    for recycles_first in (False, True):
+        trainer = filled(cartpole_trainer())
+        checks: list[Check] = [DormancyCheck(1, warning=1.0), RecyclingCheck(UnitRecycler(every_updates=1))]
+        loss = dead(student_loss(), 8)
+        hook = RealTimeDistillTrainer(
+            loss, optimizer=partial(SGD, lr=1e-6), checks=checks[::-1] if recycles_first else checks
+        )
+        hook.register(trainer)
+        update(trainer, hook, *minibatches(trainer, 1))
+        shares.append(hook.log()["distill/student/dormant"])
+    assert shares[0] == 1.0 > shares[1]
+
+
+def test_checks_that_would_save_under_one_key_and_things_that_are_no_checks_are_refused() -> None:
+    with pytest.raises(ValueError, match="under 'dormant': got DormancyCheck and DormancyCheck; keep one of them"):
+        RealTimeDistillTrainer(student_loss(), optimizer=FAST, checks=[DormancyCheck(), DormancyCheck()])
+    with pytest.raises(TypeError, match="checks must be of class Check: got UnitRecycler; a UnitRecycler goes into a"):
+        RealTimeDistillTrainer(student_loss(), optimizer=FAST, checks=[UnitRecycler()])
+
+
+@pytest.mark.parametrize("kind", [DormancyCheck, DriftCheck])
+def test_an_interval_of_less_than_a_minibatch_is_refused(kind: type[Check]) -> None:
+    with pytest.raises(ValueError, match="every_updates must be at least 1: got 0; leave the check out"):
+        kind(0)
+
+
+@pytest.mark.parametrize("warning", [-0.5, 1.5])
+def test_a_share_out_of_range_is_refused(warning: float) -> None:
+    with pytest.raises(ValueError, match=f"warning must be a share within 0 and 1: got {warning}; 1 never"):
+        DormancyCheck(warning=warning)

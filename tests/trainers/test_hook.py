@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hook_parts import (
@@ -25,10 +27,15 @@ from hook_parts import (
 )
 from tensordict import TensorDictBase
 from torch import nn
+from torchrl.data import Categorical
+from torchrl.modules import QValueActor
 
 from torchrl_rtpd.networks.recycling import UnitRecycler
+from torchrl_rtpd.objectives.discrete import DistillationLoss
+from torchrl_rtpd.objectives.student_dqn import StudentDQNLoss
 from torchrl_rtpd.objectives.teacher_dqn import TeacherDQNLoss
 from torchrl_rtpd.schedules import LinearSchedule
+from torchrl_rtpd.trainers._torchrl import hooks_of
 from torchrl_rtpd.trainers.checks import DormancyCheck, RecyclingCheck
 from torchrl_rtpd.trainers.hook import RealTimeDistillTrainer
 
@@ -203,3 +210,84 @@ def test_the_teacher_is_bit_identical_with_options(option: str) -> None:
         trained(trainer, students, **({option: options[option]} if students else {}))
         states.append(teacher_state(trainer))
     assert states[0] == states[1]
+
+
+# Networks and names that must not be shared
+
+
+@pytest.mark.parametrize("name", ["teacher", "", "a/b", 7])
+def test_a_name_that_others_bear_or_that_parts_metrics_is_refused(name: Any) -> None:
+    """``distill/teacher/drift`` is the teacher's, and a slash separates student and metric."""
+    with pytest.raises(ValueError, match=f"a student.* got .*{name}" if name != "teacher" else "be called 'teacher'"):
+        RealTimeDistillTrainer({name: student_loss()}, optimizer=FAST)
+
+
+def test_a_network_that_is_teacher_and_student_at_once_is_refused() -> None:
+    """Also behind a wrapper of its own; nothing is attached to the trainer."""
+    trainer = filled(cartpole_trainer())
+    teacher = trainer.loss_module.value_network
+    wrapped = QValueActor(teacher.module[0].module, in_keys=["observation"], spec=Categorical(2))
+    for network in (teacher, wrapped):
+        hook = RealTimeDistillTrainer({"same": StudentDQNLoss(network)}, optimizer=FAST)
+        with pytest.raises(ValueError, match=r"the teacher and student 'same' train the same parameter, of shape \[16"):
+            hook.register(trainer)
+    assert not any(isinstance(part, RealTimeDistillTrainer) for part in hooks_of(trainer).values())
+    assert not trainer._post_optim_log_ops
+    assert not teacher._forward_hooks
+
+
+@pytest.mark.parametrize("shared", ["network", "encoder"])
+def test_two_losses_of_one_student_are_refused(shared: str) -> None:
+    """And two students with a common part."""
+    first = actor(8, seed=1)
+    if shared == "network":
+        second = first
+    else:
+        layers = first.module[0].module
+        network = nn.Sequential(layers[0], nn.ReLU(), nn.Linear(8, 2))
+        second = QValueActor(network, in_keys=["observation"], spec=Categorical(2))
+    losses = {"kl": DistillationLoss(first), "paper": StudentDQNLoss(second)}
+    with pytest.raises(
+        ValueError, match=r"student 'kl' and student 'paper' train the same parameter, of shape \[8, 4\]"
+    ):
+        RealTimeDistillTrainer(losses, optimizer=FAST)
+
+
+def test_a_frozen_part_may_be_shared() -> None:
+    encoder = nn.Linear(4, 8).requires_grad_(False)
+    networks = [nn.Sequential(encoder, nn.ReLU(), nn.Linear(8, 2)) for _ in range(2)]
+    actors = [QValueActor(network, in_keys=["observation"], spec=Categorical(2)) for network in networks]
+    losses = {name: DistillationLoss(network) for name, network in zip("ab", actors, strict=True)}
+    before = encoder.weight.clone()
+    hook = trained(cartpole_trainer(), losses, checks=[])
+    assert hook.updates == 18
+    assert torch.equal(encoder.weight, before)
+
+
+def test_a_student_in_two_hooks_of_a_trainer_is_refused() -> None:
+    trainer, network = cartpole_trainer(), actor(8, seed=1)
+    RealTimeDistillTrainer({"a": DistillationLoss(network)}, optimizer=FAST).register(trainer)
+    second = RealTimeDistillTrainer({"b": DistillationLoss(network)}, optimizer=FAST)
+    with pytest.raises(ValueError, match=r"student 'b' and student 'a' of hook 1 before it train the same parameter"):
+        second.register(trainer, "second")
+
+
+def test_a_name_that_a_trainer_knows_already_is_refused_before_anything_is_attached() -> None:
+    trainer = cartpole_trainer()
+    hooks = [RealTimeDistillTrainer(student_loss(seed=seed), optimizer=FAST) for seed in (1, 2)]
+    hooks[0].register(trainer)
+    with pytest.raises(RuntimeError, match="has a part called 'real_time_distill' already; register under another"):
+        hooks[1].register(trainer)
+    trainer.train()
+    assert (hooks[0].updates, hooks[1].updates) == (18, 0)
+
+
+def test_a_student_of_the_teachers_own_size_learns_under_a_name_of_its_own() -> None:
+    """The control of a study: the same architecture, weights of its own."""
+    trainer = cartpole_trainer()
+    loss = StudentDQNLoss(actor(16, seed=7))
+    before = content(dict(loss.state_dict()))
+    hook = trained(trainer, {"same_size": loss, "small": student_loss(4)})
+    assert hook.updates == 18
+    assert content(dict(loss.state_dict())) != before
+    assert {"distill/same_size/agreement", "distill/small/agreement"} <= hook.metrics.keys()

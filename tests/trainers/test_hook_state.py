@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 from hook_parts import (
     FAST,
     atari_students,
@@ -19,9 +23,18 @@ from hook_parts import (
     trained,
     update,
 )
+from torch import nn
+from torch.optim import SGD
 from torchrl.checkpoint import Checkpoint
+from torchrl.data import Categorical
+from torchrl.modules import QValueActor
+from torchrl.objectives import HardUpdate
 
+from torchrl_rtpd.objectives.discrete import DistillationLoss
+from torchrl_rtpd.objectives.student_dqn import StudentDQNLoss
 from torchrl_rtpd.objectives.teacher_dqn import TeacherDQNLoss
+from torchrl_rtpd.schedules import GapSchedule
+from torchrl_rtpd.trainers.checks import DormancyCheck, DriftCheck
 from torchrl_rtpd.trainers.hook import RealTimeDistillTrainer
 
 
@@ -101,3 +114,111 @@ def test_torchrls_checkpoint_holds_students_beside_our_frame_storage(tmp_path: P
         assert student_state(second_hook, name) == student_state(first_hook, name)
     assert (second.replay_buffer.storage[:] == first.replay_buffer.storage[:]).all()
     assert len(second.replay_buffer) == 64
+
+
+# A state as version 0.1.0 saved it, before checks were parts of their own: the words are its own.
+GROUP = {
+    "lr": 0.5,
+    "momentum": 0.5,
+    "dampening": 0,
+    "weight_decay": 0,
+    "nesterov": False,
+    "maximize": False,
+    "foreach": None,
+    "differentiable": False,
+    "fused": None,
+    "params": [0, 1],
+}
+OLD_STATE = {
+    "students": {
+        "paper": {
+            "temperature_floor": torch.tensor(0.1),
+            "teacher_temperature": torch.tensor(0.10796),
+            "td_coeff": torch.tensor(1.0),
+            "distill_coeff": torch.tensor(0.5),
+            "student_network_params.module.0.module.weight": torch.tensor([[2.44404292], [0.04095697]]),
+            "student_network_params.module.0.module.bias": torch.tensor([2.44404292, 0.04095697]),
+            "target_student_network_params.module.0.module.weight": torch.tensor([[0.5], [0.5]]),
+            "target_student_network_params.module.0.module.bias": torch.tensor([0.5, 0.5]),
+            "_value_estimator.gamma": torch.tensor(0.99),
+        },
+        "pure": {
+            "teacher_temperature": torch.tensor(0.1),
+            "student_temperature": torch.tensor(1.0),
+            "student_network_params.module.0.module.weight": torch.tensor([[0.7594229], [-0.2594229]]),
+            "student_network_params.module.0.module.bias": torch.tensor([0.7594229, -0.2594229]),
+        },
+    },
+    "optimizers": {
+        "paper": {
+            "state": {
+                0: {"momentum_buffer": torch.tensor([[1.90896559], [-2.89896488]])},
+                1: {"momentum_buffer": torch.tensor([1.90896559, -2.89896488])},
+            },
+            "param_groups": [GROUP],
+        },
+        "pure": {
+            "state": {
+                0: {"momentum_buffer": torch.tensor([[-0.51889116], [0.51889116]])},
+                1: {"momentum_buffer": torch.tensor([-0.51889116, 0.51889116])},
+            },
+            "param_groups": [GROUP],
+        },
+    },
+    "target_updaters": {"paper": {"initialized": True, "counter": 2}},
+    "schedules": {"paper": {"distill_coeff": {"weight": 0.5, "changed_updates": 1}}},
+    "returns": {"teacher": 2.0, "random": 0.0, "students": {"paper": 1.0}},
+    "teacher": {},
+    "updates": 2,
+    "measured": {
+        "dormant": {"paper": 0.25},
+        "drift": {"paper/agreement_on_teacher_states": 1.0, "pure/agreement_on_teacher_states": 1.0},
+        "warned": ["paper"],
+    },
+}
+
+
+def linear() -> QValueActor:
+    return QValueActor(nn.Linear(1, 2), in_keys=["observation"], spec=Categorical(2))
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_a_state_that_an_earlier_version_saved_is_restored_to_the_last_bit(early: bool) -> None:
+    """Restored before or after the hook is attached: what it saves is what was saved."""
+    losses = {
+        "paper": StudentDQNLoss(linear(), teacher_temperature="auto"),
+        "pure": DistillationLoss(linear(), teacher_temperature=0.1),
+    }
+    hook = RealTimeDistillTrainer(
+        losses,
+        optimizer=partial(SGD, lr=0.5, momentum=0.5),
+        target_updater=partial(HardUpdate, value_network_update_interval=3),
+        schedules={"paper": {"distill_coeff": GapSchedule()}},
+        checks=[DormancyCheck(), DriftCheck(1)],
+    )
+    saved = copy.deepcopy(OLD_STATE)
+    trainer: Any = SimpleNamespace(loss_module=nn.Module())
+    if early:
+        hook.load_state_dict(saved)
+    hook.attach(trainer)
+    if not early:
+        hook.load_state_dict(saved)
+    found = hook.state_dict()
+    assert found.keys() == OLD_STATE.keys()
+    for part, value in OLD_STATE.items():
+        own = {name: dict(state) for name, state in found[part].items()} if part == "students" else found[part]
+        if part == "schedules":
+            own = {name: state for name, state in own.items() if state}
+        assert content(own) == content(value), part
+    assert content(saved) == content(OLD_STATE)
+
+
+def test_a_state_of_before_there_were_measurements_is_restored() -> None:
+    old = {name: value for name, value in OLD_STATE.items() if name != "measured"}
+    hook = RealTimeDistillTrainer(
+        {"paper": StudentDQNLoss(linear(), teacher_temperature="auto"), "pure": DistillationLoss(linear())},
+        optimizer=partial(SGD, lr=0.5, momentum=0.5),
+    )
+    hook.load_state_dict(copy.deepcopy(old))
+    assert hook.updates == 2
+    assert hook.state_dict()["measured"] == {"dormant": None, "warned": []}

@@ -14,14 +14,17 @@ from hook_parts import (
     fleet,
     minibatches,
     student_loss,
+    student_state,
     trained,
     update,
 )
 from torch.optim import SGD, Adam
+from torchrl.objectives import HardUpdate
 
 from torchrl_rtpd.objectives.discrete import DistillationLoss
 from torchrl_rtpd.schedules import GapSchedule, KLGate, LinearSchedule
 from torchrl_rtpd.trainers.hook import RealTimeDistillTrainer
+from torchrl_rtpd.trainers.stepper import RealTimeDistillStepper
 
 
 @pytest.mark.parametrize(("clip_norm", "clipped"), [(0.01, True), (1e6, False), (None, False)])
@@ -131,3 +134,49 @@ def test_what_cannot_be_scheduled_is_refused_at_construction() -> None:
         RealTimeDistillTrainer(pure, optimizer=FAST, schedules={"td_coeff": FADING["distill_coeff"]})
     with pytest.raises(ValueError, match=r"by student name, \['student'\]: got \['tiny'\]; write"):
         RealTimeDistillTrainer(student_loss(), optimizer=FAST, schedules={"tiny": FADING})
+
+
+# Equal by construction
+
+
+def test_a_student_that_was_told_nothing_learns_as_one_that_was_told_the_teachers_settings() -> None:
+    """Discount, entry that ends bootstrapping, loss function and target interval, bit for bit."""
+    states = []
+    for told in (False, True):
+        trainer = cartpole_trainer(updater=partial(HardUpdate, value_network_update_interval=2))
+        trainer.loss_module.loss_function = "smooth_l1"
+        trainer.loss_module.set_keys(terminated="done")
+        loss = student_loss(**({"loss_function": "smooth_l1"} if told else {}))
+        if told:
+            loss.make_value_estimator(gamma=0.9)
+            loss.set_keys(terminated="done")
+        options = {"target_updater": partial(HardUpdate, value_network_update_interval=2)} if told else {}
+        states.append(student_state(trained(trainer, {"net": loss}, **options), "net"))
+        assert (loss.tensor_keys.terminated, loss.loss_function) == ("done", "smooth_l1")
+        assert loss.value_estimator.gamma.item() == pytest.approx(0.9)
+    assert states[0] == states[1]
+
+
+def test_settings_that_differ_on_purpose_are_kept_and_reported_once_a_student() -> None:
+    trainer = cartpole_trainer()
+    losses = {"far": student_loss(seed=1), "near": student_loss(seed=2)}
+    losses["far"].make_value_estimator(gamma=0.5)
+    losses["far"].set_keys(terminated="truncated")
+    hook = RealTimeDistillTrainer(losses, optimizer=FAST)
+    with pytest.warns(UserWarning, match="told other things") as caught:
+        hook.register(trainer)
+    (message,) = [str(warning.message) for warning in caught]
+    assert "student 'far' was told other things than its teacher's loss" in message
+    assert "terminated is 'truncated', not 'terminated'" in message
+    assert "gamma is 0.5, not 0.8999" in message
+    assert losses["far"].value_estimator.gamma.item() == 0.5
+    assert losses["near"].value_estimator.gamma.item() == pytest.approx(0.9)
+
+
+def test_a_student_follows_its_teacher_in_a_stepper() -> None:
+    """Which attaches the hook at the first update, maybe in another process."""
+    trainer = filled(cartpole_trainer())
+    loss = student_loss()
+    stepper = RealTimeDistillStepper(RealTimeDistillTrainer(loss, optimizer=FAST))
+    stepper.step(trainer, *minibatches(trainer, 1))
+    assert loss.value_estimator.gamma.item() == pytest.approx(0.9)

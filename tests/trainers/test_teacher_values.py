@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,10 +19,15 @@ from hook_parts import (
     update,
 )
 from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import Tensor, nn
+from torchrl.modules import QValueModule, VDNMixer
+from torchrl.objectives import QMixerLoss
 
 from torchrl_rtpd.objectives.discrete import DistillationLoss
+from torchrl_rtpd.objectives.teacher_dqn import TeacherDQNLoss
 from torchrl_rtpd.trainers.hook import RealTimeDistillTrainer
+from torchrl_rtpd.trainers.teacher_copies import LaggingTeacher
 
 
 @pytest.mark.parametrize("double_dqn", [False, True])
@@ -161,3 +167,114 @@ def test_nothing_is_captured_from_a_copied_teacher() -> None:
     (watcher,) = (method.__self__ for method in copied._forward_hooks.values())
     assert watcher is not hook._values
     assert not watcher._captured
+
+
+# Values that were stored
+
+
+def with_stored(batch: TensorDictBase, key: tuple[str, ...] | str) -> TensorDictBase:
+    batch = batch.clone()
+    batch.set(key, torch.tensor([[3.0, -3.0]]).expand(8, 2).clone())
+    return batch
+
+
+@pytest.mark.parametrize("key", [("teacher", "action_value"), "action_value"])
+def test_stored_values_that_nothing_renews_are_reported_once(key: tuple[str, ...] | str) -> None:
+    """Under the key of the teacher of the moment, or that under which the collector stores what its actor computed."""
+    trainer = filled(cartpole_trainer(layer=lambda: nn.Dropout(0.5)))  # nothing is captured from it
+    loss = DistillationLoss(actor(8, seed=1))
+    loss.set_keys(teacher_action_value=key)
+    hook = RealTimeDistillTrainer(loss, optimizer=FAST)
+    hook.register(trainer)
+    batches = [with_stored(batch, key) for batch in minibatches(trainer, 2)]
+    with pytest.warns(UserWarning, match="those of the teacher at the time of collection") as caught:
+        hook.step(batches[0])
+        hook.step(batches[1])
+    assert len(caught) == 1
+    assert f"students read {key!r}" in str(caught[0].message)
+
+
+def test_values_that_the_teachers_loss_writes_are_its_own() -> None:
+    """And so are those under another key that both were told: the student follows."""
+    trainer = filled(cartpole_trainer(loss_class=TeacherDQNLoss))
+    trainer.loss_module.set_keys(teacher_action_value=("now", "values"))
+    loss = Watching(actor(8, seed=1))
+    hook = RealTimeDistillTrainer(loss, optimizer=FAST)
+    hook.register(trainer)
+    (batch,) = minibatches(trainer, 1)
+    update(trainer, hook, with_stored(batch, ("teacher", "action_value")))
+    assert loss.tensor_keys.teacher_action_value == ("now", "values")
+    assert loss.batches[0]["now", "values"].shape == (8, 2)
+
+
+def test_a_copys_values_replace_those_that_the_teachers_loss_has_written() -> None:
+    """Under whatever key."""
+    trainer = filled(cartpole_trainer(loss_class=TeacherDQNLoss))
+    trainer.loss_module.set_keys(teacher_action_value=("now", "values"))
+    loss, original = Watching(actor(8, seed=1)), actor(seed=100)
+    hook = RealTimeDistillTrainer(loss, optimizer=FAST, teacher=LaggingTeacher(100))
+    hook.register(trainer)
+    for batch in minibatches(trainer, 2):
+        update(trainer, hook, batch)
+    given = loss.batches[-1]
+    torch.testing.assert_close(given["now", "values"], original(given.select("observation"))["action_value"].detach())
+
+
+def agents_trainer() -> tuple[SimpleNamespace, TensorDict]:
+    """A loss of two agents by TorchRL's QMIX, and a minibatch as a collector stores it."""
+    torch.manual_seed(0)
+    agents = TensorDictSequential(
+        TensorDictModule(nn.Linear(3, 2), in_keys=[("agents", "observation")], out_keys=[("agents", "action_value")]),
+        QValueModule(
+            action_value_key=("agents", "action_value"),
+            out_keys=[("agents", "action"), ("agents", "action_value"), ("agents", "chosen_action_value")],
+            action_space="categorical",
+        ),
+    )
+    mixer = TensorDictModule(
+        VDNMixer(n_agents=2, device="cpu"),
+        in_keys=[("agents", "chosen_action_value")],
+        out_keys=["chosen_action_value"],
+    )
+    loss = QMixerLoss(agents, mixer, delay_value=True, action_space="categorical")
+    loss.set_keys(
+        action_value=("agents", "action_value"),
+        local_value=("agents", "chosen_action_value"),
+        action=("agents", "action"),
+    )
+    sides = [{"agents": {"observation": torch.randn(8, 2, 3)}} for _ in range(2)]
+    over = torch.zeros(8, 1, dtype=torch.bool)
+    batch = TensorDict(
+        {**sides[0], "next": {**sides[1], "reward": torch.ones(8, 1), "done": over, "terminated": over}}, [8]
+    )
+    with torch.no_grad():
+        agents(batch)
+    return SimpleNamespace(loss_module=loss), batch
+
+
+def test_the_values_of_several_agents_are_captured_as_well() -> None:
+    """``[B, agents, A]``; those that the collector stored are another network's by now."""
+    trainer, batch = agents_trainer()
+    student = TensorDictModule(nn.Linear(3, 2), in_keys=[("agents", "observation")], out_keys=["action_value"])
+    loss = DistillationLoss(student, teacher_temperature=1.0)
+    hook = RealTimeDistillTrainer(loss, optimizer=FAST, checks=[])
+    hook.attach(trainer)
+    with torch.no_grad():
+        trainer.loss_module.local_value_network_params.apply_(lambda parameter: parameter.mul_(2.0))
+    trainer.loss_module(batch)
+    given = hook.prepare_batch(batch)
+    torch.testing.assert_close(given["teacher", "action_value"], 2.0 * batch["agents", "action_value"])
+    hook.step(batch)
+    assert hook.updates == 1
+
+
+def test_the_values_that_the_collector_stored_of_several_agents_are_reported() -> None:
+    trainer, batch = agents_trainer()
+    student = TensorDictModule(nn.Linear(3, 2), in_keys=[("agents", "observation")], out_keys=["action_value"])
+    loss = DistillationLoss(student, teacher_temperature=1.0)
+    loss.set_keys(teacher_action_value=("agents", "action_value"))
+    hook = RealTimeDistillTrainer(loss, optimizer=FAST, checks=[])
+    hook.attach(trainer)
+    trainer.loss_module(batch)
+    with pytest.warns(UserWarning, match=r"students read \('agents', 'action_value'\), which the minibatch held"):
+        hook.step(batch)

@@ -66,7 +66,7 @@ class RealTimeDistillTrainer(TrainerHookBase):
         teacher: ``"latest"`` (the paper), or a copy to learn from instead, for teachers that write action values:
             :class:`.AverageTeacher`, :class:`.LaggingTeacher` or :class:`.BestTeacher`.
         checks: work done now and then, in this order: :class:`.DormancyCheck`, :class:`.DriftCheck`,
-            :class:`.RecyclingCheck` or a :class:`.Check` of your own. None is ``[DormancyCheck()]``, an empty list none.
+            :class:`.RecyclingCheck`, or a :class:`.Check` of your own. None is ``[DormancyCheck()]``, ``[]`` is none.
 
     Logged once a batch, as averages over the updates that were measured: ``distill/<student>/loss`` and whatever its
     loss returns, such as ``kl_to_teacher``, ``agreement`` (for continuous actions ``action_distance``),

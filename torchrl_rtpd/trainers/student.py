@@ -153,8 +153,14 @@ class Student:
         self.loss.load_state_dict(state_dict["loss"])
         # A copy, since PyTorch's optimisers keep the loaded tensors themselves.
         self.optimizer.load_state_dict(copy.deepcopy(state_dict["optimizer"]))
+        scheduled = state_dict["schedules"] or {}
         for buffer, schedule in self.schedules.items():
-            schedule.load_state_dict(state_dict["schedules"][buffer])
+            if buffer not in scheduled:
+                raise ValueError(
+                    f"student {self.name!r} must have the schedules it was saved with, {sorted(scheduled)}: got one of "
+                    f"{buffer!r}; build the hook with the same schedules."
+                )
+            schedule.load_state_dict(scheduled[buffer])
         saved = state_dict.get("target_updater")
         if self.target_updater is None:
             self._saved_updater = saved

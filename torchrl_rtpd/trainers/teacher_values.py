@@ -132,7 +132,7 @@ class CapturedValues(TeacherValues):
     """
 
     def __init__(self, network: TensorDictModule | None, key: NestedKey = "action_value") -> None:
-        self._network = network
+        self._network: Any = network
         self._key = key
         # Input and values of the last calls since the last minibatch, by thread: a collector may run in one of its own.
         self._captured: dict[int, deque[tuple[Tensor, Tensor]]] = {}
@@ -154,10 +154,10 @@ class CapturedValues(TeacherValues):
         captured = self._captured.pop(threading.get_ident(), ())
         if not captured:
             return sub_batch
-        network: Any = self._network
-        observation_key = network.in_keys[0]
+        observation_key = self._network.in_keys[0]
 
         def values_of(states: TensorDictBase) -> Tensor | None:
+            """Those of a tensor that the network was given."""
             observation = states.get(observation_key, None)
             return next((values for tensor, values in reversed(captured) if tensor is observation), None)
 
