@@ -22,7 +22,7 @@ from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import Tensor, nn
 from torchrl.modules import QValueModule, VDNMixer
-from torchrl.objectives import QMixerLoss
+from torchrl.objectives import QMixerLoss, SoftUpdate
 
 from torchrl_rtpd.objectives.discrete import DistillationLoss
 from torchrl_rtpd.objectives.teacher_dqn import TeacherDQNLoss
@@ -249,7 +249,7 @@ def agents_trainer() -> tuple[SimpleNamespace, TensorDict]:
     )
     with torch.no_grad():
         agents(batch)
-    return SimpleNamespace(loss_module=loss), batch
+    return SimpleNamespace(loss_module=loss, target_net_updater=SoftUpdate(loss, tau=0.1)), batch
 
 
 def test_the_values_of_several_agents_are_captured_as_well() -> None:
