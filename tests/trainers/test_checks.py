@@ -1,4 +1,4 @@
-"""What the hook does now and then: dormant units, recycling, drift."""
+"""Work of the hook that is due now and then: dormant units, recycling, drift, and checks of one's own."""
 
 from __future__ import annotations
 

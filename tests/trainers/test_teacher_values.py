@@ -264,6 +264,7 @@ def test_the_values_of_several_agents_are_captured_as_well() -> None:
     trainer.loss_module(batch)
     given = hook.prepare_batch(batch)
     torch.testing.assert_close(given["teacher", "action_value"], 2.0 * batch["agents", "action_value"])
+    trainer.loss_module(batch)
     hook.step(batch)
     assert hook.updates == 1
 

@@ -1,4 +1,4 @@
-"""What the hook does now and then, between two updates: look for dormant units, recycle them, measure drift.
+"""Work of the hook that is due now and then: look for dormant units, recycle them, measure drift.
 
 All stand behind one protocol, :class:`Check`: ``due`` says when, ``run`` does it, ``log`` tells. ``B`` is the batch,
 ``A`` the number of actions.
@@ -36,7 +36,7 @@ Students = Mapping[str, Student]
 
 
 class Check(ABC):
-    """Something that :class:`~torchrl_rtpd.trainers.RealTimeDistillTrainer` does now and then.
+    """Work that :class:`~torchrl_rtpd.trainers.RealTimeDistillTrainer` does now and then, after an update.
 
     One instance serves one hook. It may change students, but neither the teacher nor the global random stream.
     """
@@ -50,7 +50,7 @@ class Check(ABC):
 
     @abstractmethod
     def run(self, students: Students, sub_batch: TensorDictBase, batch: TensorDictBase, updates: int) -> None:
-        """Do it, after students have learned from their ``updates``-th minibatch.
+        """Do the work, after students have learned from their ``updates``-th minibatch.
 
         Args:
             students: by name.
@@ -60,11 +60,11 @@ class Check(ABC):
         """
 
     def log(self, students: Students) -> dict[str, float]:
-        """Return what is known since the last log, by metric name such as ``"<student>/dormant"``."""
+        """Return metrics since the last log, by name such as ``"<student>/dormant"``; called once a batch."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the check remembers. Keys must be its own among the checks of a hook."""
+        """Return the memory of the check. No other check of a hook may use its keys."""
         return {}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:  # noqa: B027, most remember nothing
@@ -234,11 +234,11 @@ class DriftCheck(Check):
         self._found = found
 
     def log(self, students: Students) -> dict[str, float]:
-        """Return what was measured last."""
+        """Return the last measurements."""
         return dict(self._found)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what was measured last."""
+        """Return the last measurements."""
         return {"drift": dict(self._found)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:

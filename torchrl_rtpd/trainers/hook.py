@@ -48,8 +48,7 @@ class RealTimeDistillTrainer(TrainerHookBase):
     What was set to something else is reported once, by a warning.
 
     Args:
-        students: one loss, or losses by name. Each holds its own student; sizes, temperatures and divergences may
-            differ.
+        students: one loss, or losses by name, each with a student of its own; sizes and divergences may differ.
 
     Keyword Args:
         optimizer: builds each student's optimiser from its parameters, for example ``partial(Adam, lr=5e-4)``; or a
@@ -68,7 +67,7 @@ class RealTimeDistillTrainer(TrainerHookBase):
         checks: work done now and then, in this order: :class:`.DormancyCheck`, :class:`.DriftCheck`,
             :class:`.RecyclingCheck`, or a :class:`.Check` of your own. None is ``[DormancyCheck()]``, ``[]`` is none.
 
-    Logged once a batch, as averages over the updates that were measured: ``distill/<student>/loss`` and whatever its
+    Logged once a batch, as averages over the updates that were measured: ``distill/<student>/loss`` and what its
     loss returns, such as ``kl_to_teacher``, ``agreement`` (for continuous actions ``action_distance``),
     ``teacher_entropy``, ``student_entropy``, ``loss_distill`` and ``loss_td``. In addition, where used: what checks
     report, the scheduled values under their own names, and the probability of ``acting`` in a
@@ -76,7 +75,7 @@ class RealTimeDistillTrainer(TrainerHookBase):
 
     Attributes:
         updates: minibatches learned from, those before a restart included.
-        metrics: the last averages, for whoever shows progress.
+        metrics: the last averages.
 
     Raises:
         TypeError: a student that is not one of our losses, or a check that is none.
@@ -88,12 +87,12 @@ class RealTimeDistillTrainer(TrainerHookBase):
     Examples:
         >>> from functools import partial
         >>> import torch
+        >>> from torch import nn
         >>> from torchrl.data import Categorical
         >>> from torchrl.modules import QValueActor
         >>> from torchrl_rtpd.objectives import DistillationLoss
         >>> student = QValueActor(nn.Linear(4, 2), in_keys=["observation"], spec=Categorical(2))
-        >>> students = {"tiny": DistillationLoss(student)}
-        >>> hook = RealTimeDistillTrainer(students, optimizer=partial(torch.optim.Adam, lr=5e-4))
+        >>> hook = RealTimeDistillTrainer({"tiny": DistillationLoss(student)}, optimizer=partial(torch.optim.Adam))
         >>> hook  # then hook.register(trainer)
         RealTimeDistillTrainer(students=['tiny'])
     """
@@ -193,7 +192,7 @@ class RealTimeDistillTrainer(TrainerHookBase):
 
     def prepare_batch(self, sub_batch: TensorDictBase) -> TensorDictBase:
         """Return the minibatch with the teacher's values, before students learn from it. The original stays."""
-        losses = [student.loss for student in self.learners.values()]
+        losses = self.students.values()
         batch = self._values.add_to(sub_batch, losses)
         if not self._began:
             self._began = True
@@ -237,7 +236,7 @@ class RealTimeDistillTrainer(TrainerHookBase):
 
     @property
     def follows_returns(self) -> bool:
-        """True if :meth:`report_returns` makes a difference: with schedules, or a teacher chosen by its return."""
+        """True if :meth:`report_returns` makes a difference: with schedules, or a copy as the teacher."""
         return any(student.schedules for student in self.learners.values()) or self._copy is not None
 
     def report_returns(self, returns: Mapping[str, float], teacher_return: float, random_return: float) -> None:
@@ -262,16 +261,14 @@ class RealTimeDistillTrainer(TrainerHookBase):
 
     def _update_collector(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """Send the students to a collector in which they act, and return the probabilities that they do."""
-        update = getattr(self._collector, "update_students", None)
-        if update is None:
+        if not hasattr(self._collector, "update_students"):
             return {}
-        probabilities = update(self._returns.run_state(self.updates, self.learners, metrics))
+        state = self._returns.run_state(self.updates, self.learners, metrics)
+        probabilities = self._collector.update_students(state)
         return {f"distill/{name}/acting": probability for name, probability in probabilities.items()}
 
-    # State
-
     def state_dict(self) -> dict[str, Any]:
-        """Students, their targets and temperatures, optimisers, target counters, schedules and number of updates."""
+        """Return the state of students, targets, optimisers, schedules and checks, and the number of updates."""
         return {
             **states_of(self.learners),
             "returns": self._returns.state_dict(),

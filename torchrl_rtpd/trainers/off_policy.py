@@ -17,8 +17,8 @@ __all__ = ["BoundedHistory", "KeepWarmupData", "SampleToDevice"]
 class BoundedHistory(StatelessHook):
     """Let a trainer forget what it logged long ago.
 
-    TorchRL's trainers keep every value they ever logged, which fills the memory of a run of days; whoever reads them,
-    such as its early stopping, looks at the last ones.
+    TorchRL's trainers keep every value they ever logged, which fills the memory of a run of days. Those that read them,
+    such as its early stopping, look at the last ones.
 
     Args:
         keep: values kept of each metric, at least 1.
@@ -74,7 +74,7 @@ class KeepWarmupData(StatelessHook):
         trainer.register_op("batch_process", self.extend)
 
     def extend(self, batch: TensorDictBase) -> None:
-        """Store ``batch`` ``[N, T]``, as TorchRL would, if the trainer will not."""
+        """Store ``batch`` ``[N, T]``, as TorchRL does, if the trainer will not; called with each batch."""
         trainer = self._trainer
         if trainer is None:
             raise RuntimeError("extend was called before register: call hook.register(trainer) first.")
@@ -99,6 +99,6 @@ class SampleToDevice(StatelessHook):
         trainer.register_op("process_optim_batch", self.to_device)
 
     def to_device(self, sub_batch: TensorDictBase) -> TensorDictBase:
-        """The minibatch on the device."""
+        """Return the minibatch on the device."""
         # To the CPU the copy must have arrived when it is read.
         return sub_batch.to(self.device, non_blocking=self.device.type == "cuda")

@@ -41,7 +41,7 @@ class RealTimeDistillStepper(OptimizationStepper):
         self._attached = False
 
     def step(self, trainer: Trainer, sub_batch: TensorDictBase) -> TensorDictBase:
-        """One update of the teacher and of every student; returns their detached metrics."""
+        """Make one update of the teacher and of every student; return their detached metrics."""
         if not self._attached:
             self.hook.attach(trainer)
             self._attached = True
@@ -56,7 +56,7 @@ class RealTimeDistillStepper(OptimizationStepper):
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """State of the teacher's step and of the hook."""
+        """Return the state of the teacher's step and of the hook."""
         return {"stepper": self.stepper.state_dict(), "hook": self.hook.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

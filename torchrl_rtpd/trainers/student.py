@@ -36,7 +36,7 @@ _RESERVED = ("teacher",)  # names that metrics, scores and files of the teacher 
 
 
 class Student:
-    """A network that is taught: it learns, moves its target network, follows its schedules, and has state.
+    """A network that is taught: it learns, moves its target network, applies its schedules, and has state.
 
     Args:
         name: under which it is logged and saved.

@@ -1,6 +1,6 @@
-"""Where the teacher's values of a minibatch come from, without computing them twice.
+"""Sources of the teacher's values of a minibatch, which are never computed twice.
 
-There are three answers, of which :func:`find_values` chooses one when a hook is attached:
+There are three, of which :func:`find_values` chooses one when a hook is attached:
 
 ==========================  ==================================================================================
 :class:`WrittenValues`      the teacher's own loss writes them (:class:`~torchrl_rtpd.objectives.TeacherDQNLoss`)
@@ -150,7 +150,7 @@ class CapturedValues(TeacherValues):
             captured.append((output.get(network.in_keys[0]), output.get(self._key).detach()))
 
     def add_to(self, sub_batch: TensorDictBase, losses: Iterable[PolicyDistillationLoss]) -> TensorDictBase:
-        """Return a shallow copy with what was captured since the last minibatch."""
+        """Return a shallow copy with the values captured since the last minibatch."""
         captured = self._captured.pop(threading.get_ident(), ())
         if not captured:
             return sub_batch
@@ -226,7 +226,7 @@ def find_values(loss_module: nn.Module, teacher_copy: TeacherCopy | None = None)
 
 
 def _values_key(network: TensorDictModule, loss_module: nn.Module) -> NestedKey | None:
-    """Where a teacher's network writes action values: under the loss's key, the usual one, or nested, for agents."""
+    """Key of a network's action values: that of the loss, the usual one, or a nested one, as of agents."""
     named = getattr(getattr(loss_module, "tensor_keys", None), "action_value", "action_value")
     nested = [key for key in network.out_keys if last_part(key) == "action_value"]
     return next((key for key in (named, "action_value", *nested) if key in network.out_keys), None)
