@@ -1,6 +1,6 @@
-"""What every distillation loss shares, whatever the actions: networks, keys, reduction, priorities.
+"""Base of every distillation loss, whatever the actions: networks, keys, reduction, priorities.
 
-``B`` is the batch. The student is the module's only trainable network; whatever comes from the teacher is detached.
+``B`` is the batch. The student is the module's only trainable network; all that comes from the teacher is detached.
 
 A subclass for a new kind of action gives :class:`PolicyDistillationLoss` three things:
 
@@ -42,7 +42,7 @@ REDUCTIONS = ("none", "mean", "sum")
 
 
 class PolicyDistillationLoss(LossModule):
-    """What the distillation losses have in common; use one of its subclasses.
+    """Base of the distillation losses; use one of its subclasses.
 
     The input is never written to, except a priority under a key set for it.
 
@@ -55,7 +55,7 @@ class PolicyDistillationLoss(LossModule):
     Keyword Args:
         reduction (str, optional): ``"none"`` | ``"mean"`` | ``"sum"``. Default: ``"mean"``.
         use_prioritized_weights (bool or "auto", optional): weight the loss by the batch's importance weights;
-            ``"auto"`` if it has any. Default: ``"auto"``.
+            ``"auto"`` if it holds any. Default: ``"auto"``.
 
     Raises:
         TypeError: a network that is no module.
@@ -69,7 +69,7 @@ class PolicyDistillationLoss(LossModule):
         """Keys that ``set_keys`` can change.
 
         Attributes:
-            priority_weight (NestedKey): importance weights, read if there. Defaults to ``"priority_weight"``.
+            priority_weight (NestedKey): importance weights, read if present. Defaults to ``"priority_weight"``.
             priority (NestedKey): where each sample's detached divergence ``[*B, 1]`` is written into the input.
                 Defaults to ``None``: nowhere.
         """
@@ -88,7 +88,7 @@ class PolicyDistillationLoss(LossModule):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "forward" not in cls.__dict__:
-            # TorchRL wraps forward for every class anew, around the wrapper of its base: one is enough.
+            # TorchRL wraps forward again for every class, around the wrapper of its base: one is enough.
             cls.forward = cls.forward.__wrapped__  # type: ignore[attr-defined, method-assign]
 
     def __init__(
@@ -115,7 +115,7 @@ class PolicyDistillationLoss(LossModule):
         self._teacher = None if teacher_network is None else Teacher(self._as_network(teacher_network))
 
     def _as_network(self, network: TensorDictModule | nn.Module) -> TensorDictModule:
-        """A plain module reads ``"observation"`` and writes ``"action_value"``; override for other outputs."""
+        """Return a tensordict module: a plain one reads ``"observation"`` and writes ``"action_value"``."""
         return as_tensordict_module(network, ["action_value"])
 
     # Keys
@@ -132,7 +132,7 @@ class PolicyDistillationLoss(LossModule):
 
     @property
     def in_keys(self) -> list[NestedKey]:
-        """Keys read from a batch, in a fixed order; what is read only if there is not among them."""
+        """Keys that every batch must hold, in a fixed order. Optional ones (mask, weights) are not among them."""
         if not self._in_keys:
             self._set_in_keys()
         return self._in_keys
@@ -148,7 +148,7 @@ class PolicyDistillationLoss(LossModule):
             self._told.discard(name) if key is None else self._told.add(name)
 
     def follow(self, teacher_loss: nn.Module) -> dict[str, tuple[Any, Any]]:
-        """Take over what the teacher's loss knows of the data, as far as the user did not tell this loss otherwise.
+        """Take over the teacher's loss's settings, except those that the user made for this loss.
 
         A trainer's hook calls it when it is attached. Followed are keys that both losses read, and by
         :class:`~torchrl_rtpd.objectives.StudentDQNLoss` the discount and the function of the temporal-difference error.
@@ -185,7 +185,7 @@ class PolicyDistillationLoss(LossModule):
         return differing
 
     def _settings(self) -> dict[str, Any]:
-        """What may follow the teacher's loss, by name."""
+        """Settings that may follow the teacher's loss, by name."""
         return {name: key for name, key in vars(self.tensor_keys).items() if name in FOLLOWED_KEYS}
 
     def _take(self, settings: Mapping[str, Any]) -> None:
@@ -197,7 +197,7 @@ class PolicyDistillationLoss(LossModule):
     # Networks
 
     def _is_check_due(self) -> bool:
-        """Whether to look at numbers: at the 1st, 2nd, 4th, 8th ... call, since looking waits for the device."""
+        """Return True if numbers are due to be looked at, which waits for the device: at call 1, 2, 4, 8 and so on."""
         if torch.compiler.is_compiling():
             return False
         self.__dict__["_num_calls"] = calls = self._num_calls + 1  # past the module's own __setattr__, which is slow
@@ -267,7 +267,7 @@ class PolicyDistillationLoss(LossModule):
     ) -> Tensor:
         if masked or weights is not None:
             return self._reduce_loss(value, tensordict=tensordict, weights=weights, reduction=reduction)
-        # What it comes to in the usual case, without looking for masks once more for each value.
+        # The same in the usual case, without looking for masks once more for each value.
         reduction = self.reduction if reduction is None else reduction
         return value.mean() if reduction == "mean" else value.sum() if reduction == "sum" else value
 
@@ -303,7 +303,7 @@ class PolicyDistillationLoss(LossModule):
 
 
 def positive(name: str, value: float | str | None, otherwise: str) -> float:
-    """Return a temperature as a float, or refuse one that is not positive; ``otherwise`` says what else is allowed."""
+    """Return a temperature as a float, or refuse one that is not positive; ``otherwise`` names the alternative."""
     if value is None or isinstance(value, str) or not value > 0:
         raise ValueError(
             f"{name} must be positive or {otherwise}: got {value!r}; "

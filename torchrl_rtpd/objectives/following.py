@@ -20,14 +20,14 @@ TD_LOSS_FUNCTIONS = ("l1", "l2", "smooth_l1")
 
 
 def known_of_teacher(teacher_loss: nn.Module) -> dict[str, Any]:
-    """Return what the teacher's loss knows of the data, by name of the setting.
+    """Return the settings of the teacher's loss that describe the data and the error, by name.
 
     Args:
         teacher_loss: a loss of TorchRL's or ours. An estimator that it has not made yet is not made here.
 
     Returns:
         Keys by their names in :data:`FOLLOWED_KEYS`, ``"gamma"`` and ``"average_rewards"`` of its value estimator, and
-        ``"loss_function"``; what it does not know is left out.
+        ``"loss_function"``; unknown ones are left out.
 
     Examples:
         >>> from torchrl.objectives import DQNLoss
