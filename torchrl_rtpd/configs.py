@@ -75,6 +75,7 @@ class DistillationLossConfig(LossConfig):
     teacher_temperature: Any = 0.01
     student_temperature: float | None = 1.0
     teacher_support: Any = "auto"
+    var_nums: Any = None
     reduction: str | None = None
     use_prioritized_weights: Any = "auto"
     teacher_action_value_key: Any = None
@@ -95,7 +96,7 @@ class StudentDQNLossConfig(DistillationLossConfig):
     imitation: bool = True
     td_coeff: float = 1.0
     distill_coeff: float = 1.0
-    loss_function: str = "l2"
+    loss_function: str | None = None
     priority_td_share: float = 0.0
     teacher_temperature: Any = 0.1
     student_temperature: float | None = None
