@@ -284,6 +284,7 @@ class NatureTowerConfig(NetworkConfig):
     filters: list[int] = field(default_factory=lambda: [32, 64, 64])
     units: int = 512
     in_channels: int = 4
+    frame_size: Any = (84, 84)
     autocast_dtype: Any = None
     _target_: str = "torchrl_rtpd.networks.NatureTower"
 

@@ -24,13 +24,15 @@ def test_metrics_are_logged_once_a_batch_as_averages_over_its_updates() -> None:
     loss = Watching(actor(8, seed=1))
     hook = trained(trainer, {"net": loss}, updates_per_step=2, metrics_every_updates=1)
     assert len(loss.results) == 4 * 3 * 2
-    for key in ("loss_td", "loss_distill", "kl_to_teacher", "agreement", "teacher_entropy", "student_entropy"):
+    entropies = ("teacher_entropy", "student_entropy")
+    for key in ("loss_td", "loss_distill", "kl_to_teacher", "agreement", "teacher_regret", *entropies):
         values = torch.stack([result[key].detach() for result in loss.results]).view(4, 6).mean(1)
         assert trainer._log_dict[f"distill/net/{key}"] == pytest.approx(values.tolist())
     totals = [result["loss_td"].item() + result["loss_distill"].item() for result in loss.results]
     assert trainer._log_dict["distill/net/loss"] == pytest.approx(torch.tensor(totals).view(4, 6).mean(1).tolist())
     logged = {name for name in trainer._log_dict if name.startswith("distill/")}
-    names = {"loss", "loss_td", "loss_distill", "kl_to_teacher", "agreement", "teacher_entropy", "student_entropy"}
+    names = {"loss", "loss_td", "loss_distill", "kl_to_teacher", "agreement", "teacher_regret"}
+    names |= set(entropies)
     assert logged == {f"distill/net/{name}" for name in (*names, "dormant")}
     assert all(isinstance(value, float) for name in logged for value in trainer._log_dict[name])
     assert hook.metrics == {name: trainer._log_dict[name][-1] for name in logged}
@@ -59,6 +61,7 @@ def test_metrics_of_each_student_bear_its_name() -> None:
     trained(trainer, fleet(2), checks=[])
     logged = {name for name in trainer._log_dict if name.startswith("distill/")}
     common = {"loss", "loss_distill", "kl_to_teacher", "agreement", "teacher_entropy", "student_entropy"}
+    common |= {"teacher_regret"}
     assert logged == {f"distill/{name}/{key}" for name in ("small", "pure") for key in common} | {
         "distill/small/loss_td"
     }
