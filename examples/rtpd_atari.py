@@ -42,11 +42,13 @@ from torchrl_rtpd import (
     BoundedHistory,
     CudaGraphStepper,
     DistillationLoss,
+    DormancyCheck,
     DualNetworkCollector,
     Evaluator,
     FrameStackStorage,
     KeepWarmupData,
     RealTimeDistillTrainer,
+    RecyclingCheck,
     SampleToDevice,
     StudentDQNLoss,
     TeacherDQNLoss,
@@ -280,10 +282,11 @@ def build_trainer(
         if config.cudagraph:
             CudaGraphStepper().register(trainer)
         return trainer, None
+    recycling = recycler(config)
     hook = RealTimeDistillTrainer(
         {name: student_loss(config, network, task) for name, network in students},
         optimizer=student_optimizer(config),
-        recycler=recycler(config),
+        checks=[DormancyCheck(), *([] if recycling is None else [RecyclingCheck(recycling)])],
         teacher=TEACHERS[config.learn_from](),
     )
     if config.cudagraph:

@@ -20,12 +20,14 @@ from torchrl.trainers.algorithms.dqn import DQNTrainer
 from torchrl_rtpd import (
     BoundedHistory,
     CudaGraphStepper,
+    DormancyCheck,
     DualNetworkCollector,
     Evaluator,
     FrameStackStorage,
     KeepWarmupData,
     LinearSchedule,
     RealTimeDistillTrainer,
+    RecyclingCheck,
     StudentDQNLoss,
     UnitRecycler,
     make_actor,
@@ -184,8 +186,7 @@ def small_run(
         {"net17": student},
         optimizer=partial(torch.optim.Adam, lr=learning_rate, fused=True),
         schedules={"distill_coeff": LinearSchedule(1.0, 0.5, end_updates=30)},
-        recycler=UnitRecycler(every_updates=7, seed=1),
-        dormant_every_updates=5,
+        checks=[DormancyCheck(every_updates=5), RecyclingCheck(UnitRecycler(every_updates=7, seed=1))],
     )
     if captured:
         CudaGraphStepper(hook).register(trainer)

@@ -1,0 +1,151 @@
+"""Access to what TorchRL's trainers hold and give no public name.
+
+Attributes that begin with an underscore may change with any release of TorchRL. They are read and written here and
+nowhere else in ``trainers`` and ``runs``.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+from torchrl.checkpoint import Checkpoint
+from torchrl.trainers import Trainer
+
+__all__ = [
+    "checkpoint_metadata",
+    "collect_rollout",
+    "count_learned_minibatches",
+    "has_module",
+    "hooks_of",
+    "logged_values",
+    "restore_updates_made",
+    "runs_elsewhere",
+    "skip_counted_frames",
+    "stopping",
+    "synced_checkpoint",
+    "updates_made",
+]
+
+_COUNTER = "_rtpd_learned"  # set on a trainer whose minibatches are counted
+
+
+def hooks_of(trainer: Trainer) -> Mapping[str, Any]:
+    """Hooks and other parts registered with a trainer by name (``register_module``)."""
+    return trainer._modules
+
+
+def has_module(trainer: Trainer, name: str) -> bool:
+    """Return True if a part of this name is registered with a trainer."""
+    return name in trainer._modules
+
+
+def logged_values(trainer: Trainer) -> dict[str, list[Any]]:
+    """Values that a trainer has logged, oldest first, by metric name. The lists are the trainer's own."""
+    return trainer._log_dict
+
+
+def stopping(trainer: Trainer) -> bool:
+    """Return True once the trainer was asked to stop after this batch (``request_stop``)."""
+    return bool(trainer._stop_training)
+
+
+def runs_elsewhere(trainer: Trainer) -> bool:
+    """Return True if the teacher is updated in other processes (``learner_backend="ray"``)."""
+    return getattr(trainer, "learner_backend", "local") == "ray"
+
+
+# Updates
+
+
+def updates_made(trainer: Trainer) -> int:
+    """Number of minibatches that a trainer has learned from, those before a restart included.
+
+    It is exact where :func:`count_learned_minibatches` was called before training, and after a restart where the number
+    was given back by :func:`restore_updates_made`. Otherwise it is TorchRL's counter, which is one too high for each
+    epoch that ends because the data do.
+    """
+    counter = getattr(trainer, _COUNTER, None)
+    return trainer._optim_count if counter is None else counter.made
+
+
+def count_learned_minibatches(trainer: Trainer) -> None:
+    """Count for :func:`updates_made` from now on; a second call does nothing.
+
+    TorchRL counts before it fetches a minibatch, so an epoch that ends because the data do is counted one too long:
+    each epoch of ``PPOTrainer(optim_steps_per_batch=None)``. Its counter is left as it is, since what the trainer
+    logs must not depend on its hooks.
+    """
+    if runs_elsewhere(trainer) or hasattr(trainer, _COUNTER):  # a remote learner reports what it made
+        return
+    counter = _LearnedMinibatches(trainer)
+    setattr(trainer, _COUNTER, counter)
+    trainer.register_op("pre_optim_steps", counter.before_epochs)
+    trainer.register_op("post_optim", counter.after_update)
+    trainer.register_op("post_epoch", counter.after_epoch)
+
+
+def restore_updates_made(trainer: Trainer, updates: int) -> None:
+    """Give :func:`updates_made` back what it returned when the trainer was saved.
+
+    A hook that saves the number calls this in ``load_state_dict``, before or after the trainer's own counter is loaded.
+    """
+    counter = getattr(trainer, _COUNTER, None)
+    if counter is not None:
+        counter.restored = updates
+
+
+class _LearnedMinibatches:
+    """Counts the minibatches that reached the end of their update, as a difference to the trainer's counter."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = weakref.proxy(trainer)
+        self._excess = 0  # what the trainer has counted in addition
+        self._made = 0  # while it optimises
+        self.restored: int | None = None  # until it optimises again
+
+    @property
+    def made(self) -> int:
+        """Minibatches learned from."""
+        return self._trainer._optim_count - self._excess if self.restored is None else self.restored
+
+    def before_epochs(self) -> None:
+        """Begin with the number so far; called once a batch."""
+        self._made, self.restored = self.made, None
+        self._excess = self._trainer._optim_count - self._made
+
+    def after_update(self) -> None:
+        """Count a minibatch that was learned from."""
+        self._made += 1
+
+    def after_epoch(self) -> None:
+        """Take note of what the trainer has counted in addition."""
+        self._excess = self._trainer._optim_count - self._made
+
+
+# Checkpoints
+
+
+def synced_checkpoint(trainer: Trainer) -> Checkpoint:
+    """The trainer's checkpoint, with every part that is registered by now."""
+    return trainer._sync_checkpoint_components()
+
+
+def checkpoint_metadata(trainer: Trainer) -> dict[str, Any]:
+    """Entries of a checkpoint's manifest: TorchRL's own and those of ``checkpoint_metadata``."""
+    return trainer._checkpoint_manifest_metadata()
+
+
+def skip_counted_frames(trainer: Trainer) -> None:
+    """Tell a restored ``DQNTrainer`` that epsilon has followed all its frames, lest it be lowered a second time."""
+    if hasattr(trainer, "_greedy_last_frames"):
+        trainer._greedy_last_frames = trainer.collected_frames
+
+
+# Collectors
+
+
+def collect_rollout(collector: Any) -> Any:
+    """Return one batch of a collector in this process as it would yield it, without counting it as collected."""
+    return collector._postproc(collector.rollout()).clone()
