@@ -1,6 +1,8 @@
-"""Guards of shape and dtype that the discrete and the continuous functions share."""
+"""Guards that several wings share: shapes and dtypes of tensors, integers among arguments."""
 
 from __future__ import annotations
+
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -18,3 +20,20 @@ def check_same_shape(name: str, tensor: Tensor, other_name: str, other: Tensor) 
             f"{name} must have the shape of {other_name}: got {list(tensor.shape)} and {list(other.shape)}; "
             "build teacher and student from the same action spec and pass the same batch to both."
         )
+
+
+def check_integers(lowest: int, **values: object) -> None:
+    """Refuse arguments, given by name, that are no integers or smaller than the lowest one allowed.
+
+    Raises:
+        ValueError: such an argument, with its name and value.
+
+    Examples:
+        >>> check_integers(1, num_envs=8, frame_skip=4)
+        >>> check_integers(1, num_envs=0)
+        Traceback (most recent call last):
+        ValueError: num_envs must be an integer of at least 1: got 0.
+    """
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < lowest:
+            raise ValueError(f"{name} must be an integer of at least {lowest}: got {value!r}.")
