@@ -16,6 +16,7 @@ from __future__ import annotations
 import difflib
 import secrets
 from collections.abc import Sequence
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -133,7 +134,7 @@ class AtariVecEnv(EnvBase):
         self._make_state()
         self.set_seed(seed)
 
-    def _make_ale(self, **options: float) -> AtariVectorEnv:
+    def _make_ale(self, **options: Any) -> AtariVectorEnv:
         return AtariVectorEnv(
             self.game,
             self.batch_size[0],

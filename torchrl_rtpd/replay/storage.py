@@ -94,7 +94,7 @@ class FrameStackStorage(TensorStorage):
     ) -> None:
         check_integers(1, max_size=max_size, num_envs=num_envs, steps_per_write=steps_per_write)
         check_integers(1, frame_stack=frame_stack, n_step=n_step, channels=channels)
-        _check_capacity(max_size, num_envs * steps_per_write)
+        _check_sizes(max_size, num_envs * steps_per_write, gamma)
         super().__init__(None, int(max_size), device=device)
         if scratch_dir is not None and self.device.type != "cpu":
             raise ValueError(f"a file holds frames for the CPU only: got scratch_dir and device={device}; give one.")
@@ -162,7 +162,7 @@ class FrameStackStorage(TensorStorage):
                 those stored.
         """
         place = self._num_written % self.max_size
-        check_order(cursor if set_cursor else None, data, place, slots=self.num_envs, steps=self.steps_per_write)
+        check_order(cursor, data, place if set_cursor else None, slots=self.num_envs, steps=self.steps_per_write)
         pixels, next_pixels = self._stacks(data)
         ended = self._by_step(checked_flag(data, "done"))
         stop = ended
@@ -334,7 +334,9 @@ class FrameStackStorage(TensorStorage):
         return (item >= 0) & (item < len(self))
 
 
-def _check_capacity(max_size: int, block: int) -> None:
+def _check_sizes(max_size: int, block: int, gamma: float) -> None:
+    if not 0 <= gamma <= 1:
+        raise ValueError(f"gamma is a discount factor in [0, 1]: got {gamma}; give the loss the same.")
     if max_size < block:
         raise ValueError(
             f"max_size must have room for one write, num_envs * steps_per_write = {block}: got {max_size}; "

@@ -21,13 +21,13 @@ Layout = dict[NestedKey, tuple[torch.Size, torch.dtype]]
 _NEWER_ENTRIES = ("raw_episode_reward", ("next", "raw_episode_reward"))
 
 
-def check_order(cursor: Any, data: Any, place: int, *, slots: int, steps: int) -> None:
+def check_order(cursor: Any, data: Any, place: int | None, *, slots: int, steps: int) -> None:
     """Refuse a write of another size or at another place than the next one.
 
     Args:
-        cursor: index of the first transition, or of all; None where the writer is not to move.
-        data: what is to be written.
-        place: index at which the next write begins.
+        cursor: index of the first transition, or of all.
+        data: the write.
+        place: index at which the next write begins; None for an overwrite, which is refused wherever it is.
         slots: ``N``.
         steps: ``T``.
 
