@@ -283,7 +283,7 @@ class AtariVecEnv(EnvBase):
             )
 
     def maybe_reset(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Return what TorchRL's own method does, in a fraction of its time: ALE has restarted the games that ended.
+        """Return the same state as TorchRL's own method, in a fraction of its time: ALE has restarted the ended games.
 
         Args:
             tensordict: the state after the last step, as ``step_mdp`` gives it ``[N]``. Not changed.

@@ -62,7 +62,7 @@ def test_games_start_with_fewer_than_noop_max_frames() -> None:
 
 
 def test_a_lost_pong_game_scores_minus_21() -> None:
-    """Whoever does nothing loses every point; no life is lost on the way, and the next game starts at 0."""
+    """A player that does nothing loses every point; no life is lost on the way, and the next game starts at 0."""
     with opened("pong", 2, noop_max=0) as env:
         rollout = play(env, torch.zeros(2, 900, dtype=torch.int64))
     for row in rollout:

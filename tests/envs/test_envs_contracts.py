@@ -84,7 +84,7 @@ def test_a_collector_gets_gymnasiums_scores() -> None:
     assert scores >= 2
 
 
-def test_a_full_reset_in_the_middle_starts_all_games_anew() -> None:
+def test_a_full_reset_in_the_middle_starts_all_games_from_scratch() -> None:
     with opened("breakout", 2, noop_max=0) as env:
         first = play(env, random_actions(2, 120, 4))
         again = play(env, random_actions(2, 120, 4))

@@ -205,7 +205,7 @@ def test_a_step_that_was_begun_is_finished_with_the_same_actions_only() -> None:
 
 
 def test_the_state_after_a_game_is_what_torchrls_own_reset_gives() -> None:
-    """Slot by slot, over ends of single slots; entries of others, too."""
+    """Slot by slot, over ends of single slots; entries of others as well."""
     envs = [AtariVecEnv("breakout", 3, seed=0) for _ in range(2)]
     states = [env.reset().set(("of", "others"), torch.arange(3) + 5) for env in envs]
     ends = []

@@ -139,7 +139,7 @@ def test_an_index_is_the_place_of_a_transition_in_its_write(sizes: dict) -> None
             assert (step, slot) == (last * steps + index % steps, index % block // steps)
 
 
-def test_sampled_stacks_belong_to_nobody_else() -> None:
+def test_sampled_stacks_are_shared_with_nothing() -> None:
     """Writing into a sample changes neither the storage nor the sample's other stack."""
     buffer, _ = filled(Stream(2, ends=[(2, 0)]), 12, 4)
     before = buffer[:]
@@ -151,7 +151,7 @@ def test_sampled_stacks_belong_to_nobody_else() -> None:
     assert_same(buffer[:], before)
 
 
-def test_stored_frames_belong_to_nobody_else() -> None:
+def test_stored_frames_are_shared_with_nothing() -> None:
     """Writing into a batch after it was stored changes nothing."""
     stream = Stream(2)
     buffer, _ = filled(stream, 12, 1)
@@ -254,7 +254,7 @@ def test_an_empty_storage_has_nothing_to_give() -> None:
         buffer_of(storage).sample()
 
 
-def test_emptying_a_buffer_starts_it_anew() -> None:
+def test_emptying_a_buffer_starts_it_from_scratch() -> None:
     """Also with frames of another size."""
     buffer, _ = filled(Stream(2, ends=[(0, 0), (3, 1)]), 8, 5)
     buffer.empty()
@@ -296,7 +296,7 @@ def test_reading_asks_the_host_for_nothing_but_the_bounds(n_step: int) -> None:
 # Cutting the stream
 
 
-def test_after_a_cut_all_games_begin_anew() -> None:
+def test_after_a_cut_all_games_begin_from_scratch() -> None:
     """The cut transitions keep their own next frames also when the ring has turned past them, and sums stop there."""
     stream = Stream(2, ends=[(3, 1)])
     buffer, before = filled(stream, 16, 4, n_step=2, gamma=1.0)
@@ -324,7 +324,7 @@ def test_after_a_cut_going_on_with_the_old_games_is_an_error() -> None:
         buffer.extend(stream.play(1).reshape(-1))
 
 
-def test_without_a_cut_games_begun_anew_are_an_error() -> None:
+def test_without_a_cut_games_begun_from_scratch_are_an_error() -> None:
     stream = Stream(2)
     buffer, _ = filled(stream, 8, 4)
     stream.restart()

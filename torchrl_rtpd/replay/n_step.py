@@ -30,7 +30,7 @@ def n_step_windows(
     Args:
         first: numbers of the transitions that the windows begin with, int64 ``[B]``.
         rewards: rewards by place, ``[C, 1]``.
-        stop: whether a sum ends with the transition at this place, bool ``[C]``.
+        stop: flag of each place, True where a sum ends with its transition, bool ``[C]``.
         n_step: longest window, in steps.
         gamma: discount factor a step.
         num_envs: slots ``N``.

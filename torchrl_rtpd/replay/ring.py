@@ -1,15 +1,15 @@
 """A ring of frames that holds each frame once and rebuilds stacks of them. It knows tensors only.
 
 Consecutive stacks of a game share all frames but one, so a transition needs one new frame: 7,056 bytes at 84 x 84
-instead of two stacks of four. What is read equals, byte for byte, what was written: at the start of a game, across the
+instead of two stacks of four. The stacks read equal, byte for byte, those written: at the start of a game, across the
 seam of the ring, and for the last observation of a game.
 
 Letters: ``N`` slots (games side by side), ``T`` steps a write, ``S`` frames a stack, ``C`` capacity in transitions,
 ``B`` transitions read, ``*F`` the shape of a frame: height and width, after the colours if it has any.
 
 A transition is known by its *number*, ``step * N + slot`` with steps counted from the first write on. It is never used
-again. The next step of the slot is ``N`` further. What belongs to a transition lies at its *place* ``number % C``, and
-the newest frame of its stack at ``number % (C + S * N)``.
+again. The next step of the slot is ``N`` further. All that belongs to a transition lies at its *place* ``number % C``,
+and the newest frame of its stack at ``number % (C + S * N)``.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class FrameRing:
 
     @property
     def single(self) -> bool:
-        """Whether single frames are written instead of stacks."""
+        """True when single frames are written instead of stacks."""
         return self._single
 
     @property
@@ -113,12 +113,12 @@ class FrameRing:
     # Writing
 
     def check(self, pixels: Tensor, next_pixels: Tensor, ended: Tensor) -> None:
-        """Refuse what could not be rebuilt.
+        """Refuse stacks that could not be rebuilt.
 
         Args:
             pixels: stacks before each step, uint8 ``[T, N, S, *F]``, or the newest frames alone, ``[T, N, 1, *F]``.
             next_pixels: those after it.
-            ended: whether a game is over after a step, bool ``[T, N]``.
+            ended: True where a game is over after a step, bool ``[T, N]``.
 
         Raises:
             ValueError: a stack that does not continue the one before, or begins a game with other frames than zeros.
@@ -149,7 +149,7 @@ class FrameRing:
         Args:
             pixels: stacks before each step, uint8 ``[T, N, S, *F]``, or the newest frames alone, ``[T, N, 1, *F]``.
             next_pixels: those after it.
-            ended: whether a game is over after a step, bool ``[T, N]``.
+            ended: True where a game is over after a step, bool ``[T, N]``.
         """
         if self._num_written == 0:
             self._single = pixels.shape[2] == 1
@@ -178,7 +178,7 @@ class FrameRing:
         return newest
 
     def _begins(self, ended: Tensor, *, single: bool) -> Tensor:
-        """Whether a game begins with each step of this write, ``[T, N]``."""
+        """True where a game begins with a step of this write, ``[T, N]``."""
         if self._num_written == 0:
             first = torch.full_like(ended[0], single)
         else:
@@ -198,7 +198,7 @@ class FrameRing:
         shape = (self.num_frames + 1, *shape)
         if self.scratch_dir is not None:
             return bytes_in_file(shape, self.scratch_dir)
-        # Not zeroed, so that memory is taken from the system only as the ring fills; what was not written is not read.
+        # Not zeroed, so that memory is taken from the system only as the ring fills; frames that were not written are not read.
         return torch.empty(shape, dtype=torch.uint8, device=self.device)
 
     def _set_frames(self, number: int, frames: Tensor) -> None:
@@ -278,7 +278,7 @@ class FrameRing:
         return {name: getattr(self, name) for name in self.STATE}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Restore by copy what :meth:`state` returned.
+        """Restore by copy a state that :meth:`state` returned.
 
         Raises:
             ValueError: tensors of another shape or dtype than those of a ring of this capacity.
@@ -335,7 +335,7 @@ def channels_last(stacks: Tensor) -> Tensor:
 
 
 def _differ(first: Tensor, second: Tensor) -> Tensor:
-    """Whether stacks ``[T, N, ...]`` of uint8 differ anywhere, ``[T, N]``."""
+    """True where stacks ``[T, N, ...]`` of uint8 differ anywhere, ``[T, N]``."""
     return (first ^ second).flatten(2).any(-1)
 
 

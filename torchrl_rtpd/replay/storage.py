@@ -36,7 +36,7 @@ _ENTRIES = 68  # about: action, rewards, scores, flags
 class FrameStackStorage(TensorStorage):
     """A TorchRL storage for stacked frames: one uint8 frame a transition, stacks rebuilt when sampled.
 
-    Written by ``extend`` with what a collector of ``N`` slots yields, flattened slot by slot (``batch.reshape(-1)`` of
+    Written by ``extend`` with the batches that a collector of ``N`` slots yields, flattened slot by slot (``batch.reshape(-1)`` of
     ``[N, T]``, as TorchRL's trainers do). Everything but the frames is stored as it comes. A write whose stacks could
     not be rebuilt is refused before anything is stored, so a wrong layout is an error and never silent mixing. Single
     items cannot be added or overwritten. Writes may also hold single frames ``[N * T, 1, H, W]``, all of them or none,
@@ -123,7 +123,7 @@ class FrameStackStorage(TensorStorage):
         self.initialized = True  # there is nothing lazy for a sampler to wait for
         self._ring.empty()
         self._extra = TensorDict({}, [self.max_size])  # every entry but the frames
-        # Whether n-step sums stop here.
+        # True where n-step sums stop.
         self._stop = torch.zeros(self.max_size, dtype=torch.bool, device=self.device)
 
     @property
@@ -219,7 +219,7 @@ class FrameStackStorage(TensorStorage):
         """Declare that the stream ends here: the next write begins new games in every slot.
 
         Call it when the environments are reset or replaced (after a resume, say). The newest transitions keep their own
-        last frames and are not continued by what follows.
+        last frames and are not continued by the next ones.
         """
         if self._num_written == 0:
             return
@@ -299,7 +299,7 @@ class FrameStackStorage(TensorStorage):
         return {"sizes": self._sizes(), "extra": self._extra.to_dict(), **self._ring.state(), "_stop": self._stop}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned, by copy, into a storage of the same sizes.
+        """Restore a state that :meth:`state_dict` returned, by copy, into a storage of the same sizes.
 
         Raises:
             ValueError: a state of other sizes, or one that is damaged.
@@ -321,7 +321,7 @@ class FrameStackStorage(TensorStorage):
         torch.save(self.state_dict(), Path(path) / _FILE)
 
     def loads(self, path: Path | str) -> None:
-        """Restore what :meth:`dumps` saved.
+        """Restore a state that :meth:`dumps` saved.
 
         Raises:
             FileNotFoundError: a folder without such a file.
@@ -330,7 +330,7 @@ class FrameStackStorage(TensorStorage):
         self.load_state_dict(_saved_state(Path(path) / _FILE, self.state_dict().keys()))
 
     def contains(self, item: int | Tensor) -> bool | Tensor:
-        """Tell of an index, or of each of several, whether it was written."""
+        """Return True for an index that was written, for each of several."""
         return (item >= 0) & (item < len(self))
 
 

@@ -1,4 +1,4 @@
-"""Checks of what is written into a frame storage: stacks, flags and the entries beside them.
+"""Checks of a write into a frame storage: stacks, flags and the entries beside them.
 
 Letters: ``N`` slots, ``T`` steps a write, ``S`` frames a stack, ``c`` colours, ``H`` and ``W`` height and width.
 """
