@@ -198,7 +198,7 @@ class FrameRing:
         shape = (self.num_frames + 1, *shape)
         if self.scratch_dir is not None:
             return bytes_in_file(shape, self.scratch_dir)
-        # Not zeroed, so that memory is taken from the system only as the ring fills; frames that were not written are not read.
+        # Not zeroed, so that memory is taken from the system only as the ring fills; no frame is read unwritten.
         return torch.empty(shape, dtype=torch.uint8, device=self.device)
 
     def _set_frames(self, number: int, frames: Tensor) -> None:

@@ -36,11 +36,11 @@ _ENTRIES = 68  # about: action, rewards, scores, flags
 class FrameStackStorage(TensorStorage):
     """A TorchRL storage for stacked frames: one uint8 frame a transition, stacks rebuilt when sampled.
 
-    Written by ``extend`` with the batches that a collector of ``N`` slots yields, flattened slot by slot (``batch.reshape(-1)`` of
-    ``[N, T]``, as TorchRL's trainers do). Everything but the frames is stored as it comes. A write whose stacks could
-    not be rebuilt is refused before anything is stored, so a wrong layout is an error and never silent mixing. Single
-    items cannot be added or overwritten. Writes may also hold single frames ``[N * T, 1, H, W]``, all of them or none,
-    which spares a collector the copies of stacks. Games then begin with the first write.
+    Written by ``extend`` with the batches of a collector of ``N`` slots, flattened slot by slot (``batch.reshape(-1)``
+    of ``[N, T]``, as TorchRL's trainers do). Everything but the frames is stored as it comes. A write whose stacks
+    could not be rebuilt is refused before anything is stored, so a wrong layout is an error and never silent mixing.
+    Single items cannot be added or overwritten. Writes may also hold single frames ``[N * T, 1, H, W]``, all of them or
+    none, which spares a collector the copies of stacks. Games then begin with the first write.
 
     Args:
         max_size: capacity ``C`` in transitions, a multiple of ``num_envs * steps_per_write``.
