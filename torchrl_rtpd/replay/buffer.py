@@ -113,6 +113,8 @@ class _SeveralAtOnce(TensorDictReplayBuffer):
 class _PrioritizedSampler(PrioritizedSampler):
     """TorchRL's sampler, which draws from torch's global generator where it has none of its own."""
 
+    _rng: torch.Generator | None
+
     def sample(self, storage: Storage, batch_size: int) -> Any:
         """Draw indices by priority."""
         if self._rng is not None or storage.device.type != "cpu":  # on a CUDA device TorchRL draws from torch's
