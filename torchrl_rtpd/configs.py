@@ -251,7 +251,10 @@ class AtariVecEnvConfig(EnvConfig):
     device: str | None = None
     frame_skip: int = 4
     frame_stack: int = 4
+    image_size: Any = 84
+    grayscale: bool = True
     clip_rewards: bool = True
+    full_action_space: bool = False
     noop_max: int = 30
     sticky_actions: float = 0.0
     max_frames: int = 108_000
@@ -270,6 +273,7 @@ class FrameStackStorageConfig(StorageConfig):
     frame_stack: int = 4
     n_step: int = 1
     gamma: float = 0.99
+    channels: int = 1
     device: str = "cpu"
     pixels_key: Any = "pixels"
     scratch_dir: str | None = None

@@ -6,14 +6,19 @@ Stream of one slot, one line a stage::
     ALE reward, summed over the frame skip -----------------------------> raw_reward -> its sign -> reward
     lives --------------------------------------------------------------> end_of_life (a life lost, or the game over)
 
-``N`` is the number of slots. A step is one agent decision: ``frame_skip`` emulator frames, or fewer when the game ends
-on the way; the frame it ends on is not shown, as in gymnasium's AtariPreprocessing.
+``N`` is the number of slots, ``S`` of frames in a stack, ``H`` and ``W`` are height and width. A step is one agent
+decision: ``frame_skip`` emulator frames, or fewer when the game ends on the way. The frame a game ends on is not shown,
+as in gymnasium's AtariPreprocessing.
 """
 
 from __future__ import annotations
 
 import difflib
+import secrets
+from collections.abc import Sequence
+from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
 from ale_py import roms
@@ -23,9 +28,9 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.data import Binary, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
-__all__ = ["AtariVecEnv"]
+from torchrl_rtpd.functional.checks import check_integers
 
-FRAME_SIZE = 84  # pixels a side, Mnih et al. 2015
+__all__ = ["AtariVecEnv"]
 
 
 class AtariVecEnv(EnvBase):
@@ -34,34 +39,48 @@ class AtariVecEnv(EnvBase):
     ``done`` is the real end of a game, never a lost life; ``end_of_life`` marks a lost life and a lost game (not a
     truncated one) and is the mask a DQN bootstraps with (``loss.set_keys(terminated="end_of_life")``). Games that end
     restart in the same step: their last observation is stored under ``("next", "pixels")`` and the first one of the
-    next game under the following root, as TorchRL expects. Slots cannot be reset one by one before their game is over.
+    next game under the following root, as TorchRL expects. Games that ``StepCounter(max_steps)`` or another transform
+    truncates are begun again slot by slot.
+
+    ``set_seed`` right after a reset begins the games again at once and overwrites the pixels that the reset returned.
+    A collector of TorchRL's, which resets when it is built, so collects the seed's games from the first transition on.
+    Among games that are running a seed takes effect at the next full reset, and a step before that is an error.
 
     Args:
         game: ALE's snake-case name, for example ``"ms_pacman"``.
         num_envs: slots ``N``.
-        device: where the tensors are placed; ALE itself runs on the CPU.
+        device: of the tensors; ALE itself runs on the CPU.
         frame_skip: emulator frames a step (Nature DQN: 4).
-        frame_stack: frames in an observation (Nature DQN: 4). With 1 there is ``is_init``, too, so that whoever acts
-            can stack them (``DualNetworkCollector(frame_stack=4)``) and nobody else has to copy stacks.
-        clip_rewards: whether ``reward`` is the sign of ``raw_reward`` (Nature DQN).
+        frame_stack: frames in an observation (Nature DQN: 4). With 1 an entry ``is_init`` is written in addition, so
+            that a policy can stack them (``DualNetworkCollector(frame_stack=4)``) and nothing else has to copy stacks.
+        image_size: height and width of a frame in pixels, or one number for both (Nature DQN: 84).
+        grayscale: show grey frames (Nature DQN). False shows three colours a frame.
+        clip_rewards: write the sign of ``raw_reward`` under ``reward`` (Nature DQN).
+        full_action_space: offer all 18 actions instead of those that do something in this game.
         noop_max: a game starts with fewer emulator frames than this, drawn by ALE's own generator: FIRE once, where the
             game has that action, then no-ops; 0 leaves only the FIRE (Nature DQN: 30).
-        sticky_actions: probability that ALE repeats the previous action.
+        sticky_actions: probability that ALE plays the action before instead of the one given. It is drawn for every
+            emulator frame, so that a whole step repeats with probability ``sticky_actions ** frame_skip``. The FIRE at
+            the start of a game is subject to it as well: at 0.25 a quarter of Breakout's games start without the ball.
         max_frames: emulator frames after which a game is truncated, its start not counted (30 minutes at 60 Hz).
         num_threads: ALE's threads; 0 lets ALE choose.
-        seed: seed of slot 0, used at the next full reset; slot ``i`` uses ``seed + i``. None draws one.
+        seed: seed of slot 0, used at the next full reset; slot ``i`` uses ``seed + i``. None draws one from the
+            system, for every environment its own.
 
     Keys:
-        ``pixels`` uint8 ``[N, 4, 84, 84]``; ``action`` int64 ``[N]``; ``reward`` and ``raw_reward`` float32 ``[N, 1]``;
-        ``episode_reward`` float32 ``[N, 1]``, the raw score of the whole game so far; ``end_of_life``, ``done``,
-        ``terminated`` and ``truncated`` bool ``[N, 1]``; with ``frame_stack=1`` ``is_init`` bool ``[N, 1]``, whether a
-        game begins here.
+        ``pixels`` uint8 ``[N, S, H, W]``, in colour ``[N, 3 * S, H, W]`` with red, green and blue of the oldest frame
+        first; ``action`` int64 ``[N]``; ``reward`` and ``raw_reward`` float32 ``[N, 1]``; ``episode_reward`` float32
+        ``[N, 1]``, the raw score of the whole game so far; ``raw_episode_reward``, the same number under a name that
+        TorchRL's ``RewardSum`` does not overwrite; ``end_of_life``, ``done``, ``terminated`` and ``truncated`` bool
+        ``[N, 1]``; with ``frame_stack=1`` ``is_init`` bool ``[N, 1]``, True where a game begins.
 
     Raises:
-        ValueError: an unknown game (with the nearest names), no slot, a size or probability out of range; at a step,
-            actions of another shape or outside the action set; at a reset, slots whose game is not over.
+        ValueError: an unknown game (with the nearest names), one that has no single-player game, no slot, a size or
+            probability out of range; at a step, actions of another shape or outside the action set; at a reset that
+            leaves out a slot whose game is over.
         TypeError: at a step, actions that are not integers.
-        RuntimeError: a step before the first reset, or anything after ``close``.
+        RuntimeError: a step before the first reset, or between ``set_seed`` and the reset that it needs; anything after
+            ``close``.
 
     Examples:
         >>> env = AtariVecEnv("pong", 2, seed=0)
@@ -81,7 +100,10 @@ class AtariVecEnv(EnvBase):
         device: torch.device | str | None = None,
         frame_skip: int = 4,
         frame_stack: int = 4,
+        image_size: int | Sequence[int] = 84,
+        grayscale: bool = True,
         clip_rewards: bool = True,
+        full_action_space: bool = False,
         noop_max: int = 30,
         sticky_actions: float = 0.0,
         max_frames: int = 108_000,
@@ -89,43 +111,46 @@ class AtariVecEnv(EnvBase):
         seed: int | None = None,
     ) -> None:
         _check_game(game)
-        _check_at_least(1, num_envs=num_envs, frame_skip=frame_skip, frame_stack=frame_stack, max_frames=max_frames)
-        _check_at_least(0, noop_max=noop_max, num_threads=num_threads)
+        check_integers(1, num_envs=num_envs, frame_skip=frame_skip, frame_stack=frame_stack, max_frames=max_frames)
+        check_integers(0, noop_max=noop_max, num_threads=num_threads)
         if not 0.0 <= sticky_actions < 1.0:
-            raise ValueError(
-                f"sticky_actions is a probability in [0, 1): got {sticky_actions}; ALE's usual value is 0.25."
-            )
-        super().__init__(device=device, batch_size=[num_envs])
+            raise ValueError(f"sticky_actions is a probability in [0, 1): got {sticky_actions}; ALE's own is 0.25.")
+        super().__init__(device=device, batch_size=[int(num_envs)])
         self.game = game
-        self.frame_skip = frame_skip
-        self.frame_stack = frame_stack
+        self.frame_skip = int(frame_skip)
+        self.frame_stack = int(frame_stack)
+        self.image_size = _height_and_width(image_size)
+        self.grayscale = grayscale
         self.clip_rewards = clip_rewards
-        self._ale = AtariVectorEnv(
-            game,
-            num_envs,
-            num_threads=num_threads,
-            max_num_frames_per_episode=max_frames,
+        self._ale = self._make_ale(
+            num_threads=int(num_threads),
+            max_num_frames_per_episode=int(max_frames),
             repeat_action_probability=sticky_actions,
-            autoreset_mode=AutoresetMode.SAME_STEP,
-            img_height=FRAME_SIZE,
-            img_width=FRAME_SIZE,
-            stack_num=frame_stack,
-            frameskip=frame_skip,
-            noop_max=noop_max,
-            reward_clipping=False,  # clipped here, so that the raw reward is there too
+            full_action_space=full_action_space,
+            noop_max=int(noop_max),
         )
         self.num_actions = len(self._ale.ale.get_action_set())
-        self._lives = np.zeros(num_envs, dtype=np.int32)
-        self._score = np.zeros((num_envs, 1), dtype=np.float32)
-        self._ended = np.zeros(num_envs, dtype=bool)  # slots whose game ended in the last step
-        self._sent: np.ndarray | None = None  # actions of a step that was begun
-        self._next_pixels: torch.Tensor | None = None  # what ALE shows after that step, new games included
         self._make_specs()
+        self._make_state()
         self.set_seed(seed)
+
+    def _make_ale(self, **options: Any) -> AtariVectorEnv:
+        return AtariVectorEnv(
+            self.game,
+            self.batch_size[0],
+            autoreset_mode=AutoresetMode.SAME_STEP,
+            img_height=self.image_size[0],
+            img_width=self.image_size[1],
+            grayscale=self.grayscale,
+            stack_num=self.frame_stack,
+            frameskip=self.frame_skip,
+            reward_clipping=False,  # clipped here, so that the raw reward is there too
+            **options,
+        )
 
     def _make_specs(self) -> None:
         slots = self.batch_size[0]
-        size = (slots, self.frame_stack, FRAME_SIZE, FRAME_SIZE)
+        size = (slots, self.frame_stack * (1 if self.grayscale else 3), *self.image_size)
         number = Unbounded(shape=(slots, 1), device=self.device)
         flag = Binary(shape=(slots, 1), dtype=torch.bool, device=self.device)
         self.observation_spec = Composite(
@@ -133,6 +158,7 @@ class AtariVecEnv(EnvBase):
             pixels=Unbounded(shape=size, dtype=torch.uint8, device=self.device),
             raw_reward=number,
             episode_reward=number.clone(),
+            raw_episode_reward=number.clone(),
             end_of_life=flag,
             **({"is_init": flag.clone()} if self.frame_stack == 1 else {}),
             shape=self.batch_size,
@@ -140,52 +166,74 @@ class AtariVecEnv(EnvBase):
         )
         self.action_spec = Categorical(self.num_actions, shape=(slots,), device=self.device)
         self.reward_spec = number.clone()
-        self.done_spec = Composite(
-            done=flag.clone(),
-            terminated=flag.clone(),
-            truncated=flag.clone(),
-            shape=self.batch_size,
-            device=self.device,
-        )
+        ends = {name: flag.clone() for name in ("done", "terminated", "truncated")}
+        self.done_spec = Composite(ends, shape=self.batch_size, device=self.device)
+
+    def _make_state(self) -> None:
+        slots = self.batch_size[0]
+        self._lives = np.zeros(slots, dtype=np.int32)
+        self._score = np.zeros((slots, 1), dtype=np.float32)
+        self._ended = np.zeros(slots, dtype=bool)  # slots whose game ended in the last step
+        self._sent: np.ndarray | None = None  # actions of a step that was begun
+        self._next_pixels: torch.Tensor | None = None  # frames that ALE shows after that step, new games included
+        self._first_pixels: torch.Tensor | None = None  # frames that the last full reset returned, until a step begins
+        self._seeded_late = False  # set_seed was called after a reset
 
     def _set_seed(self, seed: int | None) -> None:
-        # ALE takes it at the next full reset; its seeds have 31 bits, those that TorchRL hands on have 32.
-        self._seed = None if seed is None else int(seed) % (2**31 - self.batch_size[0])
+        # ALE's seeds have 31 bits, those that TorchRL hands on have 32. Without one ALE would take the clock's second.
+        seed = secrets.randbelow(2**31) if seed is None else int(seed)
+        self._seed: int | None = seed % (2**31 - self.batch_size[0])
+        self._seeded_late = self._next_pixels is not None
+        if self._first_pixels is not None:
+            self._first_pixels.copy_(self._reset_all())
 
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: object) -> TensorDictBase:
         self._check_open()
         mask = None if tensordict is None else tensordict.get("_reset", None)
-        if self._next_pixels is not None and mask is not None and mask.view(-1).tolist() == self._ended.tolist():
+        chosen = np.ones(self.batch_size, dtype=bool) if mask is None else mask.view(-1).cpu().numpy()
+        seeded = self._seeded_late and chosen.all()
+        if self._next_pixels is not None and mask is not None and np.array_equal(chosen, self._ended) and not seeded:
             pixels = self._next_pixels  # ALE has already restarted these games
-        elif mask is None or mask.all():
+        elif chosen.all():
             pixels = self._reset_all()
+            self._seed = None  # later resets go on with ALE's own generators
+            self._seeded_late = False
         else:
-            raise ValueError(
-                "only slots whose game ended in the last step can be reset: got _reset="
-                f"{mask.view(-1).tolist()} and ended={self._ended.tolist()}; reset all slots with env.reset()."
-            )
-        entries = self._entries(pixels, self._score, np.zeros_like(self._score, dtype=bool))
+            pixels = self._reset_some(chosen)
+        entries = self._entries(pixels, self._score.copy(), np.zeros_like(self._score, dtype=bool))
         if self.frame_stack == 1:
-            entries["is_init"] = self._tensor(np.ones((*self.batch_size, 1), dtype=bool)) if mask is None else mask
+            entries["is_init"] = self._tensor(chosen[:, None].copy())
+        self._first_pixels = entries["pixels"] if chosen.all() else None
         return TensorDict(entries, batch_size=self.batch_size, device=self.device)
 
     def _reset_all(self) -> torch.Tensor:
         if self._sent is not None:
             self._ale.recv()
-            self._sent = None
+        self._sent = None
         pixels, info = self._ale.reset(seed=self._seed)
-        self._seed = None  # later resets go on with ALE's own generators
         self._lives = info["lives"]
         self._score = np.zeros_like(self._score)
         self._ended = np.zeros_like(self._ended)
-        self._next_pixels = torch.from_numpy(pixels)
+        self._next_pixels = self._frames(pixels)
+        return self._next_pixels
+
+    def _reset_some(self, chosen: np.ndarray) -> torch.Tensor:
+        """Begin new games in these slots, some of which ALE may have restarted already."""
+        if self._next_pixels is None or self._sent is not None:
+            raise RuntimeError(f"single slots are reset between steps: got _reset={chosen.tolist()}; call env.reset().")
+        if (self._ended & ~chosen).any():
+            raise ValueError(
+                f"slots whose game is over must be reset: got _reset={chosen.tolist()} and ended="
+                f"{self._ended.tolist()}; reset those as well, or all slots with env.reset()."
+            )
+        pixels, info = self._ale.reset(options={"reset_mask": chosen & ~self._ended})
+        self._lives = info["lives"]
+        self._score = np.where(chosen[:, None], np.float32(0), self._score)
+        self._next_pixels = self._frames(pixels)
         return self._next_pixels
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        self._check_open()
-        if self._next_pixels is None:
-            raise RuntimeError("step was called before reset: call env.reset() first.")
-        actions = self._checked_actions(tensordict.get("action", None))
+        actions = self._begin(tensordict.get("action", None), tensordict.get("pixels", None))
         if self._sent is None:
             self._ale.send(actions)
         elif not np.array_equal(self._sent, actions):
@@ -203,18 +251,39 @@ class AtariVecEnv(EnvBase):
         self._lives = info["lives"]
         self._ended = done
         self._score = np.where(done[:, None], np.float32(0), score)
-        self._next_pixels = pixels = torch.from_numpy(shown)
+        self._next_pixels = pixels = self._frames(shown)
         if done.any():  # ALE shows the first observation of the next game, TorchRL stores the last one of this game
             pixels = pixels.clone()
-            pixels[torch.from_numpy(done)] = torch.from_numpy(info["final_obs"][done])
+            pixels[torch.from_numpy(done)] = self._frames(info["final_obs"][done])
         entries = self._entries(pixels, score, (life_lost | terminated)[:, None], raw_reward)
         entries["reward"] = self._tensor(np.sign(raw_reward) if self.clip_rewards else raw_reward)
         for name, flag in (("done", done), ("terminated", terminated), ("truncated", truncated)):
             entries[name] = self._tensor(flag[:, None])
         return TensorDict(entries, batch_size=self.batch_size, device=self.device)
 
+    def _begin(self, action: torch.Tensor | None, pixels: torch.Tensor | None) -> np.ndarray:
+        """Return the checked actions of a step, after which no seed begins the games again."""
+        self._check_open()
+        if self._next_pixels is None:
+            raise RuntimeError("step was called before reset: call env.reset() first.")
+        actions = self._checked_actions(action)
+        if self._seeded_late:
+            self._check_shown(pixels)
+        self._seed, self._seeded_late, self._first_pixels = None, False, None
+        return actions
+
+    def _check_shown(self, pixels: torch.Tensor | None) -> None:
+        """Refuse a step between a seed and the reset that it needs, which would mix two games in one transition."""
+        first = self._first_pixels
+        if first is None or pixels is None or pixels.dtype != first.dtype or not torch.equal(pixels.to(first), first):
+            where = "among running games" if first is None else "after a reset whose pixels were copied or transformed"
+            raise RuntimeError(
+                f"a seed takes effect when games begin: got set_seed {where} and a step; call env.reset(), or the "
+                "collector's reset(), in between."
+            )
+
     def maybe_reset(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """What TorchRL's comes to, in a fraction of its time: ALE has restarted the slots whose game ended.
+        """Return the same state as TorchRL's own method, in a fraction of its time: ALE has restarted the ended games.
 
         Args:
             tensordict: the state after the last step, as ``step_mdp`` gives it ``[N]``. Not changed.
@@ -222,10 +291,12 @@ class AtariVecEnv(EnvBase):
         Returns:
             The state the next step starts from; where a game ended all but the pixels is zero, as TorchRL has it.
         """
-        pixels = self._next_pixels
-        if pixels is None or not self._ended.any() or not tensordict.get("done").any():
+        pixels, done = self._next_pixels, tensordict.get("done")
+        if pixels is None or not done.any():
             return tensordict
-        ended = torch.from_numpy(self._ended).to(tensordict.get("done").device)
+        ended = torch.from_numpy(self._ended).to(done.device)
+        if not torch.equal(ended, done.view(-1)):
+            return super().maybe_reset(tensordict)
         state = tensordict.exclude("pixels").apply(
             lambda value: value.masked_fill(ended.view(-1, *[1] * (value.ndim - 1)), 0)
         )
@@ -237,7 +308,7 @@ class AtariVecEnv(EnvBase):
         """Begin a step; ALE's threads play it while other work is done, and the next ``step`` waits for it.
 
         Args:
-            action: what the next ``step`` will be called with, int64 ``[N]``.
+            action: actions that the next ``step`` will be called with, int64 ``[N]``.
 
         Raises:
             RuntimeError: a step that was begun and not finished, or before the first reset.
@@ -246,22 +317,28 @@ class AtariVecEnv(EnvBase):
         if self._next_pixels is None or self._sent is not None:
             what = "before reset" if self._next_pixels is None else "twice without a step"
             raise RuntimeError(f"a step is begun once, after reset: send was called {what}; call env.step(...) first.")
-        self._sent = self._checked_actions(action)
+        self._sent = self._begin(action, self._first_pixels)
         self._ale.send(self._sent)
 
     def _entries(
         self, pixels: torch.Tensor, score: np.ndarray, end_of_life: np.ndarray, raw_reward: np.ndarray | None = None
     ) -> dict[str, torch.Tensor]:
-        """What a reset and a step have in common."""
+        """Entries that a reset and a step have in common."""
         entries = {
             "pixels": pixels if self.device is None else pixels.to(self.device),
             "raw_reward": self._tensor(np.zeros_like(score) if raw_reward is None else raw_reward),
             "episode_reward": self._tensor(score),
+            "raw_episode_reward": self._tensor(score.copy()),
             "end_of_life": self._tensor(end_of_life),
         }
         if self.frame_stack == 1:
             entries["is_init"] = self._tensor(np.zeros_like(score, dtype=bool))
         return entries
+
+    def _frames(self, shown: np.ndarray) -> torch.Tensor:
+        """ALE's frames ``[..., S, H, W]`` or ``[..., S, H, W, 3]`` as pixels."""
+        pixels = torch.from_numpy(shown)
+        return pixels if self.grayscale else pixels.movedim(-1, -3).flatten(-4, -3)
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         tensor = torch.from_numpy(array)
@@ -294,16 +371,30 @@ class AtariVecEnv(EnvBase):
 
 
 def _check_game(game: str) -> None:
+    """Refuse names that ALE does not know, and those on which it would end the process."""
     names = roms.get_all_rom_ids()
-    if game in names:
+    registered = [spec for spec in gymnasium.registry.values() if spec.kwargs.get("game") in names]
+    single_player = {spec.kwargs["game"] for spec in registered if spec.namespace == "ALE"}
+    if game in single_player:
         return
+    if game in names:
+        raise ValueError(f"{game!r} has no single-player game, and ALE would end the process; choose one that has.")
+    for spec in (spec for spec in registered if spec.id == game):
+        skip, sticky = spec.kwargs["frameskip"], spec.kwargs["repeat_action_probability"]
+        skip = f"frame_skip={skip}" if isinstance(skip, int) else f"a frame skip drawn from {skip}, not offered here"
+        raise ValueError(
+            f"games have ALE's names: got gymnasium's {spec.id!r}; use {spec.kwargs['game']!r}, to which that "
+            f"environment adds sticky_actions={sticky} and {skip} (0.0 and 4 unless given)."
+        )
     snake = "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in str(game)).lstrip("_")
-    near = difflib.get_close_matches(snake, names, n=3, cutoff=0.4)
+    near = difflib.get_close_matches(snake, single_player, n=3, cutoff=0.4)
     hint = f"did you mean {', '.join(near)}?" if near else "ale_py.roms.get_all_rom_ids() lists all names."
     raise ValueError(f"unknown game {game!r}: names are ALE's, in snake case, such as ms_pacman; {hint}")
 
 
-def _check_at_least(lowest: int, **values: int) -> None:
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
-            raise ValueError(f"{name} must be an integer of at least {lowest}: got {value!r}.")
+def _height_and_width(image_size: int | Sequence[int]) -> tuple[int, int]:
+    sizes = list(image_size) if isinstance(image_size, Sequence) else [image_size] * 2
+    if len(sizes) != 2:
+        raise ValueError(f"image_size is a height and a width, or one number for both: got {image_size}.")
+    check_integers(1, image_height=sizes[0], image_width=sizes[1])
+    return int(sizes[0]), int(sizes[1])

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral
 
 import torch
 from torch import Tensor
 
-__all__ = ["at_least_single", "check_same_shape", "check_within"]
+__all__ = ["at_least_single", "check_integers", "check_same_shape", "check_within"]
 
 
 def at_least_single(dtype: torch.dtype) -> torch.dtype:
@@ -49,3 +50,20 @@ def check_within(interval: str, remedy: str = "", **numbers: float | None) -> No
         below = valid and (number < high or (number == high and interval[-1] == "]"))
         if not (above and below):
             raise ValueError(f"{name} must lie in {interval}: got {number!r}{'; ' if remedy else ''}{remedy}.")
+
+
+def check_integers(lowest: int, **values: object) -> None:
+    """Refuse arguments, given by name, that are no integers or smaller than the lowest one allowed.
+
+    Raises:
+        ValueError: such an argument, with its name and value.
+
+    Examples:
+        >>> check_integers(1, num_envs=8, frame_skip=4)
+        >>> check_integers(1, num_envs=0)
+        Traceback (most recent call last):
+        ValueError: num_envs must be an integer of at least 1: got 0.
+    """
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < lowest:
+            raise ValueError(f"{name} must be an integer of at least {lowest}: got {value!r}.")

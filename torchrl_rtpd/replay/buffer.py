@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from tensordict import TensorDictBase
-from torchrl.data import PrioritizedSampler, RandomSampler, TensorDictReplayBuffer
+from torchrl.data import PrioritizedSampler, RandomSampler, Storage, TensorDictReplayBuffer
 
+from torchrl_rtpd.functional.checks import check_integers
 from torchrl_rtpd.replay.storage import FrameStackStorage
 
 __all__ = ["make_replay_buffer"]
@@ -31,25 +32,33 @@ def make_replay_buffer(
     Args:
         storage: where the transitions live.
         batch_size: transitions a sample ``B``.
-        minibatches_at_once: draw and rebuild so many minibatches together, and hand them out one by one until the next
-            write. They are the same either way, for less: give it the trainer's ``optim_steps_per_batch`` on a GPU, and
-            as many as fit its caches, some four, on a CPU.
+        minibatches_at_once: number of minibatches that are drawn and rebuilt together, and handed out one by one until
+            the next write. They are the same either way, for less time: give it the trainer's
+            ``optim_steps_per_batch`` on a GPU, and as many as fit its caches, some four, on a CPU.
         prioritized: sample by priority (Schaul et al. 2016, https://arxiv.org/abs/1511.05952) instead of uniformly.
         alpha: exponent of the priorities.
         beta: exponent of the importance weights.
-        seed: seed of the sampler's own generator. None uses the global one.
+        seed: seed of the sampler's own generator. None uses torch's global one (``torch.manual_seed``), also for
+            priorities, where TorchRL's own sampler would draw from numpy's.
 
     Returns:
         A :class:`~torchrl.data.TensorDictReplayBuffer`.
 
     Raises:
-        ValueError: several minibatches at once from a prioritised buffer, or fewer than one.
+        ValueError: a number of transitions or minibatches below one; several minibatches at once from a prioritised
+            buffer; a negative exponent.
         RuntimeError: prioritised replay without TorchRL's compiled extension, with both versions and the remedy.
+
+    Examples:
+        >>> storage = FrameStackStorage(1_000, num_envs=2, steps_per_write=5)
+        >>> make_replay_buffer(storage, batch_size=32, seed=0).batch_size
+        32
     """
-    if minibatches_at_once < 1 or (prioritized and minibatches_at_once > 1):
+    check_integers(1, batch_size=batch_size, minibatches_at_once=minibatches_at_once)
+    if prioritized and minibatches_at_once > 1:
         raise ValueError(
-            "minibatches_at_once must be at least 1, and 1 for a prioritised buffer, whose priorities change with each "
-            f"update: got {minibatches_at_once}, prioritized={prioritized}."
+            "minibatches_at_once must be 1 for a prioritised buffer, whose priorities change with each update: got "
+            f"{minibatches_at_once}; leave it out, or sample uniformly."
         )
     sampler = RandomSampler()
     if prioritized:
@@ -62,7 +71,7 @@ def make_replay_buffer(
 
 
 class _SeveralAtOnce(TensorDictReplayBuffer):
-    """A uniform buffer that samples several minibatches in one go; what is left of them is dropped at a write."""
+    """A uniform buffer that samples several minibatches in one go; those left are dropped at a write."""
 
     def __init__(self, minibatches: int, **options: Any) -> None:
         super().__init__(**options)
@@ -70,7 +79,7 @@ class _SeveralAtOnce(TensorDictReplayBuffer):
         self._ready: deque[TensorDictBase] = deque()
 
     def sample(self, batch_size: int | None = None, **options: Any) -> Any:
-        """A minibatch; one of another size than the buffer's own, or with ``return_info``, is drawn by itself."""
+        """Return a minibatch; one of another size than the buffer's own, or with ``return_info``, is drawn alone."""
         if options or batch_size not in (None, self._batch_size):
             return super().sample(batch_size, **options)
         if not self._ready:
@@ -81,31 +90,47 @@ class _SeveralAtOnce(TensorDictReplayBuffer):
         return self._ready.popleft()
 
     def extend(self, tensordicts: Any, **options: Any) -> Any:
-        """Store, and forget what was drawn before."""
+        """Store, and forget the minibatches drawn before."""
         self._ready.clear()
         return super().extend(tensordicts, **options)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore, and forget what was drawn before."""
+        """Restore, and forget the minibatches drawn before."""
         self._ready.clear()
         super().load_state_dict(state_dict)
 
     def loads(self, path: Path | str) -> None:
-        """Restore, and forget what was drawn before."""
+        """Restore, and forget the minibatches drawn before."""
         self._ready.clear()
         super().loads(path)
 
     def empty(self, *args: Any, **options: Any) -> None:
-        """Empty it of everything."""
+        """Forget the transitions and the minibatches drawn before."""
         self._ready.clear()
         super().empty(*args, **options)
+
+
+class _PrioritizedSampler(PrioritizedSampler):
+    """TorchRL's sampler, which draws from torch's global generator where it has none of its own."""
+
+    _rng: torch.Generator | None
+
+    def sample(self, storage: Storage, batch_size: int) -> Any:
+        """Draw indices by priority."""
+        if self._rng is not None or storage.device.type != "cpu":  # on a CUDA device TorchRL draws from torch's
+            return super().sample(storage, batch_size)
+        self._rng = torch.default_generator
+        try:
+            return super().sample(storage, batch_size)
+        finally:
+            self._rng = None
 
 
 def _prioritized_sampler(max_size: int, alpha: float, beta: float) -> PrioritizedSampler:
     import torchrl
 
     try:
-        return PrioritizedSampler(max_size, alpha=alpha, beta=beta)
+        return _PrioritizedSampler(max_size, alpha=alpha, beta=beta)
     except (RuntimeError, ImportError, NameError) as error:
         raise RuntimeError(
             "prioritised replay needs TorchRL's compiled extension, which must match torch: got torchrl "

@@ -1,4 +1,4 @@
-"""Memory of a run: whether what it is about to hold fits, and how what it frees is used again."""
+"""Memory of a replay: check that it fits, or keep it in a file."""
 
 from __future__ import annotations
 
@@ -13,18 +13,15 @@ import torch
 
 __all__ = ["available_bytes", "bytes_in_file", "check_fits"]
 
-# From glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-
 
 def available_bytes(device: torch.device | str = "cpu") -> int | None:
-    """Memory that can still be taken on a device; None where the system does not tell.
+    """Return the memory that can still be taken on a device; None where the system does not tell.
 
     Args:
         device: a CPU or CUDA device.
 
     Returns:
-        Bytes. On the CPU what Linux says is available, caches that it would give up included.
+        Bytes. On the CPU the number that Linux calls available, caches that it would give up included.
 
     Examples:
         >>> available_bytes() is None or available_bytes() > 0
@@ -47,17 +44,17 @@ def check_fits(
     device: torch.device | str = "cpu",
     folder: Path | str | None = None,
 ) -> None:
-    """Refuse what does not fit.
+    """Refuse something that needs more memory than is available.
 
     Args:
         needed: bytes.
-        what: what needs them, the subject of the message.
+        what: the thing that needs them, the subject of the message.
         remedy: the end of the message.
-        device: where.
-        folder: where, if it is to lie in a file rather than in a device's memory.
+        device: the device whose memory is taken.
+        folder: the folder whose disk is taken instead, for a thing that lies in a file.
 
     Raises:
-        MemoryError: it needs more than is available, with both numbers.
+        MemoryError: more bytes needed than available, with both numbers.
 
     Examples:
         >>> check_fits(1e15, "a replay of 10 transitions", "store fewer")  # doctest: +ELLIPSIS
@@ -73,14 +70,14 @@ def check_fits(
 
 
 def bytes_in_file(shape: Sequence[int], folder: Path | str) -> torch.Tensor:
-    """A tensor that lies in a file: the system keeps in memory what is used, and gives up the rest when it must.
+    """Return a tensor that lies in a file: the system keeps the used parts in memory, and others while it can.
 
     Its space is reserved at once. The file has no name any more when this returns, so that nothing stays behind: its
     space is free again with the last tensor on it, however the process ends.
 
     Args:
         shape: of the tensor.
-        folder: on which disk. Not one that lies in memory itself, such as many a ``/tmp``.
+        folder: a folder on the disk to use. Not one that lies in memory itself, such as many a ``/tmp``.
 
     Returns:
         A uint8 tensor of this shape on the CPU, zero where it was not written.
@@ -95,7 +92,7 @@ def bytes_in_file(shape: Sequence[int], folder: Path | str) -> torch.Tensor:
     size = math.prod(shape)
     descriptor, name = tempfile.mkstemp(prefix="replay-", dir=folder)
     try:
-        os.posix_fallocate(descriptor, 0, max(size, 1))  # else a disk that is full later would end the process
+        os.posix_fallocate(descriptor, 0, max(size, 1))  # otherwise a disk full later would end the process
         tensor = torch.from_file(name, shared=True, size=size, dtype=torch.uint8)
     finally:
         os.close(descriptor)

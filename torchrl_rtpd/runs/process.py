@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ctypes
 
-from torchrl_rtpd.replay.memory import _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD
-
 __all__ = ["keep_freed_memory"]
 
+# From glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGEST_MMAP_THRESHOLD = 32 * 2**20  # what glibc accepts at most
 
 
