@@ -214,8 +214,7 @@ def whole_state(run) -> dict:
     path = run.saver.latest()
     components = VerifiedCheckpoint.verify(path)["components"]
     state = {name: StateAdapter(name).read(path / record["path"])[1] for name, record in components.items()}
-    clocks = ("seconds", "cpu_seconds", "evaluation_seconds", "_evaluation_cpu_seconds", "learning_since", "metrics")
-    for clock in clocks:
+    for clock in ("clock", "metrics"):
         state["trainer_module.run_monitor"].pop(clock)
     state.pop("trainer_module.save_checkpoints")
     state.pop("replay_buffer", None)  # its files hold places that were never written

@@ -53,7 +53,7 @@ from torchrl_rtpd.runs import RunMonitor
 watch = RunMonitor.watch
 def watch_and_tell(monitor):
     watch(monitor)
-    print("steps", monitor.steps, flush=True)
+    print("steps", monitor.clock.steps, flush=True)
 RunMonitor.watch = watch_and_tell
 runpy.run_path("examples/rtpd_atari.py", run_name="__main__")
 """

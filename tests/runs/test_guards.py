@@ -56,9 +56,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     run.hook.metrics = {"distill/net17/loss": math.inf}
     run.hook.averages = lambda *_: None
     with pytest.raises(DivergenceError, match=r"net17 has loss of inf"):
-        run.guard._look_at_losses({"loss": 1.0})
-    with pytest.raises(DivergenceError, match=r"teacher has grad_norm of nan"):
-        run.guard._look_at_losses({"loss": 1.0, "grad_norm": math.nan})
+        run.guard._judge({}, {"loss": 1.0})
+    with pytest.raises(DivergenceError, match=r"teacher has grad_norm of nan, net17 has loss of inf"):
+        run.guard._judge({}, {"loss": 1.0, "grad_norm": math.nan})
 
 
 @pytest.mark.parametrize("part", ["teacher", "net17"])
@@ -142,22 +142,27 @@ def test_rollbacks_come_to_an_end(tmp_path):
 def test_an_exploding_student_loss_is_noticed_and_named(tmp_path):
     """A hundredfold of the usual; nothing is known to be usual before ten batches."""
     run = _guarded(tmp_path)
+
+    def judge(loss):
+        run.hook.metrics = {"distill/net17/loss": loss}
+        run.guard._judge({}, {})
+
     for _ in range(9):
-        run.guard._look_for_explosion("net17", 0.5)
-    run.guard._look_for_explosion("net17", 49.0)  # the tenth: still learning what is usual
-    run.guard._look_for_explosion("net17", 49.0)
+        judge(0.5)
+    judge(49.0)  # the tenth: still learning what is usual
+    judge(49.0)
     with pytest.raises(DivergenceError, match=r"net17 has loss of 51, 102 times the usual 0.5"):
-        run.guard._look_for_explosion("net17", 51.0)
+        judge(51.0)
 
 
 def _evaluations(run, scores, first=0):
     """Let the teacher score so in evaluation after evaluation; a random player's is 0."""
-    run.monitor.random_return = 0.0
+    run.monitor._random_return = 0.0
     for step, score in enumerate(scores, first):
         run.monitor.evaluated_steps = step
         run.monitor.last_scores = {"teacher": Scores((score, score), 0, 0)}
-        run.guard._look_at_scores()
-        run.guard._look_at_scores()  # no new evaluation
+        run.guard.look_at_scores()
+        run.guard.look_at_scores()  # no new evaluation
 
 
 def test_a_collapsed_teacher_is_noticed_after_three_evaluations(tmp_path):
@@ -203,10 +208,10 @@ def test_a_guard_looks_at_the_device_once_a_batch(tmp_path):
     [
         ({"policy": "panic"}, "got 'panic'"),
         ({"policy": "rollback"}, "got saver=None"),
-        ({"explosion": 1.0}, "explosion=1.0"),
-        ({"collapse": 1.0}, "collapse=1.0"),
-        ({"collapse_evaluations": 0}, "collapse_evaluations=0"),
-        ({"max_rollbacks": -1}, "max_rollbacks=-1"),
+        ({"explosion": 1.0}, r"explosion must lie in \(1, inf\]: got 1.0"),
+        ({"collapse": 1.0}, r"collapse must lie in \[0, 1\): got 1.0"),
+        ({"collapse_evaluations": 0}, r"collapse_evaluations must lie in \[1, inf\): got 0"),
+        ({"max_rollbacks": -1}, r"max_rollbacks must lie in \[0, inf\): got -1"),
     ],
 )
 def test_options_out_of_range_are_refused(options, message):

@@ -116,7 +116,7 @@ def test_rows_after_the_checkpoint_are_cut_off_and_come_again(tmp_path):
     assert read_metrics(tmp_path / "metrics.csv")["steps"][-1] == TOTAL
     resumed = small_run(tmp_path, TOTAL)
     resumed.saver.restore(tmp_path / "checkpoints" / f"checkpoint-{88:012d}")
-    assert read_metrics(tmp_path / "metrics.csv")["steps"][-1] == 80
+    assert read_metrics(tmp_path / "metrics.csv")["steps"][-1] == TOTAL  # nothing changes before the first batch
     resumed.trainer.train()
     metrics = read_metrics(tmp_path / "metrics.csv")
     assert metrics["steps"] == [8.0, *(float(steps) for steps in range(16, TOTAL + 1, 16))]
@@ -258,7 +258,7 @@ def test_a_newer_version_is_refused_by_name(tmp_path):
     run.trainer.train()
     path = run.saver.latest()
     _set_version(path, 99)
-    with pytest.raises(CheckpointError, match="up to version 2 can be read: got version 99"):
+    with pytest.raises(CheckpointError, match="up to version 3 can be read: got version 99"):
         small_run(tmp_path, 16).saver.restore(path)
 
 
@@ -279,7 +279,7 @@ def test_numbers_out_of_range_are_refused(tmp_path, option):
     from torchrl_rtpd.runs.checkpoints import SaveCheckpoints
 
     name, value = list(option.items())[-1]
-    with pytest.raises(ValueError, match=f"{name}={value}"):
+    with pytest.raises(ValueError, match=rf"{name} must lie in \[1, inf\): got {value}"):
         SaveCheckpoints(tmp_path, **option)
 
 
@@ -313,6 +313,10 @@ def test_what_a_killed_process_left_behind_is_tidied_up(tmp_path):
     folder = latest.parent
     latest.rename(folder / f".{latest.name}.old-1234")
     (folder / ".checkpoint-000000000024.partial-5678").mkdir()
-    small_run(tmp_path, 16)
-    assert newest_checkpoint(tmp_path) == latest
+    resumed = small_run(tmp_path, 24)
+    assert newest_checkpoint(tmp_path) == folder / f".{latest.name}.old-1234"
+    resumed.saver.restore(newest_checkpoint(tmp_path))
+    assert resumed.trainer.collected_frames == 16
+    resumed.trainer.train()
+    assert latest.exists()
     assert not list(folder.glob(".*"))
