@@ -48,7 +48,8 @@ SETTINGS = [
 ]
 # The example as it is, telling how far it is.
 LIFE = """
-import runpy
+import runpy, sys
+sys.path.insert(0, "examples")
 from torchrl_rtpd.runs import RunMonitor
 watch = RunMonitor.watch
 def watch_and_tell(monitor):
