@@ -147,7 +147,7 @@ def test_a_checkpoint_replaces_one_of_its_name(tmp_path):
 
 
 def test_a_folder_of_another_kind_is_refused(tmp_path):
-    """One of TorchRL's own, too, which has no checksums."""
+    """So is one of TorchRL's own, which has no checksums."""
     from torchrl.checkpoint import Checkpoint
 
     Checkpoint(network=nn.Linear(1, 1)).save(tmp_path / "torchrl")

@@ -28,7 +28,7 @@ CLOCKS = ("seconds", "training_seconds", "cpu_seconds", "steps_per_second")
 
 
 def _resumed(folder, checkpoint, **options):
-    """The same run built anew in another process's stead and resumed."""
+    """The same run built from scratch, as another process would, and resumed."""
     torch.manual_seed(12345)  # whatever the new process drew before
     run = small_run(folder, TOTAL, **options)
     run.saver.restore(folder / "checkpoints" / checkpoint)
@@ -76,7 +76,7 @@ def test_replay_and_its_priorities_come_back(tmp_path):
 
 @pytest.mark.parametrize("replay", [True, False])
 def test_two_resumes_are_bit_identical_where_games_cannot_be_saved(tmp_path, replay):
-    """Games begin anew, with or without the replay; all else goes on the same way twice."""
+    """Games begin from scratch, with or without the replay; all else goes on the same way twice."""
     first = tmp_path / "first"
     run = small_run(first, 88, env=ForgetfulEnv(), replay=replay)
     run.trainer.train()

@@ -377,7 +377,7 @@ def _found(place: Path) -> list[Path]:
 
 
 def _place(trainer: Any) -> dict[str, Any]:
-    """Where a run takes place: all that a resumed run may have different."""
+    """Return the conditions that may differ when a run is resumed."""
     env, parameter = getattr(trainer.collector, "env", None), next(trainer.loss_module.parameters(), None)
     return {
         "environments": None if env is None else env.batch_size.numel(),

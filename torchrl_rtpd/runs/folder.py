@@ -36,8 +36,8 @@ class RunFolder:
 
     Attributes:
         path: the folder.
-        resumed: whether the run goes on from a checkpoint of this folder.
-        begun: whether the run has completed a batch, so that it may replace what an earlier process left here.
+        resumed: True if the run goes on from a checkpoint of this folder.
+        begun: True once the run has completed a batch. From then on it may replace files of an earlier process.
 
     Raises:
         RuntimeError: at :meth:`claim`, a folder that another run holds or that holds the results of another run; at
@@ -95,14 +95,14 @@ class RunFolder:
 
     @property
     def held(self) -> bool:
-        """Whether :meth:`claim` succeeded and :meth:`release` was not called since."""
+        """True after :meth:`claim`, until :meth:`release`."""
         return self._unlock is not None
 
     def claim(self, *, resume: bool = False) -> RunFolder:
         """Take the folder for this run. Claiming a folder that is held already does nothing.
 
         Args:
-            resume: whether the run goes on from a checkpoint in it; otherwise a folder with results is refused.
+            resume: go on from a checkpoint in the folder if True; otherwise a folder with results is refused.
 
         Returns:
             This object, so that ``with RunFolder(path).claim() as folder`` works.
@@ -224,7 +224,7 @@ def _holder(folder: Path) -> dict[str, Any] | None:
 
 def _left_behind(holder: dict[str, Any], folder: Path) -> bool:
     """Tell a lock whose run writes this folder no more."""
-    if not holder:  # unreadable: somebody has to look
+    if not holder:  # unreadable: a person has to look
         return False
     if holder["folder"] != folder.stat().st_ino:  # copied with its folder
         return True
