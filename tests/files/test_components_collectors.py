@@ -41,7 +41,9 @@ COLLECTORS = {
     MultiSyncCollector: lambda: MultiSyncCollector([make_env] * 2, policy(), **OPTIONS),
     MultiAsyncCollector: lambda: MultiAsyncCollector([make_env] * 2, policy(), **OPTIONS),
     AsyncCollector: lambda: AsyncCollector(make_env, policy(), **OPTIONS),
-    AsyncBatchedCollector: lambda: AsyncBatchedCollector([make_env] * 2, policy(), frames_per_batch=FRAMES),
+    AsyncBatchedCollector: lambda: AsyncBatchedCollector(
+        [make_env] * 2, policy=policy(), frames_per_batch=FRAMES, env_backend="threading"
+    ),
     DualNetworkCollector: lambda: DualNetworkCollector(
         make_env(), policy(), frames_per_batch=FRAMES, total_frames=1_000
     ),

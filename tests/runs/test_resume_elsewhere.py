@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from parts import bits, small_run
+from tensordict import TensorDict
 from torch import nn
 from torchrl.checkpoint import GlobalRNGState
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
@@ -61,10 +62,14 @@ def test_other_threads_are_said_and_change_nothing_else(left, tmp_path):
 def test_a_captured_run_goes_on_on_a_cpu(tmp_path):
     """Its optimisers counted and read their rates on the device, and were not fused."""
     run = small_run(tmp_path, 48)
+
+    def capture():
+        if run.trainer.collected_frames == 48:
+            group = run.trainer.optimizer.param_groups[0]
+            group.update(capturable=True, fused=None, lr=torch.tensor(group["lr"]))
+
+    run.trainer.register_op("post_steps", capture)
     run.trainer.train()
-    group = run.trainer.optimizer.param_groups[0]
-    group.update(capturable=True, fused=None, lr=torch.tensor(group["lr"]))
-    run.saver.save()
     resumed = small_run(tmp_path, 96)
     resumed.saver.restore(newest_checkpoint(tmp_path))
     own = resumed.trainer.optimizer.param_groups[0]
@@ -88,7 +93,7 @@ def test_a_replay_is_restored_on_the_device_of_its_storage(tmp_path):
     saved, fresh = (
         TensorDictReplayBuffer(storage=LazyTensorStorage(8, device=device), batch_size=2) for device in ("cpu", "meta")
     )
-    saved.extend({"obs": torch.arange(6.0)[:, None]})
+    saved.extend(TensorDict({"obs": torch.arange(6.0)[:, None]}, [6]))
     VerifiedCheckpoint(replay=ReplayState(saved)).save(tmp_path / "checkpoint")
     VerifiedCheckpoint(replay=ReplayState(fresh)).load(tmp_path / "checkpoint")
     assert {leaf.device.type for leaf in fresh.storage._storage.values(True, True)} == {"meta"}
