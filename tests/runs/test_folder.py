@@ -178,26 +178,31 @@ def test_a_forked_child_releases_nothing(tmp_path):
 def test_of_many_that_want_a_folder_at_once_one_gets_it(tmp_path):
     """Eight processes, one that holds it; and a void lock before."""
     script = """
-import os, sys, time
+import os, sys
 from torchrl_rtpd.runs.folder import RunFolder
-if "fork" in sys.argv:
-    children = []
-    for _ in range(8):
-        child = os.fork()
-        if child == 0:
-            try:
-                folder = RunFolder(sys.argv[1]).claim()
-                time.sleep(1)
-                folder.check()
-                os._exit(0)
-            except RuntimeError:
-                os._exit(1)
-        children.append(child)
-    print(sum(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0 for child in children))
+tried, over = os.pipe(), os.pipe()
+children = []
+for _ in range(8):
+    child = os.fork()
+    if child == 0:
+        try:
+            folder = RunFolder(sys.argv[1]).claim()
+        except RuntimeError:
+            os.write(tried[1], b"-")
+            os._exit(1)
+        os.write(tried[1], b"+")
+        os.read(over[0], 1)  # until all have tried
+        folder.check()
+        os._exit(0)
+    children.append(child)
+for _ in children:
+    os.read(tried[0], 1)
+os.write(over[1], b"." * 8)
+print(sum(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0 for child in children))
 """
     holder = RunFolder(tmp_path).claim()
     lock_of(tmp_path, process=2**22 + 1)
-    command = [sys.executable, "-c", script, str(tmp_path), "fork"]
+    command = [sys.executable, "-c", script, str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "1\n"
     holder.release()
