@@ -41,7 +41,7 @@ class Watch:
     def look(self, monitor: RunMonitor) -> None:
         """After a batch."""
         if self.start is None:
-            if monitor.steps < self.warmup:
+            if monitor.clock.steps < self.warmup:
                 return
             self.start = time.monotonic()
         seconds = time.monotonic() - self.start
@@ -49,9 +49,9 @@ class Watch:
             self.rows.append(
                 {
                     "seconds": seconds,
-                    "steps": monitor.steps,
-                    "evaluation_seconds": monitor.evaluation_seconds,
-                    "cpu_seconds": monitor.cpu_seconds,
+                    "steps": monitor.clock.steps,
+                    "evaluation_seconds": monitor.clock.evaluation_seconds,
+                    "cpu_seconds": monitor.clock.cpu_seconds,
                     "resident_mb": resident_bytes() / 1e6,
                     "files": len(os.listdir("/proc/self/fd")),
                     "threads": threading.active_count(),

@@ -48,7 +48,7 @@ def interrupted(tmp_path_factory):
 
     def watch_and_send(monitor):
         watch(monitor)
-        if monitor.steps == 128:
+        if monitor.clock.steps == 128:
             os.kill(os.getpid(), signal.SIGTERM)
 
     patch.setattr(EXAMPLE.RunMonitor, "watch", watch_and_send)

@@ -34,7 +34,7 @@ from pathlib import Path
 warnings.simplefilter("ignore")
 sys.path.insert(0, "tests")
 from parts import small_run
-from torchrl_rtpd.trainers import newest_checkpoint
+from torchrl_rtpd.runs import newest_checkpoint
 folder, total = Path(sys.argv[1]), int(sys.argv[2])
 run = small_run(folder, total, every_steps=40)
 if list(folder.glob("checkpoints/checkpoint-*")):
@@ -239,9 +239,9 @@ def test_an_evaluation_says_why_it_gave_up():
     evaluator = Evaluator(WalkEnv, episodes=2, max_seconds=1e-9)
     with pytest.raises(EvaluationStopped, match=r"after 0 steps and 0 s: its bound is max_seconds=1e-09; it gives no"):
         evaluator(actor)
-    evaluator.max_seconds, evaluator.should_stop = None, lambda: True
+    evaluator.max_seconds = None
     with pytest.raises(EvaluationStopped, match="the run is to end"):
-        evaluator(actor)
+        evaluator(actor, should_stop=lambda: True)
     with pytest.raises(ValueError, match="max_seconds must be positive: got 0"):
         Evaluator(WalkEnv, episodes=2, max_seconds=0)
 

@@ -14,8 +14,8 @@ from torchrl_rtpd.runs.guards import DivergenceError, DivergenceGuard
 TOTAL = 160
 
 
-def _guarded(folder, *, parts=("distiller", "monitor", "saver"), total=TOTAL, **options):
-    run = small_run(folder, total, evaluate_every_steps=48, every_steps=40)
+def _guarded(folder, *, parts=("distiller", "monitor", "saver"), total=TOTAL, prioritized=False, **options):
+    run = small_run(folder, total, evaluate_every_steps=48, every_steps=40, prioritized=prioritized)
     found = {"distiller": run.hook, "monitor": run.monitor, "saver": run.saver}
     run.guard = DivergenceGuard(**{name: found[name] for name in parts}, **options)
     run.guard.register(run.trainer)
@@ -56,9 +56,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     run.hook.metrics = {"distill/net17/loss": math.inf}
     run.hook.averages = lambda *_: None
     with pytest.raises(DivergenceError, match=r"net17 has loss of inf"):
-        run.guard._look_at_losses({"loss": 1.0})
-    with pytest.raises(DivergenceError, match=r"teacher has grad_norm of nan"):
-        run.guard._look_at_losses({"loss": 1.0, "grad_norm": math.nan})
+        run.guard._judge({}, {"loss": 1.0})
+    with pytest.raises(DivergenceError, match=r"teacher has grad_norm of nan, net17 has loss of inf"):
+        run.guard._judge({}, {"loss": 1.0, "grad_norm": math.nan})
 
 
 @pytest.mark.parametrize("part", ["teacher", "net17"])
@@ -132,6 +132,46 @@ def test_a_run_rolls_back_and_goes_on(tmp_path):
     assert all(parameter.isfinite().all() for parameter in run.trainer.loss_module.parameters())
 
 
+@pytest.mark.parametrize("what", ["gradient", "weights"])
+@pytest.mark.parametrize("part", ["teacher", "net17"])
+@pytest.mark.parametrize("at", [17, 18])
+def test_one_divergence_is_one_rollback(tmp_path, at, part, what):
+    """The first or the last update of a batch spoils the teacher, or the student, and all that learns from it then."""
+    run = _guarded(tmp_path, policy="rollback", max_rollbacks=1, prioritized=True)
+    _poison(run, part, at=at, what=what)
+    with pytest.warns(UserWarning, match="back to checkpoint-") as said:
+        run.trainer.train()
+    assert [str(each.message).count("1 of at most 1 times") for each in said] == [1]
+    assert run.trainer.collected_frames == TOTAL
+    everything = (run.trainer.loss_module.state_dict(), run.hook.students["net17"].state_dict())
+    assert all(tensor.isfinite().all() for state in everything for tensor in state.values())
+    assert run.buffer.sampler._sum_tree[torch.arange(96)].isfinite().all()
+
+
+def test_all_that_gave_a_divergence_away_is_named_once(tmp_path):
+    """Weights and means of the teacher, and of the student that learned from it in the same batch."""
+    run = _guarded(tmp_path)
+    _poison(run, "teacher", at=17)
+    names = r"teacher has weights of size nan, net17 has weights of size nan, teacher has loss of nan"
+    with pytest.raises(DivergenceError, match=rf"diverged at step 80, update 18: {names}.*net17 has loss of nan"):
+        run.trainer.train()
+
+
+def test_a_rollback_takes_back_what_a_stepper_has_learned(tmp_path):
+    """Whatever the name under which the students' hook, or a stepper that holds it, is registered."""
+    run = _guarded(tmp_path, policy="rollback")
+    run.trainer.register_module("another_name", run.hook)
+    run.saver.save()
+    before = bits(run.hook.students["net17"].state_dict())
+    with torch.no_grad():
+        for parameter in run.hook.students["net17"].parameters():
+            parameter.fill_(math.nan)
+    del run.trainer._modules["real_time_distill"]
+    run.trainer.checkpoint._components.pop("trainer_module.real_time_distill")
+    run.saver.restore_learning(run.saver.latest())
+    assert bits(run.hook.students["net17"].state_dict()) == before
+
+
 def test_rollbacks_come_to_an_end(tmp_path):
     run = _guarded(tmp_path, policy="rollback", max_rollbacks=0)
     _poison(run, "teacher", at=18)
@@ -142,22 +182,27 @@ def test_rollbacks_come_to_an_end(tmp_path):
 def test_an_exploding_student_loss_is_noticed_and_named(tmp_path):
     """A hundredfold of the usual; nothing is known to be usual before ten batches."""
     run = _guarded(tmp_path)
+
+    def judge(loss):
+        run.hook.metrics = {"distill/net17/loss": loss}
+        run.guard._judge({}, {})
+
     for _ in range(9):
-        run.guard._look_for_explosion("net17", 0.5)
-    run.guard._look_for_explosion("net17", 49.0)  # the tenth: still learning what is usual
-    run.guard._look_for_explosion("net17", 49.0)
+        judge(0.5)
+    judge(49.0)  # the tenth: still learning what is usual
+    judge(49.0)
     with pytest.raises(DivergenceError, match=r"net17 has loss of 51, 102 times the usual 0.5"):
-        run.guard._look_for_explosion("net17", 51.0)
+        judge(51.0)
 
 
 def _evaluations(run, scores, first=0):
     """Let the teacher score so in evaluation after evaluation; a random player's is 0."""
-    run.monitor.random_return = 0.0
+    run.monitor._random_return = 0.0
     for step, score in enumerate(scores, first):
         run.monitor.evaluated_steps = step
         run.monitor.last_scores = {"teacher": Scores((score, score), 0, 0)}
-        run.guard._look_at_scores()
-        run.guard._look_at_scores()  # no new evaluation
+        run.guard.look_at_scores()
+        run.guard.look_at_scores()  # no new evaluation
 
 
 def test_a_collapsed_teacher_is_noticed_after_three_evaluations(tmp_path):
@@ -203,10 +248,10 @@ def test_a_guard_looks_at_the_device_once_a_batch(tmp_path):
     [
         ({"policy": "panic"}, "got 'panic'"),
         ({"policy": "rollback"}, "got saver=None"),
-        ({"explosion": 1.0}, "explosion=1.0"),
-        ({"collapse": 1.0}, "collapse=1.0"),
-        ({"collapse_evaluations": 0}, "collapse_evaluations=0"),
-        ({"max_rollbacks": -1}, "max_rollbacks=-1"),
+        ({"explosion": 1.0}, r"explosion must lie in \(1, inf\]: got 1.0"),
+        ({"collapse": 1.0}, r"collapse must lie in \[0, 1\): got 1.0"),
+        ({"collapse_evaluations": 0}, r"collapse_evaluations must lie in \[1, inf\): got 0"),
+        ({"max_rollbacks": -1}, r"max_rollbacks must lie in \[0, inf\): got -1"),
     ],
 )
 def test_options_out_of_range_are_refused(options, message):

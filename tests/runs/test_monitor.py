@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from parts import small_run
 from safetensors.torch import load_file
 from torchrl.modules import EGreedyModule
 from torchrl.objectives import DQNLoss, HardUpdate
@@ -109,7 +110,7 @@ def test_kept_network_is_the_best_not_the_last(tmp_path):
     with torch.no_grad():
         for parameter in monitor.networks["net17"].parameters():
             parameter.zero_()
-    monitor.evaluator = lambda network, seed: Scores((-1_000.0,), 0, 1)
+    monitor.evaluator = lambda network, seed, should_stop: Scores((-1_000.0,), 0, 1)
     monitor.evaluator.seed = 0
     monitor._evaluate(100)
     assert monitor.last_scores["net17"].mean == -1_000.0
@@ -124,15 +125,15 @@ def test_student_metrics_are_averages_of_the_interval(tmp_path):
     assert all(0 <= value <= 1 for value in metrics["net17/agreement"][1:])
     assert all(value >= 0 for value in metrics["net17/kl_to_teacher"][1:])
     assert 0 <= metrics["net17/dormant"][-1] <= 1
-    assert monitor.steps_per_second > 0
+    assert monitor.clock.steps_per_second > 0
 
 
 def test_speed_is_that_of_training_however_long_ago_it_ended(tmp_path):
     """Evaluations after the run do not slow it down in hindsight."""
     monitor = _run(tmp_path)
-    speed = monitor.steps_per_second
+    speed = monitor.clock.steps_per_second
     time.sleep(0.05)
-    assert monitor.steps_per_second == speed
+    assert monitor.clock.steps_per_second == speed
 
 
 def test_what_was_spent_before_is_added_and_evaluation_is_left_out(tmp_path):
@@ -140,15 +141,28 @@ def test_what_was_spent_before_is_added_and_evaluation_is_left_out(tmp_path):
     before = {"steps": 1_000, "updates": 10, "training_seconds": 500.0, "cpu_seconds": 400.0}
     monitor = _run(tmp_path, spent_before=before, log_every_steps=20, evaluate_every_steps=20)
     metrics = read_metrics(tmp_path / "metrics.csv")
-    assert metrics["steps"][-1] == monitor.steps == 1_080 and metrics["updates"][-1] == monitor.updates == 26
+    assert (
+        metrics["steps"][-1] == monitor.clock.steps == 1_080 and metrics["updates"][-1] == monitor.clock.updates == 26
+    )
     training, processor = metrics["training_seconds"], metrics["cpu_seconds"]
     assert training == sorted(training) and training[0] >= 500 and processor[0] >= 400
     clock = metrics["seconds"][-1] - metrics["seconds"][0]
-    assert 0 < monitor.evaluation_seconds < clock
-    assert training[-1] - training[0] == pytest.approx(clock - monitor.evaluation_seconds, abs=0.05)
-    ended = monitor.training_seconds, monitor.cpu_seconds
+    assert 0 < monitor.clock.evaluation_seconds < clock
+    assert training[-1] - training[0] == pytest.approx(clock - monitor.clock.evaluation_seconds, abs=0.05)
+    ended = monitor.clock.training_seconds, monitor.clock.cpu_seconds
     time.sleep(0.05)
-    assert (monitor.training_seconds, monitor.cpu_seconds) == ended
+    assert (monitor.clock.training_seconds, monitor.clock.cpu_seconds) == ended
+
+
+def test_a_state_that_is_asked_for_before_the_run_begins_writes_nothing(tmp_path):
+    """Such as a trainer's own ``state_dict``; restored, it begins a new table."""
+    run = small_run(tmp_path / "run", 48)
+    state = run.trainer.state_dict()["run_monitor"]
+    assert state["metrics"] is None and not (tmp_path / "run").exists()
+    other = small_run(tmp_path / "other", 48)
+    other.monitor.load_state_dict(state)
+    other.trainer.train()
+    assert read_metrics(tmp_path / "other" / "metrics.csv")["steps"] == [8.0, 16.0, 32.0, 48.0]
 
 
 def test_only_what_is_counted_can_have_been_spent_before(tmp_path):
@@ -202,5 +216,5 @@ def test_state_round_trip(tmp_path):
 def test_intervals_out_of_range_are_refused(tmp_path, option):
     """The message names the interval and its value."""
     name, value = next(iter(option.items()))
-    with pytest.raises(ValueError, match=f"{name}={value}"):
+    with pytest.raises(ValueError, match=rf"{name} must lie in \[\d, inf\): got {value}"):
         RunMonitor({}, None, tmp_path, **option)

@@ -35,7 +35,7 @@ def _signalled(run, number, at_steps):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_training_after_its_batch_with_a_checkpoint(tmp_path, capfd, number):
-    """All updates of the batch are made, the environments closed, and whoever had the signal has it again."""
+    """All updates of the batch are made, the environments closed, and the earlier handler has the signal again."""
     before = signal.getsignal(number)
     run = small_run(tmp_path, 400)
     stopper = StopOnSignal()
@@ -88,7 +88,7 @@ from pathlib import Path
 warnings.simplefilter("ignore")
 sys.path.insert(0, "tests")
 from parts import small_run
-from torchrl_rtpd.trainers import StopOnSignal
+from torchrl_rtpd.runs import StopOnSignal
 run = small_run(Path(sys.argv[1]), 100_000, every_steps=40)
 StopOnSignal().register(run.trainer)
 run.trainer.register_op("post_steps", lambda: print(run.trainer.collected_frames, flush=True))
@@ -144,14 +144,14 @@ def test_nobody_catches_up_with_a_teacher_that_is_no_better_than_chance():
 
 
 def test_training_ends_when_every_student_held_the_gap_several_times_in_a_row(tmp_path):
-    """A bad evaluation in between begins the count anew; the students' best networks stay kept."""
+    """A bad evaluation in between begins the count again; the students' best networks stay kept."""
     run = small_run(tmp_path, 1_000, evaluate_every_steps=16)
     stopper = StopWhenCaughtUp(run.monitor, evaluations=2, share=0.9)
     stopper.register(run.trainer)
     good, bad = Scores((10.0, 10.0), 0, 0), Scores((1.0, 1.0), 0, 0)
     students = iter([good, bad, good, good, good])
 
-    def evaluate(network, seed=None, epsilon=None):
+    def evaluate(network, seed=None, epsilon=None, should_stop=None):
         if epsilon == 1.0:
             return Scores((0.0, 0.0), 0, 0)
         return good if network is run.networks["teacher"] else next(students)
@@ -177,7 +177,7 @@ class SimpleEvaluator(SimpleNamespace):
 @pytest.mark.parametrize("option", [{"evaluations": 0}, {"share": 0.0}, {"share": 1.5}, {"confidence": 0.5}])
 def test_options_out_of_range_are_refused(option):
     name, value = next(iter(option.items()))
-    with pytest.raises(ValueError, match=f"{name}={value}"):
+    with pytest.raises(ValueError, match=rf"{name} must lie in .*: got {value}"):
         StopWhenCaughtUp(SimpleNamespace(networks={"teacher": None, "net17": None}), **option)
 
 

@@ -44,9 +44,6 @@ class Evaluator:
         seed: base of the seeds.
         max_seconds: bound on the time of one call, looked at after each step. None has no bound.
 
-    Attributes:
-        should_stop: asked after each step whether to give up; a run that is to end sets it.
-
     Raises:
         ValueError: numbers out of range, or an environment without ``episode_reward``.
         EvaluationStopped: at a call, time is up or ``should_stop`` says so. There are no scores then, since games that
@@ -94,7 +91,7 @@ class Evaluator:
         self.max_steps = max_steps
         self.seed = seed
         self.max_seconds = max_seconds
-        self.should_stop: Callable[[], bool] = lambda: False
+        self._should_stop: Callable[[], bool] | None = None
 
     def __call__(
         self,
@@ -103,6 +100,7 @@ class Evaluator:
         seed: int | None = None,
         epsilon: float | None = None,
         keep_observations: int = 0,
+        should_stop: Callable[[], bool] | None = None,
     ) -> Scores:
         """Play every slot's quota of games.
 
@@ -111,6 +109,7 @@ class Evaluator:
             seed: of the games and random actions; None uses the evaluator's.
             epsilon: another probability of random actions; 1 measures the random player, and the policy is not run.
             keep_observations: observations to keep, spread evenly over the play.
+            should_stop: asked after each step; True gives up, as when a run is to end.
 
         Returns:
             The scores of ``N * quota`` games, fewer if ``max_steps`` ended the play before.
@@ -123,6 +122,7 @@ class Evaluator:
         _check_probability(epsilon)
         generator = torch.Generator().manual_seed(seed)
         self.env.set_seed(seed)
+        self._should_stop = should_stop
         with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC), eval_mode(policy):
             return self._play(policy, generator, epsilon, keep_observations)
 
@@ -164,7 +164,7 @@ class Evaluator:
     def _check_time(self, start: float, step: int) -> None:
         seconds = time.monotonic() - start
         late = self.max_seconds is not None and seconds > self.max_seconds
-        if late or self.should_stop():
+        if late or (self._should_stop is not None and self._should_stop()):
             why = f"its bound is max_seconds={self.max_seconds}" if late else "the run is to end"
             raise EvaluationStopped(
                 f"an evaluation was given up after {step} steps and {seconds:.0f} s: {why}; it gives no scores."

@@ -30,6 +30,9 @@ _NAMES = {
     torch.int32: "I32",
     torch.int16: "I16",
     torch.int8: "I8",
+    torch.uint64: "U64",
+    torch.uint32: "U32",
+    torch.uint16: "U16",
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
@@ -46,7 +49,7 @@ def write_tensors(tensors: Mapping[str, Tensor], path: str | os.PathLike) -> tup
         Size in bytes and SHA-256, hexadecimal, computed while writing.
 
     Raises:
-        TypeError: a type that safetensors does not know, such as a complex one.
+        TypeError: a type that safetensors lacks, such as a complex one.
 
     Examples:
         >>> import tempfile
@@ -77,7 +80,7 @@ def write_tensors(tensors: Mapping[str, Tensor], path: str | os.PathLike) -> tup
 
 
 def _chunks(tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:
-    """The bytes of all tensors, piece by piece."""
+    """Yield the bytes of all tensors, piece by piece."""
     for tensor in tensors.values():
         flat = tensor.detach().contiguous().view(-1)
         step = max(1, _CHUNK // tensor.element_size())
@@ -86,19 +89,19 @@ def _chunks(tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:
 
 
 def _write_all(file: Any, chunk: bytes | memoryview) -> None:
-    """An unbuffered file may take less than it is given."""
+    """Write all of a chunk: an unbuffered file may take less than it is given."""
     rest = memoryview(chunk)
     while rest:
         rest = rest[file.write(rest) :]
 
 
 def read_tensor(file: Any, name: str, *, copy: bool = True) -> Tensor:
-    """One tensor of an open safetensors file.
+    """Return one tensor of an open safetensors file.
 
     Args:
-        file: what :func:`safetensors.safe_open` returned.
-        name: of the tensor.
-        copy: whether to copy it out of the file, which is mapped into memory otherwise.
+        file: an open file, from :func:`safetensors.safe_open`.
+        name: name of the tensor.
+        copy: copy it out of the file if True; otherwise it lies in the file, which is mapped into memory.
 
     Returns:
         The tensor, on the CPU.

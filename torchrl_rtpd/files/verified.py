@@ -11,7 +11,7 @@ leaves open in 0.14.1:
   crafted file says; here a component is ``state.json`` and ``tensors.safetensors``, which hold data alone.
 - TorchRL writes each tensor through a copy of the whole; here they are streamed, since a replay has gigabytes.
 
-A checksum tells damage, not who wrote the file: someone who can write a checkpoint can change what is learned with it.
+Warning: a checksum shows damage, not an author. Somebody who can write a checkpoint can change what is learned with it.
 """
 
 from __future__ import annotations
@@ -22,31 +22,40 @@ import os
 import shutil
 import stat
 import uuid
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torchrl.checkpoint import Checkpoint, CheckpointAdapter, CheckpointError, CheckpointLoadResult
 
-from torchrl_rtpd.files.tensorfile import read_tensor, write_tensors
+from torchrl_rtpd.files.states import decoded, encoded
+from torchrl_rtpd.files.tensorfile import write_tensors
 
 __all__ = ["FORMAT_VERSION", "StateAdapter", "VerifiedCheckpoint"]
 
-FORMAT_VERSION = 2
-"""Version of what a checkpoint holds. Older ones are upgraded when they are read, newer ones refused."""
+FORMAT_VERSION = 3
+"""Version of a checkpoint's content. Older ones are upgraded when they are read, newer ones refused.
 
+Version 2 added the whole state of a run's monitor to its best networks and scores. Version 3 added nesting and batch
+sizes of tensordicts, and TensorDicts as values.
+"""
+
+_FORMAT = "torchrl_rtpd.checkpoint"  # a name in files, whatever this module is called
 _SEAL, _MANIFEST = "sealed.json", "manifest.json"
 _TENSORS, _STATE = "tensors.safetensors", "state.json"
-_MAX_DEPTH = 64  # of nested states; ours have eight
 
 
 class StateAdapter(CheckpointAdapter):
-    """How a component with ``state_dict`` and ``load_state_dict`` becomes two files without code.
+    """Writes a component with ``state_dict`` and ``load_state_dict`` as two files without code.
 
-    A state may nest mappings, lists and tuples of tensors, numbers, strings, booleans and None.
+    A state may nest mappings, lists and tuples of tensors, tensordicts, numbers, strings, booleans and None. Batch
+    sizes that a tensordict's own state carries beside its entries (``_metadata``) are kept. Devices are not, since a
+    state is restored on the device of the component.
+
+    A component with a method ``upgraded_state(state, version)`` is asked for the state of today in place of an older
+    one.
 
     Args:
         name: of the component, for upgrades and messages.
@@ -68,7 +77,7 @@ class StateAdapter(CheckpointAdapter):
         path.mkdir(parents=True, exist_ok=True)
         state = component.state_dict(*args, **kwargs)
         tensors: dict[str, Tensor] = {}
-        text = json.dumps({"version": FORMAT_VERSION, "state": _encoded(state, tensors, self.name)})
+        text = json.dumps({"version": FORMAT_VERSION, "state": encoded(state, tensors, self.name)})
         self.digests = {
             _TENSORS: write_tensors(tensors, path / _TENSORS),
             _STATE: _write_bytes(path / _STATE, text.encode()),
@@ -87,19 +96,20 @@ class StateAdapter(CheckpointAdapter):
     ) -> Any:
         """Give the component the state in the folder ``path``, upgraded if it is of an older version."""
         version, state = self.read(path, copy=not getattr(component, "copies_what_it_loads", False))
-        for older in range(version, FORMAT_VERSION):
-            state = _UPGRADES.get(older, {}).get(self.name, _unchanged)(state)
+        upgrade = getattr(component, "upgraded_state", None)
+        if version < FORMAT_VERSION and upgrade is not None:
+            state = upgrade(state, version)
         component.load_state_dict(state, *args, **kwargs)
         return None
 
     def read(self, path: Path, *, copy: bool = True) -> tuple[int, Any]:
-        """Version and state in the folder ``path``; without ``copy`` the tensors lie in the file."""
+        """Return version and state in the folder ``path``; without ``copy`` the tensors lie in the file."""
         try:
             content = json.loads((path / _STATE).read_text())
             version, state = content["version"], content["state"]
             _check_version(version, path)
             with safe_open(path / _TENSORS, framework="pt") as file:
-                return version, _decoded(state, file, copy)
+                return version, decoded(state, file, copy)
         except (OSError, SafetensorError, ValueError, TypeError, KeyError, RecursionError, RuntimeError) as error:
             if isinstance(error, CheckpointError):
                 raise
@@ -176,7 +186,7 @@ class VerifiedCheckpoint(Checkpoint):
             adapter = self._components[name].adapter
             files.update({f"{record['path']}/{file}": found for file, found in adapter.digests.items()})
         content = {name: {"size": size, "sha256": digest} for name, (size, digest) in sorted(files.items())}
-        seal = {"format": "torchrl_rtpd.files.verified", "version": FORMAT_VERSION, "files": content}
+        seal = {"format": _FORMAT, "version": FORMAT_VERSION, "files": content}
         _write_bytes(folder / _SEAL, (json.dumps(seal, indent=1) + "\n").encode())
         for place in [folder, *(path for path in folder.rglob("*"))]:
             _flush(place)
@@ -194,7 +204,7 @@ class VerifiedCheckpoint(Checkpoint):
         Args:
             path: a folder written by :meth:`save`.
             components: names to restore. None restores all that are registered.
-            verified: whether :meth:`verify` has just been called; a replay takes seconds.
+            verified: True if :meth:`verify` has just been called; a replay takes seconds.
             kwargs: as TorchRL's.
 
         Returns:
@@ -253,10 +263,10 @@ class VerifiedCheckpoint(Checkpoint):
 
 
 def _sealed_files(folder: Path) -> dict[str, tuple[int, str]]:
-    """Size and SHA-256 by file name, from a checkpoint's seal."""
+    """Return size and SHA-256 by file name, from a checkpoint's seal."""
     try:
         seal = json.loads((folder / _SEAL).read_text())
-        if seal["format"] != "torchrl_rtpd.files.verified":
+        if seal["format"] != _FORMAT:
             raise ValueError(f"format is {seal['format']!r}")
         _check_version(seal["version"], folder)
         return {str(name): (int(entry["size"]), str(entry["sha256"])) for name, entry in seal["files"].items()}
@@ -275,75 +285,6 @@ def _check_version(version: Any, place: Path) -> None:
             f"checkpoints up to version {FORMAT_VERSION} can be read: got version {version} in {place}; it was written "
             "by a newer torchrl_rtpd, install that one."
         )
-
-
-def _encoded(value: Any, tensors: dict[str, Tensor], where: str, depth: int = 0) -> Any:
-    """A state as JSON, its tensors put aside by name."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    if depth < _MAX_DEPTH:
-        if value is None or isinstance(value, (bool, int, float, str)):
-            return value
-        if isinstance(value, Tensor):
-            name = f"{len(tensors):06d}"
-            tensors[name] = value.detach()
-            dense = value.is_contiguous() or not value.numel()
-            return {"tensor": name} if dense else {"tensor": name, "stride": list(value.stride())}
-        if isinstance(value, Mapping):
-            keys = [(_encoded(key, tensors, where, depth + 1), key) for key in value]
-            return {"dict": [[key, _encoded(value[own], tensors, f"{where}.{own}", depth + 1)] for key, own in keys]}
-        if isinstance(value, (list, tuple)):
-            kind = "tuple" if isinstance(value, tuple) else "list"
-            return {kind: [_encoded(item, tensors, f"{where}[{i}]", depth + 1) for i, item in enumerate(value)]}
-    raise TypeError(
-        "a checkpoint holds tensors, numbers, strings, booleans, None, and mappings, lists and tuples of them, at most "
-        f"{_MAX_DEPTH} deep: got {type(value).__name__} at {where}; let its state_dict return one of these."
-    )
-
-
-def _decoded(value: Any, file: Any, copy: bool, depth: int = 0) -> Any:
-    """What :func:`_encoded` was given, tensors on the CPU."""
-    if not isinstance(value, dict):
-        if isinstance(value, list):
-            raise ValueError("a list without its kind")
-        return value
-    if depth > 2 * _MAX_DEPTH:
-        raise ValueError(f"nested more than {_MAX_DEPTH} deep")
-    kind = next(iter(value), None)
-    if kind == "tensor":
-        return _with_stride(read_tensor(file, value["tensor"], copy=copy), value.get("stride"))
-    if kind == "dict":
-        pairs = value["dict"]
-        return {_decoded(key, file, copy, depth + 1): _decoded(item, file, copy, depth + 1) for key, item in pairs}
-    if kind in ("list", "tuple"):
-        return (list if kind == "list" else tuple)(_decoded(item, file, copy, depth + 1) for item in value[kind])
-    raise ValueError(f"unknown kind {kind!r}")
-
-
-def _with_stride(tensor: Tensor, stride: list[int] | None) -> Tensor:
-    """Values in the memory order they had: fused optimisers want that of the parameter."""
-    if stride is None:
-        return tensor
-    order = sorted(range(len(stride)), key=lambda dim: -stride[dim])
-    if sorted(order) != list(range(tensor.ndim)):
-        raise ValueError(f"stride {stride} for a tensor of {tensor.ndim} dimensions")
-    back = [order.index(dim) for dim in range(tensor.ndim)]
-    return tensor.permute(order).contiguous().permute(back)
-
-
-def _run_monitor_of_version_1(state: dict[str, Any]) -> dict[str, Any]:
-    """The first version kept best networks and scores alone; what it lacks begins anew."""
-    scores = {name: {"scores": games, "cut": 0, "steps": 0} for name, games in state["best_scores"].items()}
-    return {"best": state["best"], "best_scores": scores}
-
-
-_UPGRADES: dict[int, dict[str, Callable[[Any], Any]]] = {
-    1: {"trainer_module.run_monitor": _run_monitor_of_version_1},
-}
-
-
-def _unchanged(state: Any) -> Any:
-    return state
 
 
 def _write_bytes(path: Path, content: bytes) -> tuple[int, str]:

@@ -4,6 +4,7 @@ from torchrl_rtpd.runs.checkpoints import SaveCheckpoints, newest_checkpoint
 from torchrl_rtpd.runs.config import resumed_config, resumed_steps
 from torchrl_rtpd.runs.environment import run_environment
 from torchrl_rtpd.runs.figures import plot_curves, plot_front
+from torchrl_rtpd.runs.folder import RunFolder
 from torchrl_rtpd.runs.guards import DivergenceError, DivergenceGuard
 from torchrl_rtpd.runs.metrics import write_json
 from torchrl_rtpd.runs.monitor import RunMonitor
@@ -15,6 +16,7 @@ from torchrl_rtpd.runs.stopping import StopOnSignal, StopWhenCaughtUp, catches_u
 __all__ = [
     "DivergenceError",
     "DivergenceGuard",
+    "RunFolder",
     "RunMonitor",
     "SaveCheckpoints",
     "StopOnSignal",

@@ -11,51 +11,72 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torchrl.checkpoint import Checkpoint, CheckpointError, CheckpointRotation, GlobalRNGState
-from torchrl.trainers import ReplayBufferTrainer, Trainer, TrainerHookBase
+import torch
+from torchrl.checkpoint import Checkpoint, CheckpointError, CheckpointRotation
+from torchrl.trainers import OptimizationStepper, OptimizerHook, ReplayBufferTrainer, Trainer, TrainerHookBase
 
 from torchrl_rtpd.files.verified import VerifiedCheckpoint
 from torchrl_rtpd.replay.storage import FrameStackStorage
-from torchrl_rtpd.runs.components import CollectorState, LoggerState, ReplayState
+from torchrl_rtpd.runs.components import CollectorState, LoggerState, LossState, RandomState, ReplayState
+from torchrl_rtpd.runs.folder import RunFolder
+from torchrl_rtpd.runs.monitor import Watching
+from torchrl_rtpd.runs.ranges import check_ranges
+from torchrl_rtpd.trainers._torchrl import (
+    checkpoint_metadata,
+    collect_rollout,
+    hooks_of,
+    save_after_this_batch,
+    skip_counted_frames,
+    synced_checkpoint,
+)
+from torchrl_rtpd.trainers.hook import RealTimeDistillTrainer
+from torchrl_rtpd.trainers.optimizers import keep_device_options
 
 __all__ = ["SaveCheckpoints", "newest_checkpoint"]
 
 _SCORE = "student_score"
-_UNKNOWN = -sys.float_info.max  # of a checkpoint between evaluations: TorchRL's rotation wants a finite number
-_LEARNED = ("loss_module", "optimizer", "target_updater", "trainer_module.real_time_distill")
+_UNKNOWN = -sys.float_info.max  # score of a checkpoint between evaluations: TorchRL's rotation wants a finite number
+_LEARNED = ("loss_module", "optimizer", "target_updater")
+_LEARNERS = (RealTimeDistillTrainer, OptimizationStepper, OptimizerHook)  # hooks that hold what was learned
 
 
 class SaveCheckpoints(TrainerHookBase):
     """Hook that saves all of a trainer's state on a schedule and restores it.
 
-    Saved are what TorchRL's :class:`~torchrl.trainers.Trainer` finds itself (losses with targets, optimiser, collector,
-    exploration, counters, all registered hooks) and what it leaves out: the random generators of Python, numpy and
-    torch, priorities as numbers, the position of a TensorBoard log, and the environment where that can be saved. It is
-    TorchRL's own schedule and rotation, so that a checkpoint is the state between two batches. The first is written
-    before the first batch, another one at the end of training and when it is stopped.
+    A checkpoint holds the parts that TorchRL's :class:`~torchrl.trainers.Trainer` finds itself (losses with targets,
+    optimiser, collector, exploration, counters, all registered hooks) and those that it leaves out: the random
+    generators of Python, numpy and torch, priorities as numbers, the position of a TensorBoard log, and the environment
+    where that can be saved. Schedule and rotation are TorchRL's own, so that a checkpoint is the state between two
+    batches. The first is written before the first batch, another one at the end of training and when it is stopped.
 
     An evaluation that improves on the best score of the students is followed by a checkpoint at once, which is kept.
 
-    Without ``replay`` a restored run has an empty buffer, which is filled anew by playing the restored policy up to the
-    warm-up's size; those steps are not counted. Environments that cannot be saved, such as ALE's, begin new games, and
-    a :class:`~torchrl_rtpd.replay.FrameStackStorage` is told so (``cut``). All else goes on as if nothing had happened.
+    Without ``replay`` a restored run has an empty buffer. It is filled from scratch by playing the restored policy up
+    to the warm-up's size; those steps are not counted. Environments that cannot be saved, such as ALE's, begin new
+    games, and a :class:`~torchrl_rtpd.replay.FrameStackStorage` is told so (``cut``). All else goes on as if nothing
+    had happened.
+
+    A run may go on with another number of environments, on another device or with other threads; a warning says so.
+    Then its games begin from scratch, and so does a replay that was saved for other environments.
 
     Args:
-        directory: where the checkpoints lie.
+        directory: folder of the checkpoints.
         every_steps: agent steps between two of them.
-        keep_last: how many of the newest stay, besides the best one.
-        replay: whether the replay buffer is saved, too; about 7 kB a transition of Atari.
-        metadata: what else the manifest is to hold, such as the run's configuration; JSON.
-        monitor: tells scores, so that the best checkpoint is kept; anything with ``student_score`` and
-            ``evaluated_steps``.
+        keep_last: number of the newest ones that stay, beside the best one.
+        replay: save the replay buffer as well if True; about 7 kB a transition of Atari.
+        metadata: further entries of the manifest, such as the run's configuration; JSON.
+        monitor: knows scores, so that the best checkpoint is kept, and holds the run's folder. Without one the
+            ``directory`` itself is claimed for this run when training begins.
 
     Raises:
         ValueError: numbers out of range.
         CheckpointError: at ``restore``, a checkpoint that is damaged or of another run.
+        RuntimeError: when training begins, a folder that another run holds, or that holds the results of another run
+            while this one was not restored.
 
     Examples:
         >>> saver = SaveCheckpoints("outputs/run/checkpoints", every_steps=10_000)  # then saver.register(trainer)
@@ -71,18 +92,16 @@ class SaveCheckpoints(TrainerHookBase):
         keep_last: int = 2,
         replay: bool = False,
         metadata: Mapping[str, Any] | None = None,
-        monitor: Any = None,
+        monitor: Watching | None = None,
     ) -> None:
-        if every_steps < 1 or keep_last < 1:
-            raise ValueError(
-                "checkpoints come every so many agent steps, and one at least is kept: got "
-                f"every_steps={every_steps}, keep_last={keep_last}; use 1 or more."
-            )
+        check_ranges({"every_steps": every_steps, "keep_last": keep_last}, {"[1, inf)": "every_steps keep_last"})
         self.every_steps = every_steps
         self.replay = replay
         self.metadata = dict(metadata or {})
         self.monitor = monitor
+        self.folder = RunFolder(directory) if monitor is None else monitor.folder
         self.rotation = _Rotation(directory, keep_last=keep_last, keep_best=(_SCORE, "max"))
+        self.rotation.before_writing = self._claim
         self._trainer: Any = None
         self._best: float | None = None
         self._restored = False
@@ -100,8 +119,11 @@ class SaveCheckpoints(TrainerHookBase):
                 "leave them out, or do without SaveCheckpoints."
             )
         self._trainer = trainer
-        self.rotation.remove_leftovers()
-        checkpoint = VerifiedCheckpoint(random=GlobalRNGState(), collector=CollectorState(trainer.collector))
+        checkpoint = VerifiedCheckpoint(random=RandomState(), collector=CollectorState(trainer.collector))
+        if trainer.optimizer is not None:
+            keep_device_options(trainer.optimizer)
+        if trainer.loss_module is not None:
+            checkpoint.register("loss_module", LossState(trainer.loss_module))
         buffer = getattr(trainer, "replay_buffer", None)
         if buffer is not None:
             checkpoint.register("replay_buffer", ReplayState(buffer))
@@ -117,12 +139,18 @@ class SaveCheckpoints(TrainerHookBase):
         trainer.register_module(name, self)
 
     def _metadata(self, trainer: Any) -> dict[str, Any]:
-        evaluated = self.monitor is not None and self.monitor.evaluated_steps == trainer.collected_frames
-        score = self.monitor.student_score if evaluated else None
+        monitor = self.monitor
+        evaluated = monitor is not None and monitor.evaluated_steps == trainer.collected_frames
+        score = monitor.student_score if monitor is not None and evaluated else None
         stored = len(trainer.replay_buffer) if getattr(trainer, "replay_buffer", None) is not None else 0
-        return {**self.metadata, _SCORE: _UNKNOWN if score is None else score, "stored": stored}
+        score = _UNKNOWN if score is None else score
+        return {**self.metadata, _SCORE: score, "stored": stored, "place": _place(trainer)}
+
+    def _claim(self) -> None:
+        self.folder.claim(resume=self._restored)
 
     def _first(self) -> None:
+        self._claim()
         if self._restored:
             return
         found = self.rotation.checkpoints()
@@ -140,15 +168,15 @@ class SaveCheckpoints(TrainerHookBase):
             return
         if self._best is None or monitor.student_score > self._best:
             self._best = monitor.student_score
-            trainer._last_save = trainer.collected_frames - self.every_steps
+            save_after_this_batch(trainer)
 
     def latest(self) -> Path | None:
-        """The newest checkpoint that is whole, if any."""
+        """Return the newest checkpoint that is whole, None without one."""
         return next((path for path in reversed(self.rotation.checkpoints()) if _is_whole(path)), None)
 
     @property
     def how_to_resume(self) -> str:
-        """What to type to go on, for scripts with a ``resume`` key."""
+        """Command line that goes on from the newest checkpoint, for scripts with a ``resume`` key."""
         latest = self.latest()
         if latest is None:
             return f"There is no checkpoint in {self.rotation.directory} to go on from."
@@ -156,7 +184,7 @@ class SaveCheckpoints(TrainerHookBase):
         return f"Go on from step {steps:,} with: python {sys.argv[0]} resume={self.rotation.directory.parent}"
 
     def save(self, directory: str | os.PathLike | None = None) -> Path:
-        """Save now, beside the schedule.
+        """Save now, in addition to the schedule.
 
         Args:
             directory: another folder to write, which the rotation leaves alone. None is the next of the rotation.
@@ -165,8 +193,8 @@ class SaveCheckpoints(TrainerHookBase):
             The checkpoint.
         """
         trainer = self._trainer
-        checkpoint = trainer._sync_checkpoint_components()
-        metadata = trainer._checkpoint_manifest_metadata()
+        self._claim()
+        checkpoint, metadata = synced_checkpoint(trainer), checkpoint_metadata(trainer)
         if directory is None:
             return self.rotation.save(checkpoint, step=trainer.collected_frames, metadata=metadata)
         components = checkpoint.components.keys() - self.rotation.left_out
@@ -181,34 +209,52 @@ class SaveCheckpoints(TrainerHookBase):
         Raises:
             CheckpointError: one that is damaged, or whose parts are not those of this run.
         """
-        checkpoint = self._trainer._sync_checkpoint_components()
+        trainer = self._trainer
+        checkpoint = synced_checkpoint(trainer)
         manifest = checkpoint.verify(path)
         saved, own = set(manifest["components"]), checkpoint.components.keys() - {"policy"}
         optional = {"replay_buffer", "logger"}
         if saved - own - optional or own - saved - optional:
             raise CheckpointError(
                 f"a run is resumed with the parts it was saved with: {path} has {sorted(saved - own - optional)} "
-                f"besides and lacks {sorted(own - saved - optional)}; build it with the same networks and hooks."
+                f"in addition and lacks {sorted(own - saved - optional)}; build it with the same networks and hooks."
             )
+        self._warn_of_another_place(manifest["metadata"].get("place", {}))
         checkpoint.load(path, components=saved & own, verified=True, map_location="cpu")
-        if hasattr(self._trainer, "_greedy_last_frames"):  # DQNTrainer's; 0 would lower epsilon a second time
-            self._trainer._greedy_last_frames = self._trainer.collected_frames
-        self._trainer.collector.update_policy_weights_()
-        self._continue_stream(manifest, "replay_buffer" in saved)
+        skip_counted_frames(trainer)
+        trainer.collector.update_policy_weights_()
+        self._continue_stream(manifest, "replay_buffer" in saved and checkpoint.components["replay_buffer"].restored)
         self._restored = True
+
+    def _warn_of_another_place(self, saved: Mapping[str, Any]) -> None:
+        """Say where a run goes on, if that is not where it was."""
+        own = _place(self._trainer)
+        changes = [
+            f"{own[key]} instead of {saved[key]} ({key})" for key in own if key in saved and own[key] != saved[key]
+        ]
+        if changes:
+            games = "; its games begin from scratch" if own["environments"] != saved["environments"] else ""
+            warnings.warn(f"the run goes on with {', '.join(changes)}{games}.", stacklevel=3)
 
     def restore_learning(self, path: str | os.PathLike) -> None:
         """Put networks, targets and optimisers back to a checkpoint; time, data and random numbers go on.
 
+        Priorities in the replay that are not finite become the largest one.
+
         Args:
             path: a checkpoint of this run.
         """
-        checkpoint = self._trainer._sync_checkpoint_components()
-        checkpoint.load(path, components=set(_LEARNED) & checkpoint.components.keys(), map_location="cpu")
-        self._trainer.collector.update_policy_weights_()
+        trainer = self._trainer
+        checkpoint = synced_checkpoint(trainer)
+        learners = {f"trainer_module.{name}" for name, hook in hooks_of(trainer).items() if isinstance(hook, _LEARNERS)}
+        learned = {*_LEARNED, *learners} & checkpoint.components.keys()
+        checkpoint.load(path, components=learned, map_location="cpu")
+        if "replay_buffer" in checkpoint.components:
+            checkpoint.components["replay_buffer"].mend_priorities()
+        trainer.collector.update_policy_weights_()
 
     def _continue_stream(self, manifest: Mapping[str, Any], has_replay: bool) -> None:
-        """Join the restored replay to what will be collected, or fill it anew."""
+        """Join the restored replay to the coming batches, or fill it from scratch."""
         trainer = self._trainer
         buffer = getattr(trainer, "replay_buffer", None)
         if buffer is None or (trainer.checkpoint.components["collector"].continued and has_replay):
@@ -219,16 +265,16 @@ class SaveCheckpoints(TrainerHookBase):
             return
         if not hasattr(trainer.collector, "rollout"):
             raise CheckpointError(
-                f"the checkpoint has no replay, and a {type(trainer.collector).__name__} cannot fill it anew; resume "
-                "one that was saved with replay=True."
+                f"the checkpoint has no replay, and a {type(trainer.collector).__name__} cannot fill it from scratch; "
+                "resume one that was saved with replay=True."
             )
         wanted = min(int(manifest["metadata"]["stored"]), max(trainer.collector.init_random_frames or 0, 1))
         storer = ReplayBufferTrainer(buffer, flatten_tensordicts=True)
         while len(buffer) < wanted:
-            storer.extend(trainer.collector._postproc(trainer.collector.rollout()).clone())
+            storer.extend(collect_rollout(trainer.collector))
 
     def state_dict(self) -> dict[str, Any]:
-        """The students' best score and the time spent saving."""
+        """Return the students' best score and the time spent saving."""
         return {"best": self._best, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -240,16 +286,23 @@ class SaveCheckpoints(TrainerHookBase):
 class _Rotation(CheckpointRotation):
     """TorchRL's rotation for one run.
 
-    It saves all but what is left out; drops checkpoints of later steps, which a run that was resumed from an earlier
-    one has left behind; and goes on with a warning where the disk takes no checkpoint, since the last one is still
-    whole.
+    It saves all components but those that are left out, and drops checkpoints of later steps, which a run that was
+    resumed from an earlier one has left behind. Where the disk takes no checkpoint it goes on with a warning, since the
+    last one is still whole.
     """
 
-    left_out: set[str] = frozenset()  # type: ignore[assignment]
-    seconds = 0.0
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.left_out: set[str] = set()
+        self.seconds = 0.0  # spent saving
+        self.before_writing: Callable[[], Any] = lambda: None
+        self._tidy = False
 
     def save(self, checkpoint: Checkpoint, *, step: int, **kwargs: Any) -> Path:
-        """Save in place of whatever is newer; a disk that fails is a warning, and the newest that is whole is kept."""
+        """Save in place of all newer ones; a disk that fails is a warning, and the newest whole one is kept."""
+        self.before_writing()
+        if not self._tidy:
+            self._remove_leftovers()
         start = time.perf_counter()
         destination = self._checkpoint_path(step, "directory")
         kwargs["components"] = checkpoint.components.keys() - self.left_out
@@ -269,8 +322,9 @@ class _Rotation(CheckpointRotation):
             self.seconds += time.perf_counter() - start
         return destination
 
-    def remove_leftovers(self) -> None:
-        """Delete what a killed process left half written; what it was about to replace gets its name back."""
+    def _remove_leftovers(self) -> None:
+        """Delete folders that a killed process left half written; one it was about to replace gets its name back."""
+        self._tidy = True
         for path in self.directory.glob(f".{self.prefix}-*") if self.directory.is_dir() else ():
             name, old, _ = path.name[1:].partition(".old-")
             if old and not (self.directory / name).exists():
@@ -280,7 +334,7 @@ class _Rotation(CheckpointRotation):
 
 
 def newest_checkpoint(path: str | os.PathLike) -> Path:
-    """The checkpoint to resume from.
+    """Return the checkpoint to resume from. Nothing is changed on the disk.
 
     Args:
         path: a checkpoint; or a run's folder or its folder of checkpoints, of which the newest whole one is taken.
@@ -289,7 +343,7 @@ def newest_checkpoint(path: str | os.PathLike) -> Path:
         A checkpoint whose files are as they were written.
 
     Raises:
-        CheckpointError: none there, or the one named is damaged. Damaged ones in a run's folder are passed over with a
+        CheckpointError: none there, or the named one is damaged. Damaged ones in a run's folder are passed over with a
             warning.
 
     Examples:
@@ -301,8 +355,7 @@ def newest_checkpoint(path: str | os.PathLike) -> Path:
     if (folder / "sealed.json").exists() or (folder / "manifest.json").exists():
         VerifiedCheckpoint.verify(folder)
         return folder
-    places = [folder, folder / "checkpoints"]
-    found = sorted(child for place in places if place.is_dir() for child in place.glob("checkpoint-*"))
+    found = _found(folder) + _found(folder / "checkpoints")
     for child in reversed(found):
         try:
             VerifiedCheckpoint.verify(child)
@@ -313,6 +366,24 @@ def newest_checkpoint(path: str | os.PathLike) -> Path:
         f"no checkpoint in {path}: resume=PATH takes a checkpoint-<steps> folder or the folder of a run that has "
         f"some; {len(found)} damaged ones were found there."
     )
+
+
+def _found(place: Path) -> list[Path]:
+    """Checkpoints in a folder, the newest last; where a process was killed replacing one, the old one."""
+    named = {path.name: path for path in place.glob("checkpoint-*")}
+    for path in place.glob(".checkpoint-*.old-*"):
+        named.setdefault(path.name[1:].partition(".old-")[0], path)
+    return [named[name] for name in sorted(named)]
+
+
+def _place(trainer: Any) -> dict[str, Any]:
+    """Return the conditions that may differ when a run is resumed."""
+    env, parameter = getattr(trainer.collector, "env", None), next(trainer.loss_module.parameters(), None)
+    return {
+        "environments": None if env is None else env.batch_size.numel(),
+        "device": None if parameter is None else parameter.device.type,
+        "threads": torch.get_num_threads(),
+    }
 
 
 def _is_whole(path: Path) -> bool:

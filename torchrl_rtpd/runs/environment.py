@@ -16,7 +16,7 @@ __all__ = ["run_environment"]
 
 
 def run_environment(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Command, versions, hardware and commit of this run, to stand beside its numbers."""
+    """Return command, versions, hardware and commit of this run, to stand beside its numbers."""
     packages = ("torch", "torchrl", "tensordict", "gymnasium", "ale-py", "torchrl_rtpd")
     device = torch.device(device)
     return {

@@ -1,6 +1,6 @@
 """Watching for a run that goes wrong, without making the device wait: one look a batch.
 
-Looked at are the means that trainer and hook have summed anyway, and the size of the weights.
+A look takes in the means that trainer and hook have summed anyway, and the size of the weights.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import math
 import statistics
 import warnings
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -18,6 +18,9 @@ from torch import Tensor
 from torchrl.trainers import Trainer, TrainerHookBase
 
 from torchrl_rtpd.runs.checkpoints import SaveCheckpoints
+from torchrl_rtpd.runs.monitor import Watching
+from torchrl_rtpd.runs.ranges import check_ranges
+from torchrl_rtpd.trainers._torchrl import hooks_of, updates_made
 from torchrl_rtpd.trainers.hook import RealTimeDistillTrainer
 
 __all__ = ["DivergenceError", "DivergenceGuard"]
@@ -26,6 +29,8 @@ POLICIES = ("stop", "skip", "rollback")
 _REMEMBERED, _ENOUGH = 100, 10  # batches whose losses are remembered, and are needed to know what is usual
 _LEAST = 1e-3  # a usual loss below this counts as this: a multiple of almost nothing is no explosion
 _ENDLESS = 20  # batches in a row with skipped updates, after which skipping is given up
+
+_Finding = tuple[str, str]  # a part, and the value that gave its divergence away
 
 
 class DivergenceError(RuntimeError):
@@ -37,24 +42,29 @@ class DivergenceGuard(TrainerHookBase):
 
     Args:
         distiller: the students' hook; None takes the trainer's own, if it has one.
-        policy: what to do.
+        policy: response to a divergence. Everything that is found in one batch is one divergence.
 
             - ``"stop"``: raise a :class:`DivergenceError`. With a ``saver`` the state as it is lies in
               ``diverged-<steps>`` beside the checkpoints, of which none is touched.
             - ``"skip"``: leave out updates whose gradient is not finite, and warn. A fused optimiser of torch leaves
               such an update out altogether, on the device; any other one makes a step with a gradient of zero, which
-              may still move weights by its momentum. Finite updates keep their bits. What no skipping can undo (weights
-              that are not finite, twenty batches in a row with skipped updates) stops; explosions and collapses warn.
+              may still move weights by its momentum. Finite updates keep their bits. Skipping cannot undo weights that
+              are not finite, nor twenty batches in a row with skipped updates: these stop. Explosions and collapses
+              warn.
             - ``"rollback"``: go back to the best checkpoint, or without evaluations to the newest, with networks,
-              targets and optimisers; time, data and random numbers go on. Needs a ``saver``.
-        monitor: tells scores, for a collapsing teacher; None does not look for one.
+              targets and optimisers. Time, data and random numbers go on; priorities that are not finite become the
+              largest one. Needs a ``saver``.
+        monitor: knows scores, for a collapsing teacher; None does not look for one.
         saver: keeps the state that diverged and the checkpoints to go back to.
-        explosion: how many times its usual value, the median of the last hundred batches, a student's loss may reach.
+        explosion: multiple of its usual value, the median of the last hundred batches, that a student's loss may reach.
             Default: 100, which no healthy run of ours comes near.
         collapse: share of the teacher's best score above random that it must keep.
         collapse_evaluations: evaluations in a row over which its score is averaged, now and at its best, with two
             standard errors' grace each.
-        max_rollbacks: after so many, stop.
+        max_rollbacks: number of rollbacks after which a divergence stops the run.
+
+    Attributes:
+        skipped: number of updates left out so far.
 
     Raises:
         ValueError: an unknown policy, numbers out of range, or a rollback without a saver.
@@ -71,7 +81,7 @@ class DivergenceGuard(TrainerHookBase):
         distiller: RealTimeDistillTrainer | None = None,
         *,
         policy: Literal["stop", "skip", "rollback"] = "stop",
-        monitor: Any = None,
+        monitor: Watching | None = None,
         saver: SaveCheckpoints | None = None,
         explosion: float = 100.0,
         collapse: float = 0.2,
@@ -82,14 +92,10 @@ class DivergenceGuard(TrainerHookBase):
             raise ValueError(f"policy must be one of {', '.join(POLICIES)}: got {policy!r}.")
         if policy == "rollback" and saver is None:
             raise ValueError("policy='rollback' goes back to checkpoints: got saver=None; pass a SaveCheckpoints.")
-        if not explosion > 1 or not 0 <= collapse < 1 or collapse_evaluations < 1 or max_rollbacks < 0:
-            raise ValueError(
-                "explosion is a multiple above 1, collapse a share in [0, 1), collapse_evaluations at least 1 and "
-                f"max_rollbacks at least 0: got explosion={explosion}, collapse={collapse}, "
-                f"collapse_evaluations={collapse_evaluations}, max_rollbacks={max_rollbacks}."
-            )
-        if monitor is not None:
-            monitor.measures_random = True
+        bounds = {"explosion": explosion, "collapse": collapse}
+        check_ranges(bounds, {"(1, inf]": "explosion", "[0, 1)": "collapse"})
+        counts = {"collapse_evaluations": collapse_evaluations, "max_rollbacks": max_rollbacks}
+        check_ranges(counts, {"[1, inf)": "collapse_evaluations", "[0, inf)": "max_rollbacks"})
         self.distiller = distiller
         self.policy = policy
         self.monitor = monitor
@@ -98,12 +104,13 @@ class DivergenceGuard(TrainerHookBase):
         self.collapse = collapse
         self.collapse_evaluations = collapse_evaluations
         self.max_rollbacks = max_rollbacks
-        self.skipped = 0  # updates left out so far
+        self.skipped = 0
         self._rollbacks = 0
         self._bad_batches = 0  # in a row
+        self._bad_part = ""  # of the last of them
         self._usual: dict[str, deque[float]] = {}
         self._means: list[float] = []  # scores of the teacher's last evaluations
-        self._best: float | None = None  # what it surely scored at its best
+        self._best: float | None = None  # its score at its best, for sure
         self._looked_at = -1
         self._skippers: dict[str, _Skipper] = {}
 
@@ -111,7 +118,7 @@ class DivergenceGuard(TrainerHookBase):
         """Attach to a trainer, after the students' hook and the monitor."""
         self._trainer = trainer
         if self.distiller is None:
-            hooks = (hook for hook in trainer._modules.values() if isinstance(hook, RealTimeDistillTrainer))
+            hooks = (hook for hook in hooks_of(trainer).values() if isinstance(hook, RealTimeDistillTrainer))
             self.distiller = next(hooks, None)
         students = {} if self.distiller is None else self.distiller.optimizers
         self._optimizers = dict(students)
@@ -120,7 +127,7 @@ class DivergenceGuard(TrainerHookBase):
         if self.policy == "skip":
             self._skippers = {part: _Skipper(optimizer) for part, optimizer in self._optimizers.items()}
         trainer.register_op("post_optim_complete_log", self.look)
-        trainer.register_op("post_steps", self._look_at_scores)
+        trainer.register_op("post_steps", self.look_at_scores)
         trainer.register_module(name, self)
 
     def look(self, optim_steps: int, average_losses: TensorDictBase | None) -> dict[str, float] | None:
@@ -131,7 +138,7 @@ class DivergenceGuard(TrainerHookBase):
             average_losses: the teacher's means over this batch.
 
         Returns:
-            The number of updates left out so far, for the log, where there are any.
+            The number of updates left out so far, for the log, if there are any.
         """
         losses = {} if average_losses is None else {str(key): value for key, value in average_losses.items()}
         weights = {part: _size(optimizer) for part, optimizer in self._optimizers.items()}
@@ -141,69 +148,78 @@ class DivergenceGuard(TrainerHookBase):
         tensors = [tensor.detach().float().mean().to(device) for _, group in named for tensor in group.values()]
         values = iter(torch.stack(tensors).tolist())  # the batch's one look at the device
         found = {kind: {key: next(values) for key in group} for kind, group in named}
-        self._look_at_weights(found["weights"])
         if self.policy == "skip":
-            return self._report_skipped(found["skipped"])
-        self._look_at_losses(found["loss"])
-        return None
+            self._report_skipped(found["skipped"])
+        self._judge(found["weights"], found["loss"])
+        return {"skipped_updates": float(self.skipped)} if self.skipped else None
 
-    def _look_at_weights(self, sizes: Mapping[str, float]) -> None:
-        for part, size in sizes.items():
-            if not math.isfinite(size):
-                self._diverged(part, f"weights of size {size}", hopeless=self.policy == "skip")
+    def _judge(self, weights: Mapping[str, float], teacher: Mapping[str, float]) -> None:
+        """Act on a batch, once: a number that is not finite shows in weights and losses of all that learned from it."""
+        broken = [(part, f"weights of size {size}") for part, size in weights.items() if not math.isfinite(size)]
+        students = self._student_losses()
+        if self.policy != "skip":  # which leaves such updates out: their loss is all that shows
+            broken += [("teacher", f"{key} of {value}") for key, value in teacher.items() if not math.isfinite(value)]
+            broken += [(part, f"{key} of {value}") for part, key, value in students if not math.isfinite(value)]
+        elif not broken and self._bad_batches >= _ENDLESS:
+            broken = [(self._bad_part, f"gradients that are not finite in {_ENDLESS} batches in a row")]
+        if broken:
+            self._diverged(broken, hopeless=True)
+            return
+        finite = [(part, value) for part, key, value in students if key == "loss" and math.isfinite(value)]
+        exploded = [found for part, loss in finite if (found := self._explosion(part, loss)) is not None]
+        if exploded:
+            self._diverged(exploded)
 
-    def _look_at_losses(self, teacher: Mapping[str, float]) -> None:
-        for key, value in teacher.items():
-            if not math.isfinite(value):
-                self._diverged("teacher", f"{key} of {value}")
-        for key, value in ({} if self.distiller is None else self.distiller.metrics).items():
-            _, part, metric = key.rsplit("/", 2) if key.count("/") > 1 else ("", key, "")
-            if metric.startswith("loss") and not math.isfinite(value):
-                self._diverged(part, f"{metric} of {value}")
-            elif metric == "loss":
-                self._look_for_explosion(part, value)
+    def _student_losses(self) -> list[tuple[str, str, float]]:
+        """Student, name and mean of each loss that the students' hook has logged last."""
+        metrics = {} if self.distiller is None else self.distiller.metrics
+        found = []
+        for name, value in metrics.items():
+            part, _, key = name.removeprefix("distill/").partition("/")
+            if key.startswith("loss"):
+                found.append((part, key, value))
+        return found
 
-    def _look_for_explosion(self, part: str, loss: float) -> None:
+    def _explosion(self, part: str, loss: float) -> _Finding | None:
+        """Compare a student's loss with its usual one, of which it becomes a part if it is no explosion."""
         usual = self._usual.setdefault(part, deque(maxlen=_REMEMBERED))
         if len(usual) >= _ENOUGH:
             median = max(statistics.median(usual), _LEAST)
             if loss > self.explosion * median:
-                self._diverged(part, f"loss of {loss:.3g}, {loss / median:.0f} times the usual {median:.3g}")
-                return
+                return part, f"loss of {loss:.3g}, {loss / median:.0f} times the usual {median:.3g}"
         usual.append(loss)
+        return None
 
-    def _report_skipped(self, counts: Mapping[str, float]) -> dict[str, float] | None:
+    def _report_skipped(self, counts: Mapping[str, float]) -> None:
         new = {part: int(count) for part, count in counts.items() if count}
-        for part in new:
+        for part, count in new.items():
             self._skippers[part].count.zero_()
+            self._say(
+                f"{self._where()}: {part} had a gradient that is not finite in {count} updates, which were left out."
+            )
         self.skipped += sum(new.values())
         self._bad_batches = self._bad_batches + 1 if new else 0
-        for part, count in new.items():
-            self._say(f"{self._where(part)} had a gradient that is not finite in {count} updates, which were left out.")
-        if self._bad_batches >= _ENDLESS:
-            self._diverged(
-                next(iter(new)), f"gradients that are not finite in {_ENDLESS} batches in a row", hopeless=True
-            )
-        for key, value in ({} if self.distiller is None else self.distiller.metrics).items():
-            if key.endswith("/loss") and math.isfinite(value):
-                self._look_for_explosion(key.split("/")[1], value)
-        return {"skipped_updates": float(self.skipped)} if self.skipped else None
+        self._bad_part = next(iter(new), self._bad_part)
 
-    def _look_at_scores(self) -> None:
-        """A teacher that surely played well several evaluations in a row, and surely no longer does, has collapsed.
+    def look_at_scores(self) -> None:
+        """Judge the last evaluation, if it is a new one; called by the trainer after each batch.
 
-        Sure is a mean over that many evaluations, two standard errors of it taken off or added: a lucky network among
-        bad ones, as they come early in training, proves nothing.
+        A teacher that surely played well several evaluations in a row, and surely no longer does, has collapsed. Sure
+        is a mean over that many evaluations, two standard errors of it taken off or added: a lucky network among bad
+        ones, as they come early in training, proves nothing.
         """
         monitor, count = self.monitor, self.collapse_evaluations
-        if monitor is None or monitor.evaluated_steps in (-1, self._looked_at) or monitor.random_return is None:
+        if monitor is None or monitor.evaluated_steps in (-1, self._looked_at):
             return
         self._looked_at = monitor.evaluated_steps
+        chance = monitor.measure_random()
+        if chance is None:
+            return
         name = next(iter(monitor.networks))
         self._means = [*self._means, monitor.last_scores[name].mean][-count:]
         if len(self._means) < count:
             return
-        mean, chance = statistics.fmean(self._means), monitor.random_return
+        mean = statistics.fmean(self._means)
         error = statistics.stdev(self._means) / count**0.5 if count > 1 else 0.0
         best = self._best if self._best is not None else chance
         self._best = max(best, mean - 2 * error)
@@ -212,15 +228,14 @@ class DivergenceGuard(TrainerHookBase):
             scores = (
                 f"scores of {mean:.1f} over {count} evaluations after {best:.1f} at least, {chance:.1f} being random"
             )
-            self._diverged(name, scores)
+            self._diverged([(name, scores)])
 
-    def _where(self, part: str) -> str:
-        trainer = self._trainer
-        return f"step {trainer.collected_frames:,}, update {trainer._optim_count:,}: {part}"
+    def _where(self) -> str:
+        return f"step {self._trainer.collected_frames:,}, update {updates_made(self._trainer):,}"
 
-    def _diverged(self, part: str, what: str, *, hopeless: bool = False) -> None:
-        """Do what the policy says."""
-        found = f"{self._where(part)} has {what}"
+    def _diverged(self, findings: Sequence[_Finding], *, hopeless: bool = False) -> None:
+        """Do what the policy says about one divergence, however many values gave it away."""
+        found = f"{self._where()}: {', '.join(f'{part} has {what}' for part, what in findings)}"
         if self.policy == "skip" and not hopeless:
             self._say(f"{found}; training goes on, since no update can be skipped for that.")
             return
@@ -246,7 +261,7 @@ class DivergenceGuard(TrainerHookBase):
         warnings.warn(text, stacklevel=3)
 
     def state_dict(self) -> dict[str, Any]:
-        """Counters, and the losses that are usual."""
+        """Return counters, and the losses that are usual."""
         return {
             "skipped": self.skipped,
             "rollbacks": self._rollbacks,
@@ -267,7 +282,7 @@ class DivergenceGuard(TrainerHookBase):
 
 
 class _Skipper:
-    """Called before each step of an optimiser: tells it, on the device, to leave out a gradient that is not finite."""
+    """Lets an optimiser leave out updates with a gradient that is not finite, and counts them on the device."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         device = optimizer.param_groups[0]["params"][0].device
@@ -289,6 +304,6 @@ class _Skipper:
 
 @torch.no_grad()
 def _size(optimizer: torch.optim.Optimizer) -> Tensor:
-    """Norm of all weights of an optimiser, not finite where one of them is not."""
+    """Return the norm of all weights of an optimiser, which is not finite where one of them is not."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     return torch.stack(torch._foreach_norm(parameters)).sum()

@@ -30,12 +30,12 @@ class MetricsFile:
     Where the disk is full rows wait in memory, with a warning, until it takes them.
 
     Args:
-        path: file to write; its folder is made if need be. An existing file is replaced at the first row, unless
-            :meth:`cut` comes first.
+        path: file to write; its folder is made if need be. The first row replaces an existing file, unless :meth:`cut`
+            comes before it.
         columns: names, in order; network metrics are named ``<network>/<metric>``.
 
     Raises:
-        ValueError: at ``append``, a column that was not named; at ``cut``, another file than the one that was left.
+        ValueError: at ``append``, a column that was not named; at ``cut``, a file that has changed since it was left.
 
     Examples:
         >>> import tempfile
@@ -49,10 +49,11 @@ class MetricsFile:
         self.path = Path(path)
         self.columns = list(columns)
         self._begun = False
+        self._kept: Mapping[str, Any] | None = None  # position in the existing file, once cut() has looked at it
         self._pending: list[Mapping[str, float]] = []  # rows that the disk did not take yet
 
     def append(self, row: Mapping[str, float]) -> None:
-        """Write one row; columns it lacks stay empty."""
+        """Write one row; columns that it lacks stay empty."""
         unknown = row.keys() - set(self.columns)
         if unknown:
             raise ValueError(f"every metric needs a column: got {sorted(unknown)}; name them when the file is made.")
@@ -66,7 +67,7 @@ class MetricsFile:
             )
 
     def _write(self) -> None:
-        """Write what waits, all of it or nothing."""
+        """Write the waiting rows, all of them or none."""
         self._begin()
         size = self.path.stat().st_size
         try:
@@ -80,13 +81,21 @@ class MetricsFile:
     def _begin(self) -> None:
         if self._begun:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("w", newline="") as file:
-            csv.writer(file).writerow(self.columns)
+        if self._kept is not None:
+            os.truncate(self.path, int(self._kept["bytes"]))
+        else:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("w", newline="") as file:
+                csv.writer(file).writerow(self.columns)
         self._begun = True
 
+    @property
+    def left_at(self) -> Mapping[str, Any] | None:
+        """Position given to :meth:`cut`, None without one."""
+        return self._kept
+
     def position(self) -> dict[str, Any]:
-        """Where the next row will come, for :meth:`cut`; what is there now has reached the disk when this returns."""
+        """Return where the next row will come, for :meth:`cut`. All rows have reached the disk by then."""
         self._write()
         with self.path.open("rb+") as file:
             content = file.read()
@@ -94,7 +103,10 @@ class MetricsFile:
         return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
     def cut(self, position: Mapping[str, Any]) -> None:
-        """Go on behind a :meth:`position` of this file: rows that came after it are dropped."""
+        """Go on behind a :meth:`position` of this file.
+
+        Rows behind it are dropped when the next one is written, so that a run that ends before that changes nothing.
+        """
         size, digest = int(position["bytes"]), position["sha256"]
         content = self.path.read_bytes()[:size] if self.path.exists() else b""
         if hashlib.sha256(content).hexdigest() != digest:
@@ -102,9 +114,55 @@ class MetricsFile:
                 f"a run goes on in the metrics it left, {size:,} bytes of {self.path} unchanged: got "
                 f"{len(content):,} bytes, or others; put the file back, or resume in a copy of the whole folder."
             )
-        os.truncate(self.path, size)
-        self._begun = True
+        self._begun, self._kept = False, dict(position)
         self._pending.clear()
+
+
+class Averages:
+    """Means of a distiller's metrics between two rows.
+
+    Args:
+        columns: names that are averaged, ``<student>/<metric>``; others are left out.
+
+    Attributes:
+        last: the means that were taken last.
+    """
+
+    def __init__(self, columns: Sequence[str]) -> None:
+        self._columns = frozenset(columns)
+        self._sums: dict[str, float] = {}
+        self._count = 0
+        self._newest: dict[str, float] = {}
+        self.last: dict[str, float] = {}
+
+    def add(self, metrics: Mapping[str, float]) -> None:
+        """Add the metrics of a batch, named ``distill/<student>/<metric>``; none at all is no batch."""
+        if not metrics:
+            return
+        self._newest = {key.removeprefix("distill/"): value for key, value in metrics.items()}
+        for name, value in self._newest.items():
+            if name in self._columns:
+                self._sums[name] = self._sums.get(name, 0.0) + value
+        self._count += 1
+
+    def take(self) -> dict[str, float]:
+        """Return the means since the last call, and begin the next ones."""
+        averages = {name: total / self._count for name, total in self._sums.items()}
+        for name in averages:
+            if name.endswith("/dormant"):  # measured now and then: the last value, not a mean of copies
+                averages[name] = self._newest.get(name, averages[name])
+        self._sums, self._count = {}, 0
+        self.last = averages or self.last
+        return averages
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sums, and the means that were taken last."""
+        return {"sums": dict(self._sums), "count": self._count, "last": dict(self.last)}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self._sums, self._count = dict(state_dict["sums"]), state_dict["count"]
+        self.last = dict(state_dict["last"])
 
 
 def read_metrics(path: str | os.PathLike) -> dict[str, list[float]]:
@@ -114,7 +172,7 @@ def read_metrics(path: str | os.PathLike) -> dict[str, list[float]]:
         path: file written by :class:`MetricsFile`.
 
     Raises:
-        ValueError: a file that is no table of numbers, with the line.
+        ValueError: a file that is not a table of numbers, with the line at fault.
     """
     try:
         rows = list(csv.reader(Path(path).read_text().splitlines()))

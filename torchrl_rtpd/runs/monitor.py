@@ -7,11 +7,10 @@ training.
 from __future__ import annotations
 
 import copy
-import time
+import os
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tensordict.nn import TensorDictModule
 from torchrl.record.loggers import Logger
@@ -21,13 +20,39 @@ from tqdm import tqdm
 from torchrl_rtpd.evaluation.evaluator import EvaluationStopped, Evaluator
 from torchrl_rtpd.evaluation.scores import Scores
 from torchrl_rtpd.files.weights import save_weights
-from torchrl_rtpd.runs.metrics import MetricsFile
+from torchrl_rtpd.runs.clock import SPENT, RunClock
+from torchrl_rtpd.runs.folder import RunFolder
+from torchrl_rtpd.runs.metrics import Averages, MetricsFile
+from torchrl_rtpd.runs.ranges import check_ranges
+from torchrl_rtpd.trainers._torchrl import stopping
 from torchrl_rtpd.trainers.hook import RealTimeDistillTrainer
 
-__all__ = ["RunMonitor"]
+__all__ = ["RunMonitor", "Watching"]
 
-_SPENT = ("steps", "updates", "training_seconds", "cpu_seconds")
 _STUDENT_METRICS = ("agreement", "kl_to_teacher", "student_entropy", "loss_distill", "loss_td", "dormant")
+
+
+class Watching(Protocol):
+    """Evaluations of a run as other hooks need them; a :class:`RunMonitor` makes them.
+
+    Attributes:
+        networks: actors by name, the teacher first.
+        last_scores: scores of each network's last evaluation, by name.
+        evaluated_steps: agent steps at the last evaluation, -1 before.
+        folder: the run's folder.
+    """
+
+    networks: dict[str, TensorDictModule]
+    last_scores: dict[str, Scores]
+    evaluated_steps: int
+    folder: RunFolder
+
+    @property
+    def student_score(self) -> float | None:
+        """Mean over the students of their last scores."""
+
+    def measure_random(self) -> float | None:
+        """Return the mean score of a random player, who plays at the first call; None where it gave no scores."""
 
 
 class RunMonitor(TrainerHookBase):
@@ -36,36 +61,36 @@ class RunMonitor(TrainerHookBase):
     Args:
         networks: actors by name, the teacher first.
         evaluator: plays the games.
-        output_dir: receives ``metrics.csv`` and ``weights/``.
+        output_dir: receives ``metrics.csv`` and ``weights/``. A path is claimed for this run when training begins. A
+            :class:`~torchrl_rtpd.runs.RunFolder` that was claimed before stays its owner's to release.
         distiller: the hook that teaches the students, for their metrics; None without students.
         evaluate_every_steps: agent steps between evaluations, the last one at the end of training; 0 or None never
             evaluates during the run.
         log_every_steps: agent steps between rows of ``metrics.csv``.
         evaluate_from_steps: no evaluation before this step.
         logger: receives the scores, as TorchRL's trainers log everything else.
-        progress_bar: whether to draw one.
+        progress_bar: draw one if True.
         spent_before: ``steps``, ``updates``, ``training_seconds`` and ``cpu_seconds`` that an earlier run took without
-            which this one could not be, such as that of a teacher who is to be distilled; they are added to what is
-            reported.
+            which this one could not be, such as that of a teacher who is to be distilled. They are added to all counts.
 
     ``metrics.csv`` counts ``steps``, ``updates``, ``seconds`` by the clock, and ``training_seconds``, those without
-    evaluations; ``cpu_seconds`` are the processor's, of all threads and without evaluations, which say more than the
+    evaluations. ``cpu_seconds`` are the processor's, of all threads and without evaluations, which say more than the
     clock where other work shares a CPU.
 
-    Attributes:
-        last_scores: of each network's last evaluation.
-        best_scores: of the evaluation each network is kept from.
-        evaluated_steps: agent steps at the last evaluation, -1 before.
-        measures_random: whether a random player plays at the first evaluation; other hooks set it. He does in any case
-            where a schedule follows returns.
-        random_return: his mean score, None before.
-        seconds_before: of the run, in the processes it was resumed from.
+    An evaluation that was given up (:class:`~torchrl_rtpd.evaluation.EvaluationStopped`) leaves its cells empty. If it
+    took too long, a warning says so. If the run is to end, the evaluation is made up for when the run is resumed.
 
-    An evaluation that was given up (:class:`~torchrl_rtpd.evaluation.EvaluationStopped`) leaves its cells empty; if it
-    took too long, with a warning, and if the run is to end, it is made up for when the run is resumed.
+    Attributes:
+        clock: steps, updates and seconds of the run.
+        best: copies of the networks with their best weights, by name.
+        last_scores: scores of each network's last evaluation, by name.
+        best_scores: scores of the evaluation that each network is kept from, by name.
+        evaluated_steps: agent steps at the last evaluation, -1 before.
 
     Raises:
-        ValueError: an interval out of range, or something else than these in ``spent_before``.
+        ValueError: an interval out of range, or an unknown name in ``spent_before``.
+        RuntimeError: when training begins, an ``output_dir`` that another run holds, or that holds the results of
+            another run while this one was not restored.
 
     Examples:
         ``RunMonitor(networks, evaluator, "outputs/run", distiller=hook).register(trainer)`` after the other hooks;
@@ -76,7 +101,7 @@ class RunMonitor(TrainerHookBase):
         self,
         networks: Mapping[str, TensorDictModule],
         evaluator: Evaluator,
-        output_dir: str | Path,
+        output_dir: str | os.PathLike | RunFolder,
         *,
         distiller: RealTimeDistillTrainer | None = None,
         evaluate_every_steps: int | None = None,
@@ -86,93 +111,73 @@ class RunMonitor(TrainerHookBase):
         progress_bar: bool = True,
         spent_before: Mapping[str, float] | None = None,
     ) -> None:
-        if log_every_steps < 1 or (evaluate_every_steps or 0) < 0 or evaluate_from_steps < 0:
-            raise ValueError(
-                "intervals are counted in agent steps, at least 1 for logging and 0 for evaluation: got "
-                f"log_every_steps={log_every_steps}, evaluate_every_steps={evaluate_every_steps}, "
-                f"evaluate_from_steps={evaluate_from_steps}."
-            )
-        unknown = set(spent_before or {}) - set(_SPENT)
-        if unknown:
-            raise ValueError(f"spent_before holds {', '.join(_SPENT)}: got {', '.join(sorted(unknown))}.")
-        self.spent_before = {**dict.fromkeys(_SPENT, 0), **(spent_before or {})}
+        intervals = {
+            "log_every_steps": log_every_steps,
+            "evaluate_every_steps": evaluate_every_steps,
+            "evaluate_from_steps": evaluate_from_steps,
+        }
+        check_ranges(intervals, {"[1, inf)": "log_every_steps", "[0, inf)": "evaluate_every_steps evaluate_from_steps"})
+        self.clock = RunClock(spent_before)
         self.networks = dict(networks)
         self.evaluator = evaluator
-        self.output_dir = Path(output_dir)
+        self.folder = output_dir if isinstance(output_dir, RunFolder) else RunFolder(output_dir)
         self.distiller = distiller
-        self.evaluate_every_steps = evaluate_every_steps or 0
-        self.log_every_steps = log_every_steps
-        self.evaluate_from_steps = evaluate_from_steps
         self.logger = logger
-        self.progress_bar = progress_bar
         self.best = {name: copy.deepcopy(network) for name, network in self.networks.items()}
         self.best_scores: dict[str, Scores] = {}
         self.last_scores: dict[str, Scores] = {}
-        self.evaluation_seconds = 0.0
-        self._evaluation_cpu_seconds = 0.0
         self.evaluated_steps = -1
-        # Seconds of the run, steps and evaluation seconds at the first update.
-        self._learning_since: tuple[float, int, float] | None = None
-        self._ended: float | None = None  # seconds of the run at the end of training
-        self.seconds_before = self._cpu_before = 0.0  # of the run, in processes before this one
-        self._bar: tqdm | None = None
-        self.random_return: float | None = None  # not measured yet
-        self.measures_random = False
-        self._next_log = self._next_evaluation = 0
-        self._sums: dict[str, float] = {}
-        self._num_summed = 0
-        self._shown: dict[str, float] = {}
         students = [f"{name}/{metric}" for name in list(self.networks)[1:] for metric in _STUDENT_METRICS]
         scores = [f"{name}/{metric}" for name in self.networks for metric in ("score", "score_std")]
-        self.metrics = MetricsFile(
-            self.output_dir / "metrics.csv",
-            [*_SPENT[:2], "seconds", *_SPENT[2:], "steps_per_second", *scores, *students],
-        )
+        columns = [*SPENT[:2], "seconds", *SPENT[2:], "steps_per_second", *scores, *students]
+        self.metrics = MetricsFile(self.folder.path / "metrics.csv", columns)
+        self._logging = _Interval(log_every_steps)
+        self._evaluation = _Interval(evaluate_every_steps or 0, first=evaluate_from_steps)
+        self._averages = Averages(students)
+        self._progress_bar = progress_bar
+        self._bar: tqdm | None = None
+        self._random_return: float | None = None  # not measured yet
+        self._restored = False
 
     def register(self, trainer: Trainer, name: str = "run_monitor") -> None:
-        """Attach to a trainer; after its other hooks, so that it sees their work."""
+        """Attach to a trainer; after its other hooks, so that the monitor sees their work."""
         self._trainer = trainer
-        self._start, self._cpu_start = time.monotonic(), time.process_time()
-        self._bar = tqdm(total=trainer.total_frames, unit="step", disable=not self.progress_bar, dynamic_ncols=True)
+        self.clock.attach(trainer)
+        self._bar = tqdm(total=trainer.total_frames, unit="step", disable=not self._progress_bar, dynamic_ncols=True)
+        trainer.register_op("setup", self.claim)
         trainer.register_op("post_steps", self.watch)
-        trainer.register_op("shutdown", self._end)
+        trainer.register_op("shutdown", self.end)
         trainer.register_module(name, self)
-        self.evaluator.should_stop = lambda: trainer._stop_training
+
+    def claim(self) -> None:
+        """Take the folder, or refuse to train; called by the trainer when training begins."""
+        self.folder.claim(resume=self._restored)
 
     def watch(self) -> None:
-        """Look at the run after a batch: called by the trainer."""
+        """Log and evaluate where it is time; called by the trainer after each batch."""
+        self.folder.begin()
         steps = self._trainer.collected_frames
         if self._bar is not None:
             self._bar.update(steps - self._bar.n)
-        learning = self._trainer._optim_count > 0
-        if learning and self._learning_since is None:
-            self._learning_since = (self.seconds, steps, self.evaluation_seconds)
-        self._add_up()
+        self.clock.after_batch()
+        if self.distiller is not None:
+            self._averages.add(self.distiller.metrics)
         row: dict[str, float] = {}
-        due = steps >= max(self._next_evaluation, self.evaluate_from_steps) or steps >= self._trainer.total_frames
-        if self.evaluate_every_steps and due and learning:
+        due = self._evaluation.due(steps) or steps >= self._trainer.total_frames
+        if self._evaluation.steps and due and self.clock.learning:
             row = self._evaluate(steps)
-            if not self._trainer._stop_training:  # else the resumed run evaluates at once
-                self._next_evaluation = steps - steps % self.evaluate_every_steps + self.evaluate_every_steps
-        if row or steps >= self._next_log:
-            self._next_log = steps - steps % self.log_every_steps + self.log_every_steps
-            self.metrics.append({**self._counters(), **row, **self._averages()})
+            if not stopping(self._trainer):  # otherwise the resumed run evaluates at once
+                self._evaluation.done(steps)
+        if row or self._logging.due(steps):
+            self._logging.done(steps)
+            self.metrics.append({**self.clock.counters(), **row, **self._averages.take()})
             self._show()
 
-    def _end(self) -> None:
-        self._ended, self._cpu_ended = self.seconds, self._cpu_seconds
-        self.evaluator.should_stop = lambda: False  # what is played from now on is not the run's
+    def end(self) -> None:
+        """Stop the clocks of training; called by the trainer at its end."""
+        self.clock.end()
         if self._bar is not None:
             self._bar.close()
-
-    @property
-    def seconds(self) -> float:
-        """Time of the run so far, in the processes it was resumed from, too; by a clock that nobody sets."""
-        return self.seconds_before + time.monotonic() - self._start
-
-    @property
-    def _cpu_seconds(self) -> float:
-        return self._cpu_before + time.process_time() - self._cpu_start
 
     @property
     def student_score(self) -> float | None:
@@ -183,77 +188,50 @@ class RunMonitor(TrainerHookBase):
         return sum(self.last_scores[name].mean for name in names) / len(names)
 
     @property
-    def steps(self) -> int:
-        """Agent steps so far, those spent before among them."""
-        return int(self.spent_before["steps"]) + self._trainer.collected_frames
+    def random_return(self) -> float | None:
+        """Mean score of a random player; None before :meth:`measure_random`."""
+        return self._random_return
 
-    @property
-    def updates(self) -> int:
-        """Minibatches learned from so far, those spent before among them."""
-        return int(self.spent_before["updates"]) + self._trainer._optim_count
+    def measure_random(self) -> float | None:
+        """Return the mean score of a random player.
 
-    @property
-    def training_seconds(self) -> float:
-        """By the clock, evaluation left out, from :meth:`register` on, with those spent before."""
-        now = self.seconds if self._ended is None else self._ended
-        return self.spent_before["training_seconds"] + now - self.evaluation_seconds
+        The random player plays at the first call. Its time counts as evaluation.
 
-    @property
-    def cpu_seconds(self) -> float:
-        """Likewise, of the processor in all threads."""
-        now = self._cpu_seconds if self._ended is None else self._cpu_ended
-        return self.spent_before["cpu_seconds"] + now - self._evaluation_cpu_seconds
+        Returns:
+            None where the games were given up, with a warning unless the run is to end.
+        """
+        if self._random_return is None:
+            try:
+                with self.clock.evaluating():
+                    self._play_random()
+            except EvaluationStopped as error:
+                self._warn_of(error)
+        return self._random_return
 
-    @property
-    def steps_per_second(self) -> float | None:
-        """Agent steps a second from the first update to the end of training, evaluation left out; None before."""
-        if self._learning_since is None:
-            return None
-        since, steps, evaluating = self._learning_since
-        now = self.seconds if self._ended is None else self._ended
-        seconds = now - since - (self.evaluation_seconds - evaluating)
-        done = self._trainer.collected_frames - steps
-        return done / seconds if done and seconds > 0 else None
+    def _play_random(self) -> None:
+        teacher = next(iter(self.networks.values()))
+        self._random_return = self.evaluator(teacher, epsilon=1.0, should_stop=self._stops).mean
 
-    def _counters(self) -> dict[str, float]:
-        row = {name: round(getattr(self, name), 2) for name in (*_SPENT, "seconds")}
-        speed = self.steps_per_second
-        return row if speed is None else {**row, "steps_per_second": round(speed, 2)}
+    def _stops(self) -> bool:
+        return stopping(self._trainer)
 
-    def _add_up(self) -> None:
-        if self.distiller is None or not self.distiller.metrics:
-            return
-        for key, value in self.distiller.metrics.items():
-            name = key.removeprefix("distill/")
-            if name in self.metrics.columns:
-                self._sums[name] = self._sums.get(name, 0.0) + value
-        self._num_summed += 1
-
-    def _averages(self) -> dict[str, float]:
-        averages = {name: total / self._num_summed for name, total in self._sums.items()}
-        if self.distiller is not None:  # measured now and then: the last value, not a mean of copies
-            last = {key.removeprefix("distill/"): value for key, value in self.distiller.metrics.items()}
-            averages.update((name, last[name]) for name in averages if name.endswith("/dormant"))
-        self._sums, self._num_summed = {}, 0
-        self._shown = averages or self._shown
-        return averages
+    def _warn_of(self, error: EvaluationStopped) -> None:
+        if not self._stops():
+            warnings.warn(f"no scores at step {self._trainer.collected_frames}: {error}", stacklevel=3)
 
     def _evaluate(self, steps: int) -> dict[str, float]:
-        start, cpu_start = time.monotonic(), time.process_time()
+        """Play, report and keep the best; the scores for a row, none where an evaluation was given up."""
         try:
-            scores = {
-                name: self.evaluator(network, seed=self.evaluator.seed + steps)
-                for name, network in self.networks.items()
-            }
-            self.last_scores = scores
-            self._report_returns()
+            with self.clock.evaluating():
+                scores = {
+                    name: self.evaluator(network, seed=self.evaluator.seed + steps, should_stop=self._stops)
+                    for name, network in self.networks.items()
+                }
+                self.last_scores = scores
+                self._report_returns()
         except EvaluationStopped as error:
-            if not self._trainer._stop_training:
-                warnings.warn(f"no scores at step {steps}: {error}", stacklevel=2)
+            self._warn_of(error)
             return {}
-        finally:
-            self.evaluation_seconds += time.monotonic() - start
-            self._evaluation_cpu_seconds += time.process_time() - cpu_start
         self.evaluated_steps = steps
         for name, found in scores.items():
             self._keep_if_best(name, found)
@@ -262,89 +240,127 @@ class RunMonitor(TrainerHookBase):
         means = {f"{name}/score": found.mean for name, found in scores.items()}
         return means | {f"{name}/score_std": found.std for name, found in scores.items()}
 
+    def _report_returns(self) -> None:
+        """Tell the distiller the returns of all networks and of a random player, if something follows them."""
+        if self.distiller is None or not self.distiller.follows_returns:
+            return
+        if self._random_return is None:
+            self._play_random()
+        assert self._random_return is not None
+        teacher, *students = self.networks
+        returns = {name: self.last_scores[name].mean for name in students}
+        self.distiller.report_returns(returns, self.last_scores[teacher].mean, self._random_return)
+
     def _keep_if_best(self, name: str, scores: Scores) -> None:
         if name not in self.best_scores or scores.mean > self.best_scores[name].mean:
             network = self.networks[name]
             self.best_scores[name] = scores
             self.best[name].load_state_dict(network.state_dict())
             try:
-                save_weights(network, self.output_dir / "weights" / f"{name}.safetensors")
-            except OSError as error:  # checkpoints hold it, too
+                save_weights(network, self.folder.path / "weights" / f"{name}.safetensors")
+            except OSError as error:  # checkpoints hold it as well
                 warnings.warn(f"the best {name} is kept in memory only: {error}; free some space.", stacklevel=2)
-
-    def _report_returns(self) -> None:
-        """Tell the hook how everybody plays, a random player included, if it wants to know."""
-        told = self.distiller if self.distiller is not None and self.distiller.follows_returns else None
-        teacher, *students = self.networks
-        if self.random_return is None and (told is not None or self.measures_random):
-            self.random_return = self.evaluator(self.networks[teacher], epsilon=1.0).mean
-        if told is not None and self.random_return is not None:
-            returns = {name: self.last_scores[name].mean for name in students}
-            told.report_returns(returns, self.last_scores[teacher].mean, self.random_return)
 
     def _show(self) -> None:
         shown = {f"{name} score": f"{scores.mean:.0f}" for name, scores in self.last_scores.items()}
         shown.update(
             (f"{name.split('/')[0]} agrees", f"{value:.0%}")
-            for name, value in self._shown.items()
+            for name, value in self._averages.last.items()
             if name.endswith("/agreement")
         )
         if self._bar is not None:
             self._bar.set_postfix(shown, refresh=False)
 
     def save_last(self) -> None:
-        """Write the weights as they are now, beside the best ones; the latter too where nothing was evaluated."""
+        """Write the weights as they are now to ``weights/last``; where nothing was evaluated, as the best ones as well.
+
+        Before the end of the first batch nothing is written, since nothing has been learned. In a folder that was lost
+        to another run nothing is written either, and a warning says so.
+        """
+        if not self.folder.begun:
+            return
+        try:
+            self.folder.check()
+        except RuntimeError as error:
+            warnings.warn(f"the last weights are not saved: {error}", stacklevel=2)
+            return
+        weights = self.folder.path / "weights"
         for name, network in self.networks.items():
-            save_weights(network, self.output_dir / "weights" / "last" / f"{name}.safetensors")
+            save_weights(network, weights / "last" / f"{name}.safetensors")
             if name not in self.best_scores:
                 self.best[name].load_state_dict(network.state_dict())
-                save_weights(network, self.output_dir / "weights" / f"{name}.safetensors")
-
-    _COUNTERS = (
-        "evaluation_seconds",
-        "_evaluation_cpu_seconds",
-        "evaluated_steps",
-        "_next_log",
-        "_next_evaluation",
-        "_num_summed",
-    )
+                save_weights(network, weights / f"{name}.safetensors")
 
     def state_dict(self) -> dict[str, Any]:
-        """Best networks, all scores, clocks, sums of the next row, and where in the metrics file it will come."""
+        """Return best networks, all scores, clocks, sums of the next row, and its place in the metrics file."""
         return {
             "best": {name: network.state_dict() for name, network in self.best.items()},
             "best_scores": _plain(self.best_scores),
             "last_scores": _plain(self.last_scores),
-            "random_return": self.random_return,
+            "random_return": self._random_return,
+            "evaluated_steps": self.evaluated_steps,
             "steps": self._trainer.collected_frames,
-            "seconds": self.seconds,
-            "cpu_seconds": self._cpu_seconds,
-            "learning_since": self._learning_since,
-            "sums": dict(self._sums),
-            "shown": dict(self._shown),
-            "metrics": self.metrics.position(),
-            **{name: getattr(self, name) for name in self._COUNTERS},
+            "clock": self.clock.state_dict(),
+            "averages": self._averages.state_dict(),
+            "next_log": self._logging.next,
+            "next_evaluation": self._evaluation.next,
+            # A state that is asked for before the run begins writes nothing.
+            "metrics": self.metrics.position() if self.folder.held else self.metrics.left_at,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned; later rows of the metrics file are cut off."""
+        """Restore what :meth:`state_dict` returned; later rows of the metrics file are cut off with the next one."""
         for name, network in self.best.items():
             network.load_state_dict(state_dict["best"][name])
         self.best_scores = _scores(state_dict["best_scores"])
+        self._restored = True
         if "metrics" not in state_dict:  # of the first version of checkpoints
             return
         self.last_scores = _scores(state_dict["last_scores"])
-        self.random_return = state_dict["random_return"]
-        self._learning_since = state_dict["learning_since"]
-        self._sums, self._shown = dict(state_dict["sums"]), dict(state_dict["shown"])
-        for name in self._COUNTERS:
-            setattr(self, name, state_dict[name])
-        self.seconds_before, self._start = state_dict["seconds"], time.monotonic()
-        self._cpu_before, self._cpu_start = state_dict["cpu_seconds"], time.process_time()
+        self._random_return = state_dict["random_return"]
+        self.evaluated_steps = state_dict["evaluated_steps"]
+        self.clock.load_state_dict(state_dict["clock"])
+        self._averages.load_state_dict(state_dict["averages"])
+        self._logging.next, self._evaluation.next = state_dict["next_log"], state_dict["next_evaluation"]
         if self._bar is not None:
             self._bar.initial = self._bar.n = state_dict["steps"]
             self._bar.refresh()
-        self.metrics.cut(state_dict["metrics"])
+        if state_dict["metrics"] is not None:
+            self.metrics.cut(state_dict["metrics"])
+
+    @staticmethod
+    def upgraded_state(state: dict[str, Any], version: int) -> dict[str, Any]:
+        """Return a state of an older version of checkpoints as one of today.
+
+        The first version held best networks and scores alone; all else begins from scratch. The second held clocks and
+        sums side by side with the scores.
+        """
+        if version < 2:
+            scores = {name: {"scores": games, "cut": 0, "steps": 0} for name, games in state["best_scores"].items()}
+            return {"best": state["best"], "best_scores": scores}
+        if version > 2:
+            return state
+        state = dict(state)
+        clock = {name: state.pop(name) for name in ("seconds", "cpu_seconds", "evaluation_seconds", "learning_since")}
+        clock["evaluation_cpu_seconds"] = state.pop("_evaluation_cpu_seconds")
+        averages = {"sums": state.pop("sums"), "count": state.pop("_num_summed"), "last": state.pop("shown")}
+        intervals = {"next_log": state.pop("_next_log"), "next_evaluation": state.pop("_next_evaluation")}
+        return {**state, **intervals, "clock": clock, "averages": averages}
+
+
+class _Interval:
+    """Steps at which something is due: the multiples of an interval, reached or passed."""
+
+    def __init__(self, steps: int, *, first: int = 0) -> None:
+        self.steps = steps
+        self.first = first
+        self.next = 0
+
+    def due(self, steps: int) -> bool:
+        return steps >= max(self.next, self.first)
+
+    def done(self, steps: int) -> None:
+        self.next = steps - steps % self.steps + self.steps
 
 
 def _plain(scores: Mapping[str, Scores]) -> dict[str, dict[str, Any]]:

@@ -17,6 +17,9 @@ from typing import Any
 from torchrl.trainers import Trainer, TrainerHookBase
 
 from torchrl_rtpd.evaluation.scores import Scores
+from torchrl_rtpd.runs.monitor import Watching
+from torchrl_rtpd.runs.ranges import check_ranges
+from torchrl_rtpd.trainers.stateless import StatelessHook
 
 __all__ = ["StopOnSignal", "StopWhenCaughtUp", "catches_up"]
 
@@ -24,14 +27,14 @@ __all__ = ["StopOnSignal", "StopWhenCaughtUp", "catches_up"]
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class StopOnSignal(TrainerHookBase):
+class StopOnSignal(StatelessHook):
     """Hook that lets Ctrl-C, or a scheduler's SIGTERM, end training after the batch it is at.
 
-    A second signal ends the process at once, without another word to the disk; the last checkpoint stays whole. Signals
-    are taken while ``train`` runs, in the process's main thread, and given back afterwards.
+    A second signal ends the process at once, without another write to the disk; the last checkpoint stays whole.
+    Signals are taken while ``train`` runs, in the process's main thread, and given back afterwards.
 
     Attributes:
-        received: the signal that came, None before.
+        received: the first signal that came, None before.
 
     Examples:
         >>> stopper = StopOnSignal()  # then stopper.register(trainer)
@@ -55,7 +58,7 @@ class StopOnSignal(TrainerHookBase):
             self._before = {number: signal.signal(number, self._receive) for number in _SIGNALS}
 
     def give_back(self) -> None:
-        """Put back whoever had them; called when training ends. Doing it again does nothing."""
+        """Put the earlier handlers back; called when training ends. Doing it again does nothing."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
@@ -67,18 +70,11 @@ class StopOnSignal(TrainerHookBase):
         sys.stderr.write(f"\n{self.received.name}: stopping after this batch; a second one leaves at once.\n")
         self._trainer.request_stop(self.received.name)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: the hook holds no state."""
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing to restore."""
-
 
 def catches_up(
     student: Scores, teacher: Scores, random_return: float, *, share: float = 0.9, confidence: float = 0.95
 ) -> bool:
-    r"""Whether a student has caught up with its teacher, by a one-sided confidence bound.
+    r"""Return True if a student has caught up with its teacher, by a one-sided confidence bound.
 
     With mean scores :math:`S`, :math:`T` and a random player's :math:`R`, the student lacks
     :math:`d = S - R - s (T - R)` of the share :math:`s`. It has caught up where :math:`d - z \, e > 0`, with the
@@ -88,11 +84,11 @@ def catches_up(
         student: its games, at least two.
         teacher: the games of the same evaluation, at least two.
         random_return: mean score of a random player; its own error is left out, being common to all evaluations.
-        share: of the teacher's score above random that is asked for.
-        confidence: that the student has it, in (0.5, 1).
+        share: part of the teacher's score above random that is asked for.
+        confidence: of the bound, in (0.5, 1).
 
     Returns:
-        False also where the teacher is no better than a random player, or where there is one game each, which shows
+        False also where the teacher is no better than a random player, or where there is only one game, which shows
         no spread.
 
     Examples:
@@ -114,28 +110,26 @@ class StopWhenCaughtUp(TrainerHookBase):
 
     Args:
         monitor: evaluates; a :class:`~torchrl_rtpd.runs.RunMonitor`, registered before.
-        evaluations: how many in a row.
-        share: of the teacher's score above random.
-        confidence: of each evaluation.
+        evaluations: number of evaluations in a row.
+        share: part of the teacher's score above random.
+        confidence: of each evaluation's bound.
 
     Attributes:
-        caught_up: whether training was ended.
+        caught_up: True once the hook has ended training.
 
     Raises:
         ValueError: numbers out of range, or a monitor without students.
     """
 
-    def __init__(self, monitor: Any, *, evaluations: int = 3, share: float = 0.9, confidence: float = 0.95) -> None:
-        if evaluations < 1 or not 0 < share <= 1 or not 0.5 < confidence < 1:
-            raise ValueError(
-                "a gap is held for at least 1 evaluation, at a share in (0, 1] with a confidence in (0.5, 1): got "
-                f"evaluations={evaluations}, share={share}, confidence={confidence}."
-            )
+    def __init__(
+        self, monitor: Watching, *, evaluations: int = 3, share: float = 0.9, confidence: float = 0.95
+    ) -> None:
+        bounds = {"evaluations": evaluations, "share": share, "confidence": confidence}
+        check_ranges(bounds, {"[1, inf)": "evaluations", "(0, 1]": "share", "(0.5, 1)": "confidence"})
         if len(monitor.networks) < 2:
             raise ValueError(
                 f"only students catch up: got a monitor of {list(monitor.networks)}; leave this hook out without them."
             )
-        monitor.measures_random = True
         self.monitor = monitor
         self.evaluations = evaluations
         self.share = share
@@ -151,17 +145,18 @@ class StopWhenCaughtUp(TrainerHookBase):
         trainer.register_module(name, self)
 
     def look(self) -> None:
-        """Count the evaluations that every student has held; called once a batch."""
+        """Count the evaluations that every student has held; called by the trainer after each batch."""
         monitor = self.monitor
         if monitor.evaluated_steps in (-1, self._looked_at):
             return
         self._looked_at = monitor.evaluated_steps
+        chance = monitor.measure_random()
+        if chance is None:
+            return
         teacher, *students = monitor.networks
         scores = monitor.last_scores
         held = all(
-            catches_up(
-                scores[name], scores[teacher], monitor.random_return, share=self.share, confidence=self.confidence
-            )
+            catches_up(scores[name], scores[teacher], chance, share=self.share, confidence=self.confidence)
             for name in students
         )
         self._held = self._held + 1 if held else 0
@@ -172,7 +167,7 @@ class StopWhenCaughtUp(TrainerHookBase):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Evaluations held so far."""
+        """Return the number of evaluations held so far."""
         return {"held": self._held, "looked_at": self._looked_at}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ __all__ = [
     "logged_values",
     "restore_updates_made",
     "runs_elsewhere",
+    "save_after_this_batch",
     "skip_counted_frames",
     "stopping",
     "synced_checkpoint",
@@ -149,3 +150,8 @@ def skip_counted_frames(trainer: Trainer) -> None:
 def collect_rollout(collector: Any) -> Any:
     """Return one batch of a collector in this process as it would yield it, without counting it as collected."""
     return collector._postproc(collector.rollout()).clone()
+
+
+def save_after_this_batch(trainer: Trainer) -> None:
+    """Let a trainer save at the end of the batch it is at, as if its interval had passed."""
+    trainer._last_save = trainer.collected_frames - trainer.save_trainer_interval - 1
