@@ -20,7 +20,8 @@ from torchrl_rtpd import (
     StudentDQNLoss,
 )
 from torchrl_rtpd.networks.recycling import UnitRecycler
-from torchrl_rtpd.trainers import StatelessHook
+from torchrl_rtpd.trainers._torchrl import hooks_of, updates_made
+from torchrl_rtpd.trainers.stateless import StatelessHook
 
 TEACHERS: dict[str, Callable[[], Any]] = {
     "latest": lambda: "latest",
@@ -120,7 +121,7 @@ def go_on(config: Any, before: Mapping[str, Any], trainer: Trainer, epsilon: tup
     length = before.get("schedule_steps") or before["total_steps"]
     if batches == 1 and schedule_steps(config) == length and config.epsilon_steps == before["epsilon_steps"]:
         return
-    for hook in trainer._modules.values():
+    for hook in hooks_of(trainer).values():
         if isinstance(hook, LRSchedulerHook):
             hook.scheduler.last_epoch = hook.scheduler.last_epoch * batches - 1
             hook.scheduler.step()  # adds one, and sets the rate
@@ -176,7 +177,7 @@ class RecycleUnits(StatelessHook):
 
     def recycle(self, sub_batch: TensorDictBase) -> None:
         """Recycle after an update, if it is time."""
-        updates, loss = self._trainer._optim_count, self._trainer.loss_module
+        updates, loss = updates_made(self._trainer), self._trainer.loss_module
         if self.recycler.due(updates):
             with loss.value_network_params.to_module(loss.value_network):
                 self.recycler(loss.value_network, sub_batch, self._trainer.optimizer, updates=updates)

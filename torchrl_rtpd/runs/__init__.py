@@ -27,12 +27,9 @@ from torchrl_rtpd.runs.stopping import StopOnSignal, StopWhenCaughtUp, catches_u
 __all__ = [
     "DivergenceError",
     "DivergenceGuard",
-<<<<<<< HEAD
-    "RunFolder",
-=======
     "Experiment",
     "Protection",
->>>>>>> 4f9b653 (Make any trainer a whole run by one call, and give each key of the main example one home)
+    "RunFolder",
     "RunMonitor",
     "SaveCheckpoints",
     "StopOnSignal",

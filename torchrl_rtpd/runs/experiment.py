@@ -26,6 +26,7 @@ from torchrl_rtpd.runs.monitor import RunMonitor
 from torchrl_rtpd.runs.process import keep_freed_memory
 from torchrl_rtpd.runs.protect import Protection, protect
 from torchrl_rtpd.runs.report import pareto_front, results_table
+from torchrl_rtpd.trainers._torchrl import hooks_of
 from torchrl_rtpd.trainers.hook import RealTimeDistillTrainer
 
 __all__ = ["Experiment"]
@@ -215,22 +216,22 @@ class Experiment:
             raise SystemExit(128 + stopper.received)
 
     def _results(self, games: int | None, seed: int) -> dict[str, Any]:
-        monitor = self.monitor
-        final = final_results(monitor, games=games, seed=seed)
+        clock = self.monitor.clock
+        final = final_results(self.monitor, games=games, seed=seed)
         networks = final.pop("networks")
         return {
             **self.about,
-            "steps": monitor.steps,
-            "updates": monitor.updates,
-            "spent_before": monitor.spent_before,
-            "seconds": round(time.perf_counter() - self._start + monitor.seconds_before, 1),
-            "training_seconds": round(monitor.training_seconds, 2),
-            "cpu_seconds": round(monitor.cpu_seconds, 2),
-            "steps_per_second": monitor.steps_per_second,
-            "evaluation_seconds": round(monitor.evaluation_seconds, 1),
+            "steps": clock.steps,
+            "updates": clock.updates,
+            "spent_before": clock.spent_before,
+            "seconds": round(time.perf_counter() - self._start + clock.seconds_before, 1),
+            "training_seconds": round(clock.training_seconds, 2),
+            "cpu_seconds": round(clock.cpu_seconds, 2),
+            "steps_per_second": clock.steps_per_second,
+            "evaluation_seconds": round(clock.evaluation_seconds, 1),
             **final,
             "networks": networks,
-            "environment": run_environment(_device(next(iter(monitor.networks.values())))),
+            "environment": run_environment(_device(next(iter(self.monitor.networks.values())))),
         }
 
     def _report(self, results: dict[str, Any]) -> None:
@@ -259,7 +260,7 @@ class Experiment:
 
 def _distiller(trainer: Trainer) -> RealTimeDistillTrainer | None:
     """The hook of the students, if there are any."""
-    return next((hook for hook in trainer._modules.values() if isinstance(hook, RealTimeDistillTrainer)), None)
+    return next((hook for hook in hooks_of(trainer).values() if isinstance(hook, RealTimeDistillTrainer)), None)
 
 
 def _device(network: TensorDictModule) -> Any:

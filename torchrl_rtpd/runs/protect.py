@@ -73,7 +73,7 @@ def protect(
 
     Args:
         trainer: with all its other hooks, those of the students among them.
-        monitor: watches the run, with ``measures_random=True``; not registered yet.
+        monitor: watches the run; not registered yet.
         directory: where the checkpoints lie.
         protection: options; None takes the defaults.
 
