@@ -140,7 +140,9 @@ def test_what_was_spent_before_is_added_and_evaluation_is_left_out(tmp_path):
     before = {"steps": 1_000, "updates": 10, "training_seconds": 500.0, "cpu_seconds": 400.0}
     monitor = _run(tmp_path, spent_before=before, log_every_steps=20, evaluate_every_steps=20)
     metrics = read_metrics(tmp_path / "metrics.csv")
-    assert metrics["steps"][-1] == monitor.clock.steps == 1_080 and metrics["updates"][-1] == monitor.clock.updates == 26
+    assert (
+        metrics["steps"][-1] == monitor.clock.steps == 1_080 and metrics["updates"][-1] == monitor.clock.updates == 26
+    )
     training, processor = metrics["training_seconds"], metrics["cpu_seconds"]
     assert training == sorted(training) and training[0] >= 500 and processor[0] >= 400
     clock = metrics["seconds"][-1] - metrics["seconds"][0]

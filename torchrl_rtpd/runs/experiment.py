@@ -57,7 +57,7 @@ class Experiment:
             policy in several parts, the whole policy. A network alone is taken for a teacher if it is called so.
         evaluator: plays the games of evaluations and the final ones. It is closed at the end.
         output_dir: folder of the run; or a :class:`~torchrl_rtpd.runs.folder.RunFolder` that is claimed already, by a
-            script that has files of its own to write there.
+            script that has files of its own to write there. None makes a new one, ``outputs/<date>_<time>``.
 
     Keyword Args:
         evaluate_every_steps: agent steps between two evaluations. 0 plays the final games only, None no games at all.
@@ -118,7 +118,7 @@ class Experiment:
         trainer: Trainer,
         networks: Mapping[str, TensorDictModule],
         evaluator: Evaluator,
-        output_dir: str | os.PathLike | RunFolder,
+        output_dir: str | os.PathLike | RunFolder | None = None,
         *,
         evaluate_every_steps: int | None = 0,
         evaluate_from_steps: int = 0,
@@ -131,7 +131,7 @@ class Experiment:
         self._start = time.perf_counter()
         self.trainer = trainer
         self.about = dict(about or {})
-        self.folder = output_dir if isinstance(output_dir, RunFolder) else RunFolder(output_dir)
+        self.folder = _folder(output_dir)
         self._plays = evaluate_every_steps is not None
         self._resumed = False
         self.monitor = RunMonitor(
@@ -256,6 +256,12 @@ class Experiment:
         """Game and seed, for the figures."""
         named = str(self.about.get("game", self.folder.path.name))
         return f"{named}, seed {self.about['seed']}" if "seed" in self.about else named
+
+
+def _folder(place: str | os.PathLike | RunFolder | None) -> RunFolder:
+    if place is None:
+        return RunFolder.fresh(f"outputs/{time.strftime('%Y-%m-%d_%H-%M-%S')}")
+    return place if isinstance(place, RunFolder) else RunFolder(place)
 
 
 def _distiller(trainer: Trainer) -> RealTimeDistillTrainer | None:

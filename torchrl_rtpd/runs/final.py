@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule
 
 from torchrl_rtpd.evaluation.comparison import paper_percentages
@@ -64,7 +65,8 @@ def compared_scores(
     Returns:
         Scores by name; and ``random_score``, ``random_standard_error`` and ``rows``, a mapping for each name with
         ``score_mean``, ``score_std``, ``score_standard_error``, ``episodes`` and ``cut_episodes``; if there is a
-        teacher, also ``percent_of_teacher``, ``normalised`` and, of networks that value actions, ``agreement``.
+        teacher, also ``percent_of_teacher``, ``normalised`` and, where networks value actions and see what the teacher
+        sees, ``agreement``.
     """
     teacher = teacher_name(networks)
     scores = {
@@ -83,8 +85,8 @@ def compared_scores(
         }
         for name, found in scores.items()
     }
-    if teacher is not None and all("action_value" in network.out_keys for network in networks.values()):
-        for name, share in agreement_with_teacher(networks[teacher], networks, scores[teacher].observations).items():
+    if teacher is not None:
+        for name, share in _agreement(networks, teacher, scores[teacher]).items():
             rows[name]["agreement"] = share
     return scores, {"random_score": chance.mean, "random_standard_error": chance.standard_error, "rows": rows}
 
@@ -94,6 +96,20 @@ def _beside_teacher(score: float, teacher_score: float, random_score: float) -> 
         "percent_of_teacher": 100 * score / teacher_score if teacher_score else None,
         "normalised": normalised_score(score, random_score, teacher_score),
     }
+
+
+def _agreement(networks: Mapping[str, TensorDictModule], teacher: str, games: Scores) -> dict[str, float]:
+    """Share of the teacher's states in which a network chooses as the teacher does, where that can be told."""
+    states = games.observations
+    if states is None or "action_value" not in networks[teacher].out_keys:
+        return {}
+    seen = set(states.keys(include_nested=True))
+    comparable = {
+        name: network
+        for name, network in networks.items()
+        if "action_value" in network.out_keys and seen.issuperset(network.in_keys)
+    }
+    return agreement_with_teacher(networks[teacher], comparable, states)
 
 
 def final_results(monitor: RunMonitor, *, games: int | None, seed: int) -> dict[str, Any]:
@@ -118,18 +134,17 @@ def final_results(monitor: RunMonitor, *, games: int | None, seed: int) -> dict[
             row.update(_scores_of_the_run(monitor, name), final_score=_of_last_weights(monitor, name, scores, seed))
     rows = played.pop("rows")
     ratios = _during_training(monitor, played.get("random_score"))
-    first = next(iter(monitor.best.values()))
-    observation = monitor.evaluator.env.reset()[first.in_keys[0]][:1]
+    shown = monitor.evaluator.env.reset()
     networks = [
-        {
-            **size,
-            "latency_ms": latency_ms(monitor.best[name], observation),
-            **rows.get(name, {}),
-            **ratios.get(name, {}),
-        }
+        {**size, "latency_ms": _latency(monitor.best[name], shown), **rows.get(name, {}), **ratios.get(name, {})}
         for name, size in network_sizes(monitor.best).items()
     ]
     return {**played, "networks": networks}
+
+
+def _latency(network: TensorDictModule, shown: TensorDictBase) -> float | None:
+    """Time of one decision, None for a network of several inputs."""
+    return latency_ms(network, shown[network.in_keys[0]][:1]) if len(network.in_keys) == 1 else None
 
 
 def _scores_of_the_run(monitor: RunMonitor, name: str) -> dict[str, float | None]:
