@@ -43,18 +43,16 @@ def swept(script, folder, *overrides):
 
 
 @joblib
-@pytest.mark.parametrize("script", ["rtpd_atari", "rtpd_classic"])
-def test_joblibs_workers_run_the_script(tmp_path, script):
-    """Two at a time, each in a process of its own, which gets the script's functions pickled."""
-    results = swept(script, tmp_path, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=0,1")
-    assert sorted(found["seed"] for found in results.values()) == [0, 1]
+def test_joblibs_workers_run_the_script(tmp_path):
+    """In processes of their own, which get the script's functions pickled."""
+    assert len(swept("rtpd_atari", tmp_path, "hydra/launcher=joblib", "hydra.launcher.n_jobs=1", "seed=0")) == 1
 
 
 @joblib
 def test_jobs_of_one_name_in_one_second_get_a_folder_each(tmp_path):
-    """They differ in what the name does not hold."""
-    results = swept("rtpd_classic", tmp_path, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "temperature=0.1,0.5")
-    assert len(results) == 2
+    """Two at a time, which differ in what the name does not hold."""
+    two = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "temperature=0.1,0.5"]
+    assert len(swept("rtpd_classic", tmp_path, *two)) == 2
 
 
 def test_a_sweep_in_one_process_gives_each_run_a_folder(tmp_path):

@@ -82,6 +82,7 @@ def rates(experiment):
 
 
 def built(config):
+    torch.set_num_threads(config.threads)
     with RunFolder(config.output_dir).claim(resume=True) as folder:
         return rtpd_atari.build(config, folder, rtpd_classic.CLASSIC)
 
