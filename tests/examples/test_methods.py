@@ -176,7 +176,10 @@ def test_scratch_recycles_as_students_do(tmp_path):
         (["students=[net1]"], "unknown network 'net1'; students are named mlp64, mlp32, mlp16"),
         (["acting=nobody"], r"acting must lie in \[0, 1\], or be teacher, or be student: got 'nobody'"),
         (["students=[mlp16,mlp16]"], r"students must differ, .*: got \['mlp16', 'mlp16'\]"),
-        (["students=[teacher,teacher]"], r"students must differ, teacher being called teacher_size: got \['teacher',"),
+        (
+            ["students=[teacher,teacher]"],
+            r"students must differ, teacher_size being the one of size teacher: got \['teacher',",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused(tmp_path, overrides, message):

@@ -172,7 +172,10 @@ def test_failing_run_leaves_metrics_and_weights(tmp_path, monkeypatch):
         ("student_settles=[0.9,0.5]", r"student_settles must be two shares of the run.*got \[0\.9, 0\.5\]"),
         ("teacher_settles=[0.5]", r"teacher_settles must be two shares of the run.*got \[0\.5\]"),
         ("warmup_steps=640", r"got warmup_steps=640 of total_steps=640; make it shorter"),
-        ("students=[teacher,teacher]", r"students must differ, teacher being called teacher_size: got \['teacher', "),
+        (
+            "students=[teacher,teacher]",
+            r"students must differ, teacher_size being the one of size teacher: got \['teacher', ",
+        ),
     ],
 )
 def test_bad_values_fail_before_the_first_step(tmp_path, monkeypatch, override, message):
