@@ -117,6 +117,7 @@ def small_run(
     total_steps: int = 160,
     *,
     env: EnvBase | None = None,
+    slots: int = SLOTS,
     replay: bool = True,
     every_steps: int = 40,
     prioritized: bool = False,
@@ -126,7 +127,7 @@ def small_run(
 ) -> SimpleNamespace:
     """Build a run with teacher, student and everything that has a state; nothing is trained yet."""
     torch.manual_seed(0)
-    env = WalkEnv() if env is None else env
+    env = WalkEnv(slots) if env is None else env
     networks = {
         name: make_actor(tower, env.action_spec, seed=seed)
         for seed, (name, tower) in enumerate({"teacher": "net3", "net17": "net17"}.items())
@@ -143,7 +144,7 @@ def small_run(
         total_frames=total_steps,
         init_random_frames=16,
     )
-    storage = FrameStackStorage(96, num_envs=SLOTS, steps_per_write=ROLLOUT, n_step=3)
+    storage = FrameStackStorage(96, num_envs=slots, steps_per_write=BATCH_STEPS // slots, n_step=3)
     buffer = make_replay_buffer(storage, batch_size=4, prioritized=prioritized, seed=7)
     loss = DQNLoss(networks["teacher"], action_space="categorical")
     loss.set_keys(terminated="end_of_life")

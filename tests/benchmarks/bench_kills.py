@@ -1,13 +1,18 @@
 """Kill -9 at random points of real runs of the main example, and resume each time.
 
     python tests/benchmarks/bench_kills.py --kills 50 --out docs/results/kills.json
+    python tests/benchmarks/bench_kills.py --kills 0 --starts 50
 
 A life of the process ends at a random moment: while it starts, plays, learns, evaluates or saves. Runs that reach their
 end are followed by others. Rows of metrics.csv must come at the steps of a run that was never killed, each once.
+
+With ``--starts`` a second run is started, or resumed, in the folder of one that has ended, and killed at a random
+moment before the end of its first batch. The files of the first run must stay as they are, byte by byte.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import subprocess
@@ -25,7 +30,7 @@ from torchrl_rtpd.runs.checkpoints import newest_checkpoint
 from torchrl_rtpd.runs.environment import run_environment
 from torchrl_rtpd.runs.metrics import read_metrics, write_json
 
-__all__ = ["INTERVAL", "kill_runs"]
+__all__ = ["INTERVAL", "kill_runs", "kill_starts"]
 
 INTERVAL = 64  # agent steps between checkpoints
 BATCH = 32
@@ -48,7 +53,8 @@ SETTINGS = [
 ]
 # The example as it is, telling how far it is.
 LIFE = """
-import runpy
+import runpy, sys
+sys.path.insert(0, "examples")
 from torchrl_rtpd.runs import RunMonitor
 watch = RunMonitor.watch
 def watch_and_tell(monitor):
@@ -154,6 +160,48 @@ def kill_runs(folder: Path, kills: int, seed: int, longest_seconds: float = 8.0)
     return {**found, "interval": INTERVAL, "batch": BATCH, "seed": seed}
 
 
+def kill_starts(folder: Path, starts: int, seed: int, longest_seconds: float = 12.0) -> dict[str, int]:
+    """Kill second runs in a used folder.
+
+    Args:
+        folder: for the run.
+        starts: number of second runs, every other one resumed.
+        seed: of the moments.
+        longest_seconds: of a second run, from its start; it ends before if its first batch is over.
+
+    Returns:
+        Counts: starts, those that ended by themselves, and those after which a file of the first run was another.
+    """
+    moments = random.Random(seed)
+    run = folder / "first"
+    settings = [setting if setting != "total_steps=960" else "total_steps=128" for setting in SETTINGS]
+    whole = Life([f"output_dir={run}", *settings])
+    if whole.end():
+        raise RuntimeError("".join(whole.output))
+    before = _contents(run)
+    found = dict.fromkeys(("starts", "refused", "changed"), 0)
+    for number in range(starts):
+        life = Life([f"resume={run}", "total_steps=960"] if number % 2 else [f"output_dir={run}", *SETTINGS])
+        deadline = time.monotonic() + moments.uniform(0, longest_seconds)
+        while time.monotonic() < deadline and not life.steps and life.process.poll() is None:
+            time.sleep(0.002)
+        found["refused"] += life.process.poll() is not None
+        life.process.kill()
+        life.end()
+        found["starts"] += 1
+        after = _contents(run)
+        found["changed"] += any(after.get(name) != content for name, content in before.items()) and not life.steps
+        if life.steps:  # killed too late: the run had begun to write what is its own by then
+            before = after
+    return found
+
+
+def _contents(folder: Path) -> dict[str, str]:
+    """Digest of every file but the lock, by its name."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "run.lock")
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
 def _next_life(run: Path, found: dict[str, int], *, killed: bool) -> tuple[Life, int]:
     """Start or resume; the process and the steps it begins with."""
     steps = _checkpoint_steps(run)
@@ -174,10 +222,14 @@ def _checkpoint_steps(run: Path) -> int:
 
 def main() -> None:
     """Kill, count, save."""
-    options = parsed_options(__doc__, {"kills": 50, "seed": 0})
+    options = parsed_options(__doc__, {"kills": 50, "starts": 0, "seed": 0})
     start = time.monotonic()
+    result: dict[str, object] = {}
     with tempfile.TemporaryDirectory() as folder:
-        result = kill_runs(Path(folder), options.kills, options.seed)
+        if options.kills:
+            result = kill_runs(Path(folder), options.kills, options.seed)
+        if options.starts:
+            result["second_runs"] = kill_starts(Path(folder), options.starts, options.seed)
     result["minutes"] = round((time.monotonic() - start) / 60, 1)
     print(json.dumps(result))
     if options.out is not None:

@@ -1,5 +1,6 @@
 """Checkpoints as files: what comes back, what a crash leaves, how much memory it takes."""
 
+import json
 import math
 import resource
 import subprocess
@@ -147,7 +148,7 @@ def test_a_checkpoint_replaces_one_of_its_name(tmp_path):
 
 
 def test_a_folder_of_another_kind_is_refused(tmp_path):
-    """One of TorchRL's own, too, which has no checksums."""
+    """So is one of TorchRL's own, which has no checksums."""
     from torchrl.checkpoint import Checkpoint
 
     Checkpoint(network=nn.Linear(1, 1)).save(tmp_path / "torchrl")
@@ -160,3 +161,10 @@ def test_a_network_of_another_size_is_refused_by_the_name_of_its_part(tmp_path):
     VerifiedCheckpoint(network=nn.Linear(2, 3)).save(tmp_path / "checkpoint")
     with pytest.raises(CheckpointError, match=r"(?s)component 'network'.*size mismatch for weight"):
         VerifiedCheckpoint(network=nn.Linear(2, 4)).load(tmp_path / "checkpoint")
+
+
+def test_the_names_in_a_seal_stay_whatever_our_modules_are_called(tmp_path):
+    """Or older checkpoints could not be read."""
+    path = VerifiedCheckpoint(network=nn.Linear(2, 3)).save(tmp_path / "checkpoint")
+    assert json.loads((path / "sealed.json").read_text())["format"] == "torchrl_rtpd.checkpoint"
+    assert json.loads((path / "manifest.json").read_text())["components"]["network"]["adapter"] == "torchrl_rtpd.state"

@@ -14,8 +14,8 @@ from torchrl_rtpd.runs.guards import DivergenceError, DivergenceGuard
 TOTAL = 160
 
 
-def _guarded(folder, *, parts=("distiller", "monitor", "saver"), total=TOTAL, **options):
-    run = small_run(folder, total, evaluate_every_steps=48, every_steps=40)
+def _guarded(folder, *, parts=("distiller", "monitor", "saver"), total=TOTAL, prioritized=False, **options):
+    run = small_run(folder, total, evaluate_every_steps=48, every_steps=40, prioritized=prioritized)
     found = {"distiller": run.hook, "monitor": run.monitor, "saver": run.saver}
     run.guard = DivergenceGuard(**{name: found[name] for name in parts}, **options)
     run.guard.register(run.trainer)
@@ -130,6 +130,46 @@ def test_a_run_rolls_back_and_goes_on(tmp_path):
         run.trainer.train()
     assert run.trainer.collected_frames == TOTAL
     assert all(parameter.isfinite().all() for parameter in run.trainer.loss_module.parameters())
+
+
+@pytest.mark.parametrize("what", ["gradient", "weights"])
+@pytest.mark.parametrize("part", ["teacher", "net17"])
+@pytest.mark.parametrize("at", [17, 18])
+def test_one_divergence_is_one_rollback(tmp_path, at, part, what):
+    """The first or the last update of a batch spoils the teacher, or the student, and all that learns from it then."""
+    run = _guarded(tmp_path, policy="rollback", max_rollbacks=1, prioritized=True)
+    _poison(run, part, at=at, what=what)
+    with pytest.warns(UserWarning, match="back to checkpoint-") as said:
+        run.trainer.train()
+    assert [str(each.message).count("1 of at most 1 times") for each in said] == [1]
+    assert run.trainer.collected_frames == TOTAL
+    everything = (run.trainer.loss_module.state_dict(), run.hook.students["net17"].state_dict())
+    assert all(tensor.isfinite().all() for state in everything for tensor in state.values())
+    assert run.buffer.sampler._sum_tree[torch.arange(96)].isfinite().all()
+
+
+def test_all_that_gave_a_divergence_away_is_named_once(tmp_path):
+    """Weights and means of the teacher, and of the student that learned from it in the same batch."""
+    run = _guarded(tmp_path)
+    _poison(run, "teacher", at=17)
+    names = r"teacher has weights of size nan, net17 has weights of size nan, teacher has loss of nan"
+    with pytest.raises(DivergenceError, match=rf"diverged at step 80, update 18: {names}.*net17 has loss of nan"):
+        run.trainer.train()
+
+
+def test_a_rollback_takes_back_what_a_stepper_has_learned(tmp_path):
+    """Whatever the name under which the students' hook, or a stepper that holds it, is registered."""
+    run = _guarded(tmp_path, policy="rollback")
+    run.trainer.register_module("another_name", run.hook)
+    run.saver.save()
+    before = bits(run.hook.students["net17"].state_dict())
+    with torch.no_grad():
+        for parameter in run.hook.students["net17"].parameters():
+            parameter.fill_(math.nan)
+    del run.trainer._modules["real_time_distill"]
+    run.trainer.checkpoint._components.pop("trainer_module.real_time_distill")
+    run.saver.restore_learning(run.saver.latest())
+    assert bits(run.hook.students["net17"].state_dict()) == before
 
 
 def test_rollbacks_come_to_an_end(tmp_path):

@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from parts import small_run
 from safetensors.torch import load_file
 from torchrl.modules import EGreedyModule
 from torchrl.objectives import DQNLoss, HardUpdate
@@ -151,6 +152,17 @@ def test_what_was_spent_before_is_added_and_evaluation_is_left_out(tmp_path):
     ended = monitor.clock.training_seconds, monitor.clock.cpu_seconds
     time.sleep(0.05)
     assert (monitor.clock.training_seconds, monitor.clock.cpu_seconds) == ended
+
+
+def test_a_state_that_is_asked_for_before_the_run_begins_writes_nothing(tmp_path):
+    """Such as a trainer's own ``state_dict``; restored, it begins a new table."""
+    run = small_run(tmp_path / "run", 48)
+    state = run.trainer.state_dict()["run_monitor"]
+    assert state["metrics"] is None and not (tmp_path / "run").exists()
+    other = small_run(tmp_path / "other", 48)
+    other.monitor.load_state_dict(state)
+    other.trainer.train()
+    assert read_metrics(tmp_path / "other" / "metrics.csv")["steps"] == [8.0, 16.0, 32.0, 48.0]
 
 
 def test_only_what_is_counted_can_have_been_spent_before(tmp_path):

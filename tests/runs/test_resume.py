@@ -28,7 +28,7 @@ CLOCKS = ("seconds", "training_seconds", "cpu_seconds", "steps_per_second")
 
 
 def _resumed(folder, checkpoint, **options):
-    """The same run built anew in another process's stead and resumed."""
+    """The same run built from scratch, as another process would, and resumed."""
     torch.manual_seed(12345)  # whatever the new process drew before
     run = small_run(folder, TOTAL, **options)
     run.saver.restore(folder / "checkpoints" / checkpoint)
@@ -76,7 +76,7 @@ def test_replay_and_its_priorities_come_back(tmp_path):
 
 @pytest.mark.parametrize("replay", [True, False])
 def test_two_resumes_are_bit_identical_where_games_cannot_be_saved(tmp_path, replay):
-    """Games begin anew, with or without the replay; all else goes on the same way twice."""
+    """Games begin from scratch, with or without the replay; all else goes on the same way twice."""
     first = tmp_path / "first"
     run = small_run(first, 88, env=ForgetfulEnv(), replay=replay)
     run.trainer.train()
@@ -234,6 +234,52 @@ def test_the_state_of_the_first_version_is_upgraded(tmp_path):
     resumed.monitor.best_scores = {}
     VerifiedCheckpoint(**{"trainer_module.run_monitor": resumed.monitor}).load(path)
     assert resumed.monitor.best_scores["net17"].scores == run.monitor.best_scores["net17"].scores
+
+
+def test_the_state_of_the_second_version_is_upgraded(tmp_path):
+    """Clocks, sums and intervals then lay side by side with the scores, under names of their own."""
+    run = small_run(tmp_path, 48)
+    run.trainer.train()
+    state = run.monitor.state_dict()
+    clock, averages = state.pop("clock"), state.pop("averages")
+    old = {
+        **state,
+        "seconds": 12.5,
+        "cpu_seconds": 11.5,
+        "evaluation_seconds": 2.5,
+        "_evaluation_cpu_seconds": 1.5,
+        "learning_since": (3.0, 16, 0.5),
+        "sums": {"net17/agreement": 1.5},
+        "_num_summed": 3,
+        "shown": {"net17/agreement": 0.25},
+        "_next_log": state.pop("next_log"),
+        "_next_evaluation": state.pop("next_evaluation"),
+    }
+    del old["next_log"], old["next_evaluation"]
+
+    class Old:
+        def state_dict(self):
+            return old
+
+        def load_state_dict(self, state_dict):
+            """Nothing."""
+
+    path = VerifiedCheckpoint(**{"trainer_module.run_monitor": Old()}).save(tmp_path / "old")
+    _set_version(path, 2)
+    resumed = small_run(tmp_path, 96)
+    VerifiedCheckpoint(**{"trainer_module.run_monitor": resumed.monitor}).load(path)
+    found = resumed.monitor.state_dict()
+    assert found["clock"]["seconds"] == pytest.approx(12.5, abs=1) and clock.keys() == found["clock"].keys()
+    assert found["clock"]["evaluation_seconds"] == 2.5 and found["clock"]["evaluation_cpu_seconds"] == 1.5
+    assert found["clock"]["learning_since"] == (3.0, 16, 0.5)
+    assert found["averages"] == {
+        "sums": {"net17/agreement": 1.5},
+        "count": 3,
+        "last": {"net17/agreement": 0.25},
+    }
+    assert averages.keys() == found["averages"].keys()
+    assert (found["next_log"], found["next_evaluation"]) == (64, 96)
+    assert found["evaluated_steps"] == state["evaluated_steps"] and found["best_scores"] == state["best_scores"]
 
 
 def _set_version(path, version):

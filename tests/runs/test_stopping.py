@@ -35,7 +35,7 @@ def _signalled(run, number, at_steps):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_training_after_its_batch_with_a_checkpoint(tmp_path, capfd, number):
-    """All updates of the batch are made, the environments closed, and whoever had the signal has it again."""
+    """All updates of the batch are made, the environments closed, and the earlier handler has the signal again."""
     before = signal.getsignal(number)
     run = small_run(tmp_path, 400)
     stopper = StopOnSignal()
@@ -144,7 +144,7 @@ def test_nobody_catches_up_with_a_teacher_that_is_no_better_than_chance():
 
 
 def test_training_ends_when_every_student_held_the_gap_several_times_in_a_row(tmp_path):
-    """A bad evaluation in between begins the count anew; the students' best networks stay kept."""
+    """A bad evaluation in between begins the count again; the students' best networks stay kept."""
     run = small_run(tmp_path, 1_000, evaluate_every_steps=16)
     stopper = StopWhenCaughtUp(run.monitor, evaluations=2, share=0.9)
     stopper.register(run.trainer)

@@ -42,6 +42,7 @@ Version 2 added the whole state of a run's monitor to its best networks and scor
 sizes of tensordicts, and TensorDicts as values.
 """
 
+_FORMAT = "torchrl_rtpd.checkpoint"  # a name in files, whatever this module is called
 _SEAL, _MANIFEST = "sealed.json", "manifest.json"
 _TENSORS, _STATE = "tensors.safetensors", "state.json"
 
@@ -185,7 +186,7 @@ class VerifiedCheckpoint(Checkpoint):
             adapter = self._components[name].adapter
             files.update({f"{record['path']}/{file}": found for file, found in adapter.digests.items()})
         content = {name: {"size": size, "sha256": digest} for name, (size, digest) in sorted(files.items())}
-        seal = {"format": "torchrl_rtpd.files.verified", "version": FORMAT_VERSION, "files": content}
+        seal = {"format": _FORMAT, "version": FORMAT_VERSION, "files": content}
         _write_bytes(folder / _SEAL, (json.dumps(seal, indent=1) + "\n").encode())
         for place in [folder, *(path for path in folder.rglob("*"))]:
             _flush(place)
@@ -265,7 +266,7 @@ def _sealed_files(folder: Path) -> dict[str, tuple[int, str]]:
     """Return size and SHA-256 by file name, from a checkpoint's seal."""
     try:
         seal = json.loads((folder / _SEAL).read_text())
-        if seal["format"] != "torchrl_rtpd.files.verified":
+        if seal["format"] != _FORMAT:
             raise ValueError(f"format is {seal['format']!r}")
         _check_version(seal["version"], folder)
         return {str(name): (int(entry["size"]), str(entry["sha256"])) for name, entry in seal["files"].items()}

@@ -34,6 +34,7 @@ from torchrl_rtpd.trainers._torchrl import (
     synced_checkpoint,
 )
 from torchrl_rtpd.trainers.hook import RealTimeDistillTrainer
+from torchrl_rtpd.trainers.optimizers import keep_device_options
 
 __all__ = ["SaveCheckpoints", "newest_checkpoint"]
 
@@ -100,7 +101,7 @@ class SaveCheckpoints(TrainerHookBase):
         self.monitor = monitor
         self.folder = RunFolder(directory) if monitor is None else monitor.folder
         self.rotation = _Rotation(directory, keep_last=keep_last, keep_best=(_SCORE, "max"))
-        self.rotation.before_writing = self.folder.check
+        self.rotation.before_writing = self._claim
         self._trainer: Any = None
         self._best: float | None = None
         self._restored = False
@@ -119,6 +120,8 @@ class SaveCheckpoints(TrainerHookBase):
             )
         self._trainer = trainer
         checkpoint = VerifiedCheckpoint(random=RandomState(), collector=CollectorState(trainer.collector))
+        if trainer.optimizer is not None:
+            keep_device_options(trainer.optimizer)
         if trainer.loss_module is not None:
             checkpoint.register("loss_module", LossState(trainer.loss_module))
         buffer = getattr(trainer, "replay_buffer", None)
@@ -143,8 +146,11 @@ class SaveCheckpoints(TrainerHookBase):
         score = _UNKNOWN if score is None else score
         return {**self.metadata, _SCORE: score, "stored": stored, "place": _place(trainer)}
 
-    def _first(self) -> None:
+    def _claim(self) -> None:
         self.folder.claim(resume=self._restored)
+
+    def _first(self) -> None:
+        self._claim()
         if self._restored:
             return
         found = self.rotation.checkpoints()
@@ -187,8 +193,8 @@ class SaveCheckpoints(TrainerHookBase):
             The checkpoint.
         """
         trainer = self._trainer
+        self._claim()
         checkpoint, metadata = synced_checkpoint(trainer), checkpoint_metadata(trainer)
-        self.folder.check()
         if directory is None:
             return self.rotation.save(checkpoint, step=trainer.collected_frames, metadata=metadata)
         components = checkpoint.components.keys() - self.rotation.left_out
@@ -371,7 +377,7 @@ def _found(place: Path) -> list[Path]:
 
 
 def _place(trainer: Any) -> dict[str, Any]:
-    """Where a run takes place: all that a resumed run may have different."""
+    """Return the conditions that may differ when a run is resumed."""
     env, parameter = getattr(trainer.collector, "env", None), next(trainer.loss_module.parameters(), None)
     return {
         "environments": None if env is None else env.batch_size.numel(),

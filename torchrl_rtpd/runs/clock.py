@@ -12,7 +12,7 @@ from typing import Any
 
 from torchrl.trainers import Trainer
 
-from torchrl_rtpd.trainers._torchrl import count_learned_minibatches, updates_made
+from torchrl_rtpd.trainers._torchrl import count_learned_minibatches, restore_updates_made, updates_made
 
 __all__ = ["SPENT", "RunClock"]
 
@@ -131,8 +131,9 @@ class RunClock:
         return row if speed is None else {**row, "steps_per_second": round(speed, 2)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the time of all spans. Steps and updates are the trainer's to save."""
+        """Return the time of all spans, and the updates. Steps are the trainer's to save."""
         return {
+            "updates": updates_made(self._trainer),
             "seconds": self.seconds,
             "cpu_seconds": self._all_cpu_seconds,
             "evaluation_seconds": self.evaluation_seconds,
@@ -147,3 +148,5 @@ class RunClock:
         self.evaluation_seconds = state_dict["evaluation_seconds"]
         self._evaluation_cpu_seconds = state_dict["evaluation_cpu_seconds"]
         self._learning_since = state_dict["learning_since"]
+        if self._trainer is not None and state_dict.get("updates") is not None:  # the first two versions had none
+            restore_updates_made(self._trainer, state_dict["updates"])

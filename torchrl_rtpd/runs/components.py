@@ -102,13 +102,16 @@ def _load_fitting(env: Any, saved: Mapping[str, Any]) -> None:
     env.load_state_dict(fitting, strict=False)
 
 
+_LAZY = {"_value_estimator": "value_estimator", "target_entropy_buffer": "target_entropy"}
+"""Parts of TorchRL's losses that are made when they are first asked for, and the properties that ask."""
+
+
 class LossState:
-    """A teacher's loss, with or without the value estimator that TorchRL's losses make at their first batch.
+    """A teacher's loss, with or without the parts that TorchRL's losses make at their first batch.
 
-    A state with an estimator fits a loss that has none yet, and one without an estimator fits a loss that has one.
+    These are value estimators and target entropies. A state with such a part fits a loss that has none yet, and one
+    without fits a loss that has one.
     """
-
-    _ESTIMATOR = "_value_estimator"
 
     def __init__(self, loss: nn.Module) -> None:
         self.loss = loss
@@ -120,14 +123,15 @@ class LossState:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
         state: Any = copy.copy(state_dict)
-        for name, part in self.loss.named_modules():
-            prefix = f"{name}." if name else ""
+        for key in state.keys() - self.loss.state_dict().keys():
+            *path, name = key.split(".")
+            while path and name not in _LAZY:
+                name = path.pop()
+            part = self.loss.get_submodule(".".join(path)) if name in _LAZY else None
             if isinstance(part, LossModule):
-                saved = any(key.startswith(f"{prefix}{self._ESTIMATOR}.") for key in state)
-                if saved and getattr(part, self._ESTIMATOR, None) is None:
-                    _ = part.value_estimator  # made now, as at a first batch
+                getattr(part, _LAZY[name])  # made now, as at a first batch
         for key, value in self.loss.state_dict().items():
-            if self._ESTIMATOR in key.split("."):
+            if not _LAZY.keys().isdisjoint(key.split(".")):
                 state.setdefault(key, value)
         self.loss.load_state_dict(state)
 
@@ -227,7 +231,8 @@ def _storage_to_load(storage: Any, state: Any) -> Any:
     if isinstance(storage, StorageEnsemble):
         return {str(i): _storage_to_load(part, state[str(i)]) for i, part in enumerate(storage._storages)}
     if isinstance(storage, CompressedListStorage):
-        compressed = [(None, None) if item is None else storage._compress_item(item) for item in state["items"]]
+        items = [item.to(storage.device) if isinstance(item, TensorDictBase) else item for item in state["items"]]
+        compressed = [(None, None) if item is None else storage._compress_item(item) for item in items]
         return {"_storage": [data for data, _ in compressed], "_metadata": [about for _, about in compressed]}
     held = state.get("_storage")
     if isinstance(storage, TensorStorage) and isinstance(held, Mapping) and held and not hasattr(held, "_metadata"):

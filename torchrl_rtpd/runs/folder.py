@@ -14,7 +14,8 @@ import socket
 import time
 import uuid
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,8 @@ class RunFolder:
 
     Attributes:
         path: the folder.
-        resumed: whether the run goes on from a checkpoint of this folder.
-        begun: whether the run has completed a batch, so that it may replace what an earlier process left here.
+        resumed: True if the run goes on from a checkpoint of this folder.
+        begun: True once the run has completed a batch. From then on it may replace files of an earlier process.
 
     Raises:
         RuntimeError: at :meth:`claim`, a folder that another run holds or that holds the results of another run; at
@@ -95,14 +96,14 @@ class RunFolder:
 
     @property
     def held(self) -> bool:
-        """Whether :meth:`claim` succeeded and :meth:`release` was not called since."""
+        """True after :meth:`claim`, until :meth:`release`."""
         return self._unlock is not None
 
     def claim(self, *, resume: bool = False) -> RunFolder:
         """Take the folder for this run. Claiming a folder that is held already does nothing.
 
         Args:
-            resume: whether the run goes on from a checkpoint in it; otherwise a folder with results is refused.
+            resume: go on from a checkpoint in the folder if True; otherwise a folder with results is refused.
 
         Returns:
             This object, so that ``with RunFolder(path).claim() as folder`` works.
@@ -179,16 +180,29 @@ class RunFolder:
             "folder": self.path.stat().st_ino,
             "since": time.strftime("%Y-%m-%d %H:%M:%S"),
         }
-        while not _made(self.path / _LOCK, json.dumps(identity) + "\n"):
+        with _alone_in(self.path):
             holder = _holder(self.path)
-            if holder is None:  # released at this moment
-                continue
-            if not _left_behind(holder, self.path):
+            if holder is not None and _left_behind(holder, self.path):
+                (self.path / _LOCK).unlink(missing_ok=True)
+            if not _made(self.path / _LOCK, json.dumps(identity) + "\n"):
                 raise RuntimeError(
-                    f"{self.path} is held by another run, {_described(holder)}: wait for its end or choose another "
-                    f"folder; if that process is gone for sure, delete {self.path / _LOCK}."
+                    f"{self.path} is held by another run, {_described(_holder(self.path))}: wait for its end or choose "
+                    f"another folder; if that process is gone for sure, delete {self.path / _LOCK}."
                 )
-            _remove(self.path, holder)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Keep others from judging a lock at the same time, where the file system can; the system ends this with us."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _made(lock: Path, text: str) -> bool:
@@ -224,7 +238,7 @@ def _holder(folder: Path) -> dict[str, Any] | None:
 
 def _left_behind(holder: dict[str, Any], folder: Path) -> bool:
     """Tell a lock whose run writes this folder no more."""
-    if not holder:  # unreadable: somebody has to look
+    if not holder:  # unreadable: a person has to look
         return False
     if holder["folder"] != folder.stat().st_ino:  # copied with its folder
         return True
@@ -251,19 +265,6 @@ def _started(process: int) -> str | None:
     return "running"
 
 
-def _remove(folder: Path, holder: dict[str, Any]) -> None:
-    """Remove the lock that was read, and no other that has taken its place since."""
-    aside = folder / f".{_LOCK}.{uuid.uuid4().hex}"
-    try:
-        os.rename(folder / _LOCK, aside)
-    except FileNotFoundError:
-        return
-    text = aside.read_text()
-    if json.loads(text).get("run") != holder["run"]:
-        _made(folder / _LOCK, text)
-    aside.unlink()
-
-
 def _unlock(folder: Path, run: str, process: int) -> None:
     """Remove a lock at the end of its run; a forked child ends nothing."""
     holder = _holder(folder)
@@ -272,7 +273,7 @@ def _unlock(folder: Path, run: str, process: int) -> None:
             (folder / _LOCK).unlink()
 
 
-def _described(holder: dict[str, Any]) -> str:
+def _described(holder: dict[str, Any] | None) -> str:
     if not holder:
         return f"one whose {_LOCK} cannot be read"
     return f"process {holder['process']} on host {holder['host']} since {holder['since']}"

@@ -49,7 +49,7 @@ class MetricsFile:
         self.path = Path(path)
         self.columns = list(columns)
         self._begun = False
-        self._kept_bytes: int | None = None  # of the existing file, once cut() has looked at it
+        self._kept: Mapping[str, Any] | None = None  # position in the existing file, once cut() has looked at it
         self._pending: list[Mapping[str, float]] = []  # rows that the disk did not take yet
 
     def append(self, row: Mapping[str, float]) -> None:
@@ -81,13 +81,18 @@ class MetricsFile:
     def _begin(self) -> None:
         if self._begun:
             return
-        if self._kept_bytes is not None:
-            os.truncate(self.path, self._kept_bytes)
+        if self._kept is not None:
+            os.truncate(self.path, int(self._kept["bytes"]))
         else:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("w", newline="") as file:
                 csv.writer(file).writerow(self.columns)
         self._begun = True
+
+    @property
+    def left_at(self) -> Mapping[str, Any] | None:
+        """Position given to :meth:`cut`, None without one."""
+        return self._kept
 
     def position(self) -> dict[str, Any]:
         """Return where the next row will come, for :meth:`cut`. All rows have reached the disk by then."""
@@ -109,7 +114,7 @@ class MetricsFile:
                 f"a run goes on in the metrics it left, {size:,} bytes of {self.path} unchanged: got "
                 f"{len(content):,} bytes, or others; put the file back, or resume in a copy of the whole folder."
             )
-        self._begun, self._kept_bytes = False, size
+        self._begun, self._kept = False, dict(position)
         self._pending.clear()
 
 

@@ -304,7 +304,8 @@ class RunMonitor(TrainerHookBase):
             "averages": self._averages.state_dict(),
             "next_log": self._logging.next,
             "next_evaluation": self._evaluation.next,
-            "metrics": self.metrics.position(),
+            # A state that is asked for before the run begins writes nothing.
+            "metrics": self.metrics.position() if self.folder.held else self.metrics.left_at,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -324,7 +325,8 @@ class RunMonitor(TrainerHookBase):
         if self._bar is not None:
             self._bar.initial = self._bar.n = state_dict["steps"]
             self._bar.refresh()
-        self.metrics.cut(state_dict["metrics"])
+        if state_dict["metrics"] is not None:
+            self.metrics.cut(state_dict["metrics"])
 
     @staticmethod
     def upgraded_state(state: dict[str, Any], version: int) -> dict[str, Any]:

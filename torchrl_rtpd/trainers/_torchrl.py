@@ -6,6 +6,7 @@ nowhere else in ``trainers`` and ``runs``.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ __all__ = [
     "has_module",
     "hooks_of",
     "logged_values",
+    "restore_updates_made",
     "runs_elsewhere",
     "save_after_this_batch",
     "skip_counted_frames",
@@ -27,7 +29,7 @@ __all__ = [
     "updates_made",
 ]
 
-_COUNTER = "_rtpd_counts_learned"  # set on a trainer whose counter is kept right
+_COUNTER = "_rtpd_learned"  # set on a trainer whose minibatches are counted
 
 
 def hooks_of(trainer: Trainer) -> Mapping[str, Any]:
@@ -61,44 +63,66 @@ def runs_elsewhere(trainer: Trainer) -> bool:
 def updates_made(trainer: Trainer) -> int:
     """Number of minibatches that a trainer has learned from, those before a restart included.
 
-    The number is exact where :func:`count_learned_minibatches` was called before training, as
-    :class:`~torchrl_rtpd.trainers.RealTimeDistillTrainer` does. Without that it is TorchRL's counter, which is one too
-    high for each epoch that ends because the data do.
+    It is exact where :func:`count_learned_minibatches` was called before training, and after a restart where the number
+    was given back by :func:`restore_updates_made`. Otherwise it is TorchRL's counter, which is one too high for each
+    epoch that ends because the data do.
     """
-    return trainer._optim_count
+    counter = getattr(trainer, _COUNTER, None)
+    return trainer._optim_count if counter is None else counter.made
 
 
 def count_learned_minibatches(trainer: Trainer) -> None:
-    """Keep a trainer's counter of updates at the minibatches it has learned from; a second call does nothing.
+    """Count for :func:`updates_made` from now on; a second call does nothing.
 
     TorchRL counts before it fetches a minibatch, so an epoch that ends because the data do is counted one too long:
-    each epoch of ``PPOTrainer(optim_steps_per_batch=None)``. The counter itself is set right, between epochs, and not a
-    difference kept beside it: so a checkpoint of TorchRL's holds the right number, and all that read it agree.
+    each epoch of ``PPOTrainer(optim_steps_per_batch=None)``. Its counter is left as it is, since whatever the trainer
+    logs must not depend on who watches.
     """
-    if runs_elsewhere(trainer) or getattr(trainer, _COUNTER, False):  # a remote learner reports what it made
+    if runs_elsewhere(trainer) or hasattr(trainer, _COUNTER):  # a remote learner reports what it made
         return
-    setattr(trainer, _COUNTER, True)
     counter = _LearnedMinibatches(trainer)
+    setattr(trainer, _COUNTER, counter)
     trainer.register_op("pre_optim_steps", counter.before_epochs)
     trainer.register_op("post_optim", counter.after_update)
     trainer.register_op("post_epoch", counter.after_epoch)
 
 
+def restore_updates_made(trainer: Trainer, updates: int) -> None:
+    """Give :func:`updates_made` back what it returned when the trainer was saved.
+
+    A hook that saves the number calls this in ``load_state_dict``, before or after the trainer's own counter is loaded.
+    """
+    counter = getattr(trainer, _COUNTER, None)
+    if counter is not None:
+        counter.restored = updates
+
+
 class _LearnedMinibatches:
-    """Sets a trainer's counter to the minibatches that reached the end of their update."""
+    """Counts the minibatches that reached the end of their update, as a difference to the trainer's counter."""
 
     def __init__(self, trainer: Trainer) -> None:
-        self._trainer = trainer
-        self._count = trainer._optim_count
+        self._trainer = weakref.proxy(trainer)
+        self._excess = 0  # what the trainer has counted in addition
+        self._made = 0  # while it optimises
+        self.restored: int | None = None  # until it optimises again
+
+    @property
+    def made(self) -> int:
+        """Minibatches learned from."""
+        return self._trainer._optim_count - self._excess if self.restored is None else self.restored
 
     def before_epochs(self) -> None:
-        self._count = self._trainer._optim_count  # a restored state may have changed it
+        """Begin with the number so far; called once a batch."""
+        self._made, self.restored = self.made, None
+        self._excess = self._trainer._optim_count - self._made
 
     def after_update(self) -> None:
-        self._count += 1
+        """Count a minibatch that was learned from."""
+        self._made += 1
 
     def after_epoch(self) -> None:
-        self._trainer._optim_count = self._count
+        """Take note of what the trainer has counted in addition."""
+        self._excess = self._trainer._optim_count - self._made
 
 
 # Checkpoints
