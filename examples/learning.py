@@ -15,8 +15,10 @@ from torchrl_rtpd import (
     AverageTeacher,
     BestTeacher,
     DistillationLoss,
+    DormancyCheck,
     LaggingTeacher,
     RealTimeDistillTrainer,
+    RecyclingCheck,
     StudentDQNLoss,
 )
 from torchrl_rtpd.networks.recycling import UnitRecycler
@@ -39,10 +41,11 @@ def batch_steps(config: Any) -> int:
 
 def distiller(config: Any, students: Sequence[tuple[str, TensorDictModule]], terminated: str) -> RealTimeDistillTrainer:
     """The hook that teaches students, given as names and networks; ``terminated`` ends bootstrapping."""
+    recycling = [] if config.recycle_every_updates is None else [RecyclingCheck(recycler(config))]
     return RealTimeDistillTrainer(
         {name: student_loss(config, network, terminated) for name, network in students},
         optimizer=student_optimizer(config),
-        recycler=None if config.recycle_every_updates is None else recycler(config),
+        checks=[DormancyCheck(), *recycling],
         teacher=TEACHERS[config.learn_from](),
     )
 

@@ -84,9 +84,9 @@ class Watching(StudentDQNLoss):
         self.batches: list[TensorDictBase] = []
         self.results: list[TensorDictBase] = []
 
-    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+    def forward(self, tensordict: TensorDictBase, **kwargs: Any) -> TensorDictBase:
         self.batches.append(tensordict.copy())
-        self.results.append(super().forward(tensordict))
+        self.results.append(super().forward(tensordict, **kwargs))
         return self.results[-1].copy()
 
 

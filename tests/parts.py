@@ -19,12 +19,14 @@ from torchrl.trainers.algorithms.dqn import DQNTrainer
 
 from torchrl_rtpd import (
     BoundedHistory,
+    DormancyCheck,
     DualNetworkCollector,
     Evaluator,
     FrameStackStorage,
     KeepWarmupData,
     LinearSchedule,
     RealTimeDistillTrainer,
+    RecyclingCheck,
     StudentDQNLoss,
     UnitRecycler,
     make_actor,
@@ -176,8 +178,7 @@ def small_run(
         {"net17": student},
         optimizer=partial(torch.optim.Adam, lr=learning_rate, fused=True),
         schedules={"distill_coeff": LinearSchedule(1.0, 0.5, end_updates=30)},
-        recycler=UnitRecycler(every_updates=7, seed=1),
-        dormant_every_updates=5,
+        checks=[DormancyCheck(every_updates=5), RecyclingCheck(UnitRecycler(every_updates=7, seed=1))],
     )
     hook.register(trainer)
     evaluator = Evaluator(partial(WalkEnv, SLOTS), episodes=SLOTS, max_steps=30, seed=100)

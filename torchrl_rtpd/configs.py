@@ -75,6 +75,7 @@ class DistillationLossConfig(LossConfig):
     teacher_temperature: Any = 0.01
     student_temperature: float | None = 1.0
     teacher_support: Any = "auto"
+    var_nums: Any = None
     reduction: str | None = None
     use_prioritized_weights: Any = "auto"
     teacher_action_value_key: Any = None
@@ -95,7 +96,7 @@ class StudentDQNLossConfig(DistillationLossConfig):
     imitation: bool = True
     td_coeff: float = 1.0
     distill_coeff: float = 1.0
-    loss_function: str = "l2"
+    loss_function: str | None = None
     priority_td_share: float = 0.0
     teacher_temperature: Any = 0.1
     student_temperature: float | None = None
@@ -145,7 +146,8 @@ class RealTimeDistillTrainerConfig(HookConfig):
     """Hydra configuration of :class:`~torchrl_rtpd.trainers.RealTimeDistillTrainer`.
 
     ``students`` is the configuration of one loss, or a mapping of such by name; ``optimizer`` one of TorchRL's
-    ``optimizer`` group, or a mapping of such by student name.
+    ``optimizer`` group, or a mapping of such by student name. ``checks`` is a list of configurations by ``_target_``,
+    such as ``torchrl_rtpd.trainers.DormancyCheck``.
     """
 
     students: Any = MISSING
@@ -154,12 +156,9 @@ class RealTimeDistillTrainerConfig(HookConfig):
     updates_per_step: int = 1
     target_updater: Any = None
     metrics_every_updates: int = 4
-    dormant_every_updates: int | None = 500
-    dormant_warning: float = 0.9
     schedules: Any = None
-    recycler: Any = None
     teacher: Any = "latest"
-    drift_every_updates: int | None = None
+    checks: Any = None
     _convert_: str = "all"  # plain mappings
     _target_: str = "torchrl_rtpd.trainers.RealTimeDistillTrainer"
 
@@ -285,6 +284,7 @@ class NatureTowerConfig(NetworkConfig):
     filters: list[int] = field(default_factory=lambda: [32, 64, 64])
     units: int = 512
     in_channels: int = 4
+    frame_size: Any = (84, 84)
     autocast_dtype: Any = None
     _target_: str = "torchrl_rtpd.networks.NatureTower"
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from torchrl.objectives import LossModule
 
+from torchrl_rtpd.functional.checks import check_within
 from torchrl_rtpd.functional.scores import normalised_gap
 
 __all__ = [
@@ -33,7 +34,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class RunState:
-    """What schedules may depend on. None means not known (yet); NaN is taken for the same.
+    """State of a run that schedules may depend on. None means not known (yet); NaN is taken for the same.
 
     Attributes:
         updates: student updates so far.
@@ -62,7 +63,7 @@ class Schedule(ABC):
         """The value now. Schedules with a memory take each call for a batch."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What the schedule remembers; nothing, where the value depends on ``state`` alone."""
+        """Memory of the schedule; empty where the value depends on ``state`` alone."""
         return {}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -99,12 +100,9 @@ class LinearSchedule(Schedule):
     begin_updates: int = 0
 
     def __post_init__(self) -> None:
-        _check_finite(initial=self.initial, final=self.final)
-        if not 0 <= self.begin_updates < self.end_updates:
-            raise ValueError(
-                "a schedule must begin at 0 updates or later and end after that: got "
-                f"begin_updates={self.begin_updates}, end_updates={self.end_updates}."
-            )
+        check_within("(-inf, inf)", initial=self.initial, final=self.final)
+        check_within("[0, inf)", begin_updates=self.begin_updates)
+        check_within(f"({self.begin_updates}, inf)", "a schedule ends after it begins", end_updates=self.end_updates)
 
     def __call__(self, state: RunState) -> float:
         """The value after ``state.updates``."""
@@ -129,11 +127,7 @@ class ExponentialSchedule(LinearSchedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.initial, self.final) <= 0:
-            raise ValueError(
-                f"an exponential schedule runs between positive values: got {self.initial} and {self.final}; "
-                "use LinearSchedule to reach 0."
-            )
+        check_within("(0, inf)", "use LinearSchedule to reach 0", initial=self.initial, final=self.final)
 
     def _between(self, fraction: float) -> float:
         return self.initial ** (1 - fraction) * self.final**fraction  # the quotient of the two may overflow
@@ -144,7 +138,7 @@ class PiecewiseSchedule(Schedule):
     """Values at given updates, joined by lines or kept until the next.
 
     Args:
-        values: value by number of updates, at least one. The first holds before, too, and the last ever after.
+        values: value by number of updates, at least one. The first also holds before, and the last ever after.
         interpolate: join the values by lines; False keeps each until the next one's update.
 
     Raises:
@@ -163,12 +157,14 @@ class PiecewiseSchedule(Schedule):
 
     def __post_init__(self) -> None:
         updates = list(self.values)
-        if not updates or updates[0] < 0 or updates != sorted(updates):
-            raise ValueError(
-                f"a piecewise schedule needs values at ascending numbers of updates from 0 on: got {updates}; "
-                "write {0: 1.0, 10_000: 0.1}."
-            )
-        _check_finite(**{f"the value at {number} updates": value for number, value in self.values.items()})
+        if not updates:
+            raise ValueError("a piecewise schedule needs at least one value: got none; write {0: 1.0, 10_000: 0.1}.")
+        first: dict[str, Any] = {"the first number of updates": updates[0]}
+        check_within("[0, inf)", **first)
+        if updates != sorted(updates):
+            raise ValueError(f"numbers of updates must ascend: got {updates}; write {{0: 1.0, 10_000: 0.1}}.")
+        values: dict[str, Any] = {f"the value at {number} updates": value for number, value in self.values.items()}
+        check_within("(-inf, inf)", **values)
         object.__setattr__(self, "values", dict(self.values))  # later changes of the argument are not ours
 
     def __call__(self, state: RunState) -> float:
@@ -208,10 +204,9 @@ class GapSchedule(Schedule):
     """
 
     def __init__(self, *, floor: float = 0.0, hold_updates: int = 0, scale: float = 1.0, initial: float = 1.0) -> None:
-        _check_shares(floor=floor, initial=initial)
-        _check_scale(scale)
-        if hold_updates < 0:
-            raise ValueError(f"hold_updates must be at least 0: got {hold_updates}; 0 follows every evaluation.")
+        check_within("[0, 1]", floor=floor, initial=initial)
+        check_within("(0, inf)", scale=scale)
+        check_within("[0, inf)", "0 follows every evaluation", hold_updates=hold_updates)
         self.floor = floor
         self.hold_updates = hold_updates
         self.scale = scale
@@ -245,8 +240,8 @@ class KLGate(Schedule):
     ``floor`` up to ``closed_at``, 1 from ``open_at`` on and a smooth step :math:`x^2 (3 - 2 x)` between. ``s`` is 0
     for a teacher without preferences and 1 for a deterministic one; while it is small it is proportional to the ratio
     of the spread of the teacher's values over actions to the temperature, :math:`s \approx \sigma / (\tau \sqrt{2 \ln
-    A})`. The ratio says how much a teacher tells, not whether it is right: it sees a teacher that is still silent, not
-    one that errs, and need not rise steadily. With ``teacher_temperature="auto"`` above its floor it is constant by
+    A})`. The ratio says how much a teacher tells, and not that it is right. It sees a teacher that is still silent and
+    not one that errs, and need not rise steadily. With ``teacher_temperature="auto"`` above its floor it is constant by
     construction.
 
     Args:
@@ -279,14 +274,11 @@ class KLGate(Schedule):
         scale: float = 1.0,
         decay: float = 0.99,
     ) -> None:
-        if num_actions < 2:
-            raise ValueError(f"num_actions must be at least 2: got {num_actions}; one action leaves nothing to tell.")
-        _check_shares(open_at=open_at, closed_at=closed_at, floor=floor)
-        _check_scale(scale)
-        if not closed_at < open_at:
-            raise ValueError(f"a gate is closed before it is open: got closed_at={closed_at}, open_at={open_at}.")
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay must be in [0, 1): got {decay}; 0 follows each batch.")
+        check_within("[2, inf)", "one action leaves nothing to tell", num_actions=num_actions)
+        check_within("[0, 1]", closed_at=closed_at, floor=floor)
+        check_within(f"({closed_at}, 1]", "a gate is closed before it is open", open_at=open_at)
+        check_within("(0, inf)", scale=scale)
+        check_within("[0, 1)", "0 follows each batch", decay=decay)
         self.num_actions = num_actions
         self.open_at = open_at
         self.closed_at = closed_at
@@ -344,7 +336,7 @@ def check_schedules(loss: LossModule, schedules: Mapping[str, Schedule]) -> None
 
 
 def apply_schedules(loss: LossModule, schedules: Mapping[str, Schedule], state: RunState) -> dict[str, float]:
-    """Set the buffers of a loss, in place, to what the schedules say.
+    """Set the buffers of a loss, in place, to the values of the schedules.
 
     Args:
         loss: a loss with schedulable buffers, ours or TorchRL's. Changed.
@@ -388,23 +380,6 @@ def _schedulable(loss: LossModule) -> set[str]:
 
 def _fraction(updates: int, begin_updates: int, end_updates: int) -> float:
     return min(1.0, max(0.0, (updates - begin_updates) / (end_updates - begin_updates)))
-
-
-def _check_finite(**values: float) -> None:
-    for name, value in values.items():
-        if not math.isfinite(value):
-            raise ValueError(f"{name} must be finite: got {value}.")
-
-
-def _check_shares(**shares: float) -> None:
-    for name, share in shares.items():
-        if not 0 <= share <= 1:
-            raise ValueError(f"{name} must be in [0, 1]: got {share}.")
-
-
-def _check_scale(scale: float) -> None:
-    if not 0 < scale < math.inf:
-        raise ValueError(f"scale must be positive and finite: got {scale}.")
 
 
 def _check_saved(schedule: Schedule, state_dict: Mapping[str, Any]) -> None:

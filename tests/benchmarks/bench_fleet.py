@@ -93,7 +93,7 @@ def by_hook(name: str, batch: TensorDict) -> Callable[[], None]:
         optimizer=partial(torch.optim.Adam, lr=LEARNING_RATE, eps=1e-5, fused=True),
         target_updater=partial(HardUpdate, value_network_update_interval=1_000),
     )
-    hook.prepare(BareTrainer())  # type: ignore[arg-type]
+    hook.attach(BareTrainer())  # type: ignore[arg-type]
     return lambda: hook.step(batch)
 
 

@@ -112,8 +112,8 @@ class Update:
         self.hook = None
         if losses:
             optimizer = partial(torch.optim.Adam, lr=1e-4, fused=True)
-            self.hook = RealTimeDistillTrainer(losses, optimizer=optimizer, dormant_every_updates=None)
-            self.hook.prepare(self.trainer)
+            self.hook = RealTimeDistillTrainer(losses, optimizer=optimizer, checks=[])
+            self.hook.attach(self.trainer)
         self.stepper: Any = CudaGraphStepper(self.hook) if captured else DefaultOptimizationStepper()
 
     def __call__(self, batch: TensorDict) -> TensorDict:
@@ -137,7 +137,7 @@ def same_losses(device: str) -> dict[str, float]:
         update = Update(FLEETS["the paper's five"], where)
         metrics = update(minibatch(32, where))
         assert update.hook is not None
-        found.append({"loss": float(metrics["loss"]), **(update.hook.averages() or {})})
+        found.append({"loss": float(metrics["loss"]), **(update.hook.log() or {})})
     differences = {key: abs(value - found[1][key]) / max(abs(value), 1e-3) for key, value in found[0].items()}
     if max(differences.values()) > 1e-2:
         raise AssertionError(f"losses of the CPU and {device} must agree to 1e-2: got {differences}.")

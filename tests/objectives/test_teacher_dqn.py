@@ -29,6 +29,7 @@ from torchrl.objectives import DQNLoss, SoftUpdate, ValueEstimators
 
 from torchrl_rtpd.networks.towers import Tower, make_actor
 from torchrl_rtpd.objectives.teacher_dqn import TeacherDQNLoss
+from torchrl_rtpd.trainers.checks import DormancyCheck
 from torchrl_rtpd.trainers.hook import RealTimeDistillTrainer
 from torchrl_rtpd.trainers.teacher_copies import LaggingTeacher
 
@@ -230,7 +231,7 @@ def test_they_do_on_atari_games() -> None:
     states = []
     for loss_class in (DQNLoss, TeacherDQNLoss):
         trainer = atari_trainer(loss_class=loss_class)
-        hook = trained(trainer, atari_students(2), dormant_warning=1.0)
+        hook = trained(trainer, atari_students(2), checks=[DormancyCheck(warning=1.0)])
         assert hook is not None
         states.append([teacher_state(trainer), *(student_state(hook, name) for name in hook.students)])
     assert states[0] == states[1]

@@ -170,7 +170,7 @@ def test_a_schedule_reaches_the_captured_learning_rates(device: str) -> None:
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_restored_state_goes_on_as_it_would_have(device: str) -> None:
-    """Optimisers hold other tensors then, so the update is captured anew."""
+    """Optimisers hold other tensors then, so the update is captured again."""
     hook = RealTimeDistillTrainer(students(device), optimizer=ADAM)
     trainer = trainer_with(device, CudaGraphStepper(hook).register)
     trainer.train()

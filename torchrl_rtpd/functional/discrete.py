@@ -6,6 +6,11 @@ detaches anything, so callers detach the teacher. An action that a mask forbids 
 part in no sum; a row whose every action is forbidden yields 0 with zero gradient. Half precision is computed and
 returned in single: values over a small temperature, and squares of values, leave the range of float16.
 
+An action may consist of several choices, such as a direction and a button. Its values lie side by side in ``A``, and
+``var_nums`` says how many belong to each choice, as in :class:`torchrl.modules.QValueModule`. Choices are independent
+and their values add up, as in TorchRL's DQN: the policy is a softmax over each choice, a divergence is the sum over the
+choices, and two actions are equal if all choices are. The distances of values need no ``var_nums``.
+
 The method is Sun & Fazli, "Real-time Policy Distillation in Deep Reinforcement Learning", 2019
 (https://arxiv.org/abs/1912.12630), called "the paper" below; Rusu et al., "Policy Distillation", 2015
 (https://arxiv.org/abs/1511.06295), is its two-phase ancestor.
@@ -21,28 +26,31 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torchrl_rtpd.functional.checks import at_least_single, check_same_shape
+from torchrl_rtpd.functional.choices import VarNums, split_choices
 
 __all__ = [
-    "categorical_q_values",
-    "discounted_target",
     "entropy",
     "forward_kl",
     "greedy_agreement",
     "greedy_nll",
-    "imitation_value",
     "jensen_shannon",
     "policy_log_probs",
     "q_huber",
     "q_mse",
-    "quantile_q_values",
     "reverse_kl",
+    "teacher_regret",
     "value_spread",
 ]
 
 _FLOOR = -1e30  # far below any log-probability of finite values, and no overflow in sums and squares of its gradient
 
 
-def policy_log_probs(q_values: Tensor, temperature: float | Tensor, action_mask: Tensor | None = None) -> Tensor:
+def policy_log_probs(
+    q_values: Tensor,
+    temperature: float | Tensor,
+    action_mask: Tensor | None = None,
+    var_nums: VarNums | None = None,
+) -> Tensor:
     r"""Log-probabilities of the softened policy, :math:`\log \mathrm{softmax}(q / \tau)`.
 
     A large temperature flattens the policy, a small one sharpens it towards the greedy action (the paper, Eq. 1).
@@ -51,18 +59,24 @@ def policy_log_probs(q_values: Tensor, temperature: float | Tensor, action_mask:
         q_values: action values or logits, ``[*B, A]``.
         temperature: :math:`\tau > 0`, a number or a scalar tensor, in units of ``q_values``.
         action_mask: boolean ``[*B, A]``, True where the action is allowed. None allows all.
+        var_nums: actions of each choice if there are several, which add up to ``A``.
 
     Returns:
-        Log-probabilities ``[*B, A]``; ``-inf`` where the mask forbids the action.
+        Log-probabilities ``[*B, A]``; ``-inf`` where the mask forbids the action. Those of each choice add up to 1.
 
     Raises:
-        ValueError: ``temperature`` is a number that is not positive, or ``action_mask`` has another shape than
-            ``q_values``.
+        ValueError: ``temperature`` is a number that is not positive, ``action_mask`` has another shape than
+            ``q_values``, or ``var_nums`` do not add up to ``A``.
 
     Examples:
         >>> policy_log_probs(torch.tensor([0.0, math.log(3.0)]), 1.0).exp()
         tensor([0.2500, 0.7500])
+        >>> policy_log_probs(torch.tensor([0.0, math.log(3.0), 7.0, 7.0]), 1.0, var_nums=(2, 2)).exp()
+        tensor([0.2500, 0.7500, 0.5000, 0.5000])
     """
+    if var_nums is not None:
+        choices = split_choices(var_nums, q_values, action_mask)
+        return torch.cat([policy_log_probs(values, temperature, mask) for values, mask in choices], -1)
     if not isinstance(temperature, Tensor) and not temperature > 0:
         raise ValueError(f"temperature must be positive: got {temperature!r}; near 0 the policy is the greedy one.")
     q_values = q_values.to(at_least_single(q_values.dtype))
@@ -179,12 +193,13 @@ def q_huber(teacher_q_values: Tensor, student_q_values: Tensor, action_mask: Ten
     return _summed_distance(F.huber_loss, teacher_q_values, student_q_values, action_mask)
 
 
-def greedy_nll(teacher_q_values: Tensor, student_log_probs: Tensor) -> Tensor:
+def greedy_nll(teacher_q_values: Tensor, student_log_probs: Tensor, var_nums: VarNums | None = None) -> Tensor:
     """Negative log-likelihood of the teacher's greedy action under the student (Rusu et al., section 3).
 
     Args:
         teacher_q_values: ``[*B, A]``.
         student_log_probs: ``[*B, A]``, from :func:`policy_log_probs`. Actions it forbids are never the greedy one.
+        var_nums: actions of each choice if there are several, which add up to ``A``.
 
     Returns:
         ``[*B]``, in nats. Unlike a KL it is 0 only for a student that is certain.
@@ -194,28 +209,40 @@ def greedy_nll(teacher_q_values: Tensor, student_log_probs: Tensor) -> Tensor:
         tensor(0.2877)
     """
     check_same_shape("student_log_probs", student_log_probs, "teacher_q_values", teacher_q_values)
+    if var_nums is not None:
+        choices = split_choices(var_nums, teacher_q_values, student_log_probs)
+        return torch.stack([greedy_nll(values, log_probs) for values, log_probs in choices]).sum(0)
     allowed = student_log_probs > -math.inf
     greedy = torch.where(allowed, teacher_q_values, -math.inf).argmax(-1, keepdim=True)
     chosen = student_log_probs.gather(-1, greedy).squeeze(-1)
     return torch.where(allowed.any(-1), -chosen, 0.0)
 
 
-def greedy_agreement(teacher_q_values: Tensor, student_q_values: Tensor, action_mask: Tensor | None = None) -> Tensor:
-    """Whether teacher and student would take the same greedy action.
+def greedy_agreement(
+    teacher_q_values: Tensor,
+    student_q_values: Tensor,
+    action_mask: Tensor | None = None,
+    var_nums: VarNums | None = None,
+) -> Tensor:
+    """Agreement of teacher and student: 1 where both would take the same greedy action.
 
     Args:
         teacher_q_values: ``[*B, A]``.
         student_q_values: ``[*B, A]``.
         action_mask: boolean ``[*B, A]``, True where the action is allowed.
+        var_nums: actions of each choice if there are several, which add up to ``A``.
 
     Returns:
-        ``[*B]``, 1.0 where they agree and 0.0 elsewhere, also where no action is allowed.
+        ``[*B]``, 1.0 where they agree in all choices and 0.0 elsewhere, also where no action is allowed.
 
     Examples:
         >>> greedy_agreement(torch.tensor([[1.0, 2.0], [1.0, 0.0]]), torch.tensor([[0.0, 3.0], [0.0, 1.0]]))
         tensor([1., 0.])
     """
     check_same_shape("student_q_values", student_q_values, "teacher_q_values", teacher_q_values)
+    if var_nums is not None:
+        choices = split_choices(var_nums, teacher_q_values, student_q_values, action_mask)
+        return torch.stack([greedy_agreement(*choice) for choice in choices]).amin(0)
     dtype = at_least_single(student_q_values.dtype)  # bfloat16 counts no further than 256
     if action_mask is None:
         return (teacher_q_values.argmax(-1) == student_q_values.argmax(-1)).to(dtype)
@@ -223,6 +250,43 @@ def greedy_agreement(teacher_q_values: Tensor, student_q_values: Tensor, action_
     teacher = torch.where(action_mask, teacher_q_values, -math.inf)
     student = torch.where(action_mask, student_q_values, -math.inf)
     return ((teacher.argmax(-1) == student.argmax(-1)) & action_mask.any(-1)).to(dtype)
+
+
+def teacher_regret(
+    teacher_q_values: Tensor,
+    student_q_values: Tensor,
+    action_mask: Tensor | None = None,
+    var_nums: VarNums | None = None,
+) -> Tensor:
+    r"""Price of the student's greedy action in the teacher's values, 0 where it is the teacher's own.
+
+    :math:`(\max_a Q_T(a) - Q_T(\arg\max_a Q_S(a))) / \sigma_T`. Where two actions are nearly as good, agreement counts
+    a harmless difference as much as a fatal one, and this does not. The unit is the standard deviation :math:`\sigma_T`
+    of the teacher's values over the allowed actions, so that games with other scores compare.
+
+    Args:
+        teacher_q_values: ``[*B, A]``. Actions with a value of ``-inf`` count as the worst of the others.
+        student_q_values: ``[*B, A]``.
+        action_mask: boolean ``[*B, A]``, True where the action is allowed.
+        var_nums: actions of each choice if there are several, which add up to ``A``.
+
+    Returns:
+        ``[*B]``, at least 0; 0 where the teacher would take the same action, does not care or has no action. Of
+        several choices both gap and deviation are those of whole actions, whose values are sums.
+
+    Examples:
+        >>> teacher_q_values = torch.tensor([1.0, 3.0, 3.0, 1.0])  # with a standard deviation of 1
+        >>> teacher_regret(teacher_q_values, torch.tensor([0.0, 0.0, 5.0, 0.0]))
+        tensor(0.)
+        >>> teacher_regret(teacher_q_values, torch.tensor([5.0, 0.0, 0.0, 0.0]))
+        tensor(2.)
+    """
+    check_same_shape("student_q_values", student_q_values, "teacher_q_values", teacher_q_values)
+    whole = (teacher_q_values, student_q_values, action_mask)
+    choices = [whole] if var_nums is None else split_choices(var_nums, *whole)
+    gaps, variances = zip(*[_gap_and_variance(*choice) for choice in choices], strict=True)
+    gap, deviation = torch.stack(gaps).sum(0), torch.stack(variances).sum(0).sqrt()
+    return torch.where(deviation > 0, gap / deviation, 0.0)
 
 
 def entropy(log_probs: Tensor) -> Tensor:
@@ -242,134 +306,23 @@ def entropy(log_probs: Tensor) -> Tensor:
     return -(log_probs.exp() * log_probs).sum(-1)
 
 
-def imitation_value(
-    next_teacher_q_values: Tensor, next_student_q_values: Tensor, action_mask: Tensor | None = None
-) -> Tensor:
-    r"""Next-state value of the *imitation* target: :math:`Q_S(s', \arg\max_a Q_T(s', a))`.
-
-    Eq. 5 of the paper: the teacher chooses the action, the student values it. Both values come from target networks.
-
-    Args:
-        next_teacher_q_values: the teacher's values at the next state, ``[*B, A]``.
-        next_student_q_values: the student's values at the next state, ``[*B, A]``.
-        action_mask: boolean ``[*B, A]``, True where the action is allowed in the next state.
-
-    Returns:
-        ``[*B]``; 0 where no action is allowed.
-
-    Examples:
-        >>> imitation_value(torch.tensor([1.0, 5.0, 2.0]), torch.tensor([9.0, 3.0, 4.0]))
-        tensor(3.)
-    """
-    check_same_shape("next_student_q_values", next_student_q_values, "next_teacher_q_values", next_teacher_q_values)
-    if action_mask is not None:
-        check_same_shape("action_mask", action_mask, "next_student_q_values", next_student_q_values)
-        next_teacher_q_values = torch.where(action_mask, next_teacher_q_values, -math.inf)
-    greedy = next_teacher_q_values.argmax(-1, keepdim=True)
-    value = next_student_q_values.gather(-1, greedy).squeeze(-1)
-    return value if action_mask is None else torch.where(action_mask.any(-1), value, 0.0)
-
-
-def discounted_target(
-    reward: Tensor, next_value: Tensor, terminated: Tensor, gamma: float | Tensor, num_steps: Tensor | None = None
-) -> Tensor:
-    r"""One-step or n-step target :math:`r + \gamma^n (1 - \text{terminated}) v`, Eq. 2 and 5 of the paper.
-
-    Args:
-        reward: reward, or the discounted sum of ``n`` rewards, ``[*B]``.
-        next_value: value ``v`` of the state ``n`` steps later, ``[*B]``.
-        terminated: boolean ``[*B]``, True where nothing follows.
-        gamma: discount factor of one step.
-        num_steps: ``n`` of each sample, ``[*B]``; None is 1.
-
-    Returns:
-        ``[*B]``.
-
-    Raises:
-        ValueError: shapes that differ.
-
-    Examples:
-        >>> discounted_target(torch.tensor([1.0]), torch.tensor([8.0]), torch.tensor([False]), 0.5, torch.tensor([2]))
-        tensor([3.])
-    """
-    for name, tensor in (("next_value", next_value), ("terminated", terminated), ("num_steps", num_steps)):
-        if tensor is not None and tensor.shape != reward.shape:
-            raise ValueError(
-                f"{name} must have the shape of reward: got {list(tensor.shape)} and {list(reward.shape)}; "
-                "pass one number a sample."
-            )
-    discount = gamma if num_steps is None else gamma**num_steps
-    return reward + discount * (~terminated).int() * next_value
-
-
-def categorical_q_values(log_probs: Tensor, support: Tensor) -> Tensor:
-    r"""Action values of a categorical distribution of returns, :math:`\sum_j z_j p_j` (C51).
-
-    Bellemare et al., "A Distributional Perspective on Reinforcement Learning", 2017 (https://arxiv.org/abs/1707.06887).
-    TorchRL's ``DistributionalQValueActor`` writes such log-probabilities as ``"action_value"``.
-
-    Args:
-        log_probs: log-probability of each return, ``[*B, N, A]``.
-        support: the returns :math:`z`, ``[N]``.
-
-    Returns:
-        ``[*B, A]``, in units of the support.
-
-    Raises:
-        ValueError: ``log_probs`` has another number of atoms than ``support``.
-
-    Examples:
-        >>> log_probs = torch.tensor([[0.5, 0.25], [0.5, 0.75]]).log()
-        >>> categorical_q_values(log_probs, torch.tensor([0.0, 4.0]))
-        tensor([2., 3.])
-    """
-    if support.ndim != 1 or log_probs.ndim < 2 or log_probs.shape[-2] != len(support):
-        raise ValueError(
-            f"log_probs must be [*B, N, A] with N atoms as in the support: got {list(log_probs.shape)} and "
-            f"{list(support.shape)}; pass the support of the network that wrote them."
-        )
-    log_probs = log_probs.to(at_least_single(log_probs.dtype))
-    return (log_probs.exp() * support.to(log_probs).unsqueeze(-1)).sum(-2)
-
-
-def quantile_q_values(quantile_values: Tensor) -> Tensor:
-    """Action values of a distribution of returns given by its quantiles: their mean (QR-DQN, IQN).
-
-    Dabney et al., "Distributional Reinforcement Learning with Quantile Regression", 2018
-    (https://arxiv.org/abs/1710.10044), Eq. 9.
-
-    Args:
-        quantile_values: the return at each quantile, ``[*B, N, A]``.
-
-    Returns:
-        ``[*B, A]``.
-
-    Raises:
-        ValueError: there is no dimension of quantiles.
-
-    Examples:
-        >>> quantile_q_values(torch.tensor([[0.0, 1.0], [4.0, 5.0]]))
-        tensor([2., 3.])
-    """
-    if quantile_values.ndim < 2:
-        raise ValueError(f"quantile_values must be [*B, N, A]: got {list(quantile_values.shape)}.")
-    return quantile_values.to(at_least_single(quantile_values.dtype)).mean(-2)
-
-
-def value_spread(q_values: Tensor, action_mask: Tensor | None = None) -> Tensor:
+def value_spread(q_values: Tensor, action_mask: Tensor | None = None, var_nums: VarNums | None = None) -> Tensor:
     """Standard deviation of the values over the allowed actions: the scale of a temperature.
 
     Args:
         q_values: ``[*B, A]``.
         action_mask: boolean ``[*B, A]``, True where the action is allowed.
+        var_nums: actions of each choice if there are several, which add up to ``A``.
 
     Returns:
-        ``[*B]``, in units of ``q_values``; 0 where no action is allowed.
+        ``[*B]``, in units of ``q_values``, the mean over the choices; 0 where no action is allowed.
 
     Examples:
         >>> value_spread(torch.tensor([1.0, 3.0, 3.0, 1.0]))
         tensor(1.)
     """
+    if var_nums is not None:
+        return torch.stack([value_spread(*choice) for choice in split_choices(var_nums, q_values, action_mask)]).mean(0)
     q_values = q_values.to(at_least_single(q_values.dtype))
     if action_mask is None:
         return q_values.std(-1, correction=0)
@@ -378,6 +331,21 @@ def value_spread(q_values: Tensor, action_mask: Tensor | None = None) -> Tensor:
     mean = torch.where(action_mask, q_values, 0.0).sum(-1, keepdim=True) / num_allowed
     deviation = torch.where(action_mask, q_values - mean, 0.0)
     return (deviation.square().sum(-1) / num_allowed.squeeze(-1)).sqrt()
+
+
+def _gap_and_variance(teacher: Tensor, student: Tensor, action_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Distance of the student's action from the teacher's best in one choice, and the variance of the values there."""
+    teacher = teacher.to(at_least_single(teacher.dtype))
+    if action_mask is not None:
+        check_same_shape("action_mask", action_mask, "student_q_values", student)
+        student = torch.where(action_mask, student, -math.inf)
+        teacher = torch.where(action_mask, teacher, -math.inf)
+    possible = teacher > -math.inf
+    worst = torch.where(possible, teacher, math.inf).amin(-1, keepdim=True)
+    teacher = torch.where(possible, teacher, worst)
+    gap = teacher.amax(-1) - teacher.gather(-1, student.argmax(-1, keepdim=True)).squeeze(-1)
+    gap = torch.where(possible.any(-1), gap, 0.0)
+    return gap, value_spread(torch.where(possible, teacher, 0.0), possible).square()
 
 
 def _below_best(q_values: Tensor) -> Tensor:

@@ -119,7 +119,7 @@ def gaussian_reverse_kl(teacher: GaussianPolicy, student: GaussianPolicy) -> Ten
 
 
 def kl_form(first: Bounds | None, second: Bounds | None) -> str:
-    r"""How :math:`KL(\text{first} \,\|\, \text{second})` of two policies with these bounds can be had.
+    r"""Form in which :math:`KL(\text{first} \,\|\, \text{second})` of policies with these bounds can be computed.
 
     It is infinite where the first may take actions that the second never takes: a Gaussian against a tanh-Gaussian, or
     a tanh-Gaussian of wider bounds. Reads the values of the bounds, so it belongs where a loss is built.
@@ -238,7 +238,7 @@ def base_entropy(policy: GaussianPolicy) -> Tensor:
 
 
 def deterministic_action(policy: GaussianPolicy) -> Tensor:
-    """What the policy does when it does not explore: the mean, and for a tanh-Gaussian the tanh of the mean.
+    """Action of a policy that does not explore: the mean, and for a tanh-Gaussian the tanh of the mean.
 
     Args:
         policy: ``[*B, D]``.

@@ -8,7 +8,7 @@ __all__ = ["normalised_score"]
 
 
 def normalised_score(score: float, random_score: float, teacher_score: float) -> float | None:
-    """Where a score lies between a random player (0) and the teacher (1).
+    """Place of a score between a random player (0) and the teacher (1).
 
     Sane for negative scores, unlike a percentage; None when the teacher is no better than random, where the ratio means
     nothing.
@@ -29,7 +29,7 @@ def normalised_score(score: float, random_score: float, teacher_score: float) ->
 def normalised_gap(
     teacher_return: float | None, student_return: float | None, random_return: float | None
 ) -> float | None:
-    """How much of the teacher's lead over a random player the student lacks.
+    """Share of the teacher's lead over a random player that the student lacks.
 
     ``(teacher - student) / (teacher - random)`` clamped to [0, 1]: 1 at or below the random player, 0 at or above the
     teacher. QDagger's ``1 - student / teacher`` (Agarwal et al. 2022, https://arxiv.org/abs/2206.01626) leaves [0, 1]

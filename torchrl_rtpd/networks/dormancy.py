@@ -14,7 +14,7 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 
-__all__ = ["dormant_share"]
+__all__ = ["dormant_share", "dormant_units", "recorded_activations"]
 
 
 @torch.no_grad()
@@ -34,7 +34,8 @@ def dormant_share(network: TensorDictModule, tensordict: TensorDictBase, *, thre
             two the paper compares.
 
     Returns:
-        A number in [0, 1]. One forward pass and one device synchronisation, so call it now and then, not every update.
+        A number in [0, 1]. It costs one forward pass and one device synchronisation, so call it now and then
+        rather than at every update.
 
     Raises:
         ValueError: the network has no ReLU layer.
@@ -62,14 +63,14 @@ def dormant_share(network: TensorDictModule, tensordict: TensorDictBase, *, thre
 
 
 def dormant_units(activation: Tensor, unit_dim: int, threshold: float) -> Tensor:
-    """Which units of a layer are dormant, boolean ``[units]``; see :func:`dormant_share`."""
+    """Return True for each dormant unit of a layer, boolean ``[units]``; see :func:`dormant_share`."""
     scores = activation.float().abs().movedim(unit_dim, 0).flatten(1).mean(1)
     return scores <= threshold * scores.mean()
 
 
 @contextmanager
 def recorded_activations(network: nn.Module) -> Iterator[list[Tensor]]:
-    """Outputs of a network's ReLU layers, in the order of their calls inside the context; nothing runs compiled."""
+    """Record the outputs of a network's ReLU layers inside the context, in order of call; nothing runs compiled."""
     activations: list[Tensor] = []
     handles = [
         module.register_forward_hook(lambda _module, _inputs, output: activations.append(output))

@@ -1,4 +1,4 @@
-"""Read a tensordict's entries by key, or say which one it lacks and who asked for it."""
+"""Read a tensordict's entries by key, or say which one it lacks and which network asked for it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from tensordict.nn import TensorDictModule
 from tensordict.utils import NestedKey
 from torch import Tensor
 
-__all__ = ["last_part", "names_in", "policy_inputs", "read", "selected"]
+__all__ = ["VALUE_NAMES", "last_part", "names_in", "policy_inputs", "read", "selected"]
+
+VALUE_NAMES = ("action_value", "logits", "probs")
+"""Usual names of the outputs of a network over discrete actions, values first."""
 
 
 def selected(tensordict: TensorDictBase, keys: Sequence[NestedKey], role: str, place: str = "batch") -> TensorDictBase:
-    """The entries of a batch that ``role`` reads, or an error that names what is missing."""
+    """Return the entries of a batch that ``role`` reads, or raise an error that names those missing."""
     part = tensordict.select(*keys, strict=False)
     missing = [key for key in keys if part.get(key, None) is None]
     if missing:
@@ -25,7 +28,7 @@ def selected(tensordict: TensorDictBase, keys: Sequence[NestedKey], role: str, p
 
 
 def read(outputs: TensorDictBase, key: NestedKey, role: str, key_name: str) -> Tensor:
-    """What a network wrote under ``key``, or an error that names what it did write and the key to set."""
+    """Return a network's output under ``key``, or raise an error that names its outputs and the key to set."""
     values = outputs.get(key, None)
     if values is None:
         raise KeyError(
@@ -36,12 +39,12 @@ def read(outputs: TensorDictBase, key: NestedKey, role: str, key_name: str) -> T
 
 
 def last_part(key: NestedKey) -> str:
-    """The name of an entry without those of the tensordicts it lies in."""
+    """Return the name of an entry without those of the tensordicts it lies in."""
     return key if isinstance(key, str) else key[-1]
 
 
 def names_in(tensordict: TensorDictBase) -> list[NestedKey]:
-    """All keys, sorted, for messages."""
+    """Return all keys, sorted, for messages."""
     return sorted(tensordict.keys(True, True), key=str)
 
 

@@ -1,4 +1,4 @@
-"""Scale each tensor of pixels once, also where several networks read it."""
+"""Scale each tensor of pixels once, even if several networks read it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-__all__ = []
+__all__ = ["pixels_scaled_once", "scaled"]
 
 
 class _Shared(threading.local):
-    """Scaled pixels of :func:`pixels_scaled_once` with what they were made of; a thread that collects has its own."""
+    """Scaled pixels of :func:`pixels_scaled_once` with their sources; a thread that collects has its own."""
 
     by_id: dict[tuple[int, int], tuple[Tensor, Tensor]] | None = None  # by pixels and stream
-    stream: int = 0  # that of whoever opened the context
+    stream: int = 0  # the current one when the context was opened
 
 
 _SHARED = _Shared()
@@ -24,10 +24,10 @@ _SHARED = _Shared()
 
 @contextmanager
 def pixels_scaled_once() -> Iterator[None]:
-    """Inside, the networks of this thread scale each tensor of pixels once for all of them.
+    """Let the networks of this thread scale each tensor of pixels once for all of them, inside the context.
 
-    The pixels must not change meanwhile, as those of a minibatch do not while students learn from it. CUDA streams
-    that are forked inside share what was scaled before.
+    Warning: the pixels must not change meanwhile. Those of a minibatch do not while students learn from it. CUDA
+    streams that are forked inside share the pixels scaled before.
     """
     _SHARED.by_id, _SHARED.stream = {}, _current_stream()
     try:
@@ -41,7 +41,7 @@ def _current_stream() -> int:
 
 
 def scaled(pixels: Tensor) -> Tensor:
-    """Stacks ``[*B, C, H, W]`` in [0, 1], ``[prod(B), C, H, W]`` float32 in channels-last memory."""
+    """Return stacks ``[*B, C, H, W]`` in [0, 1] as ``[prod(B), C, H, W]`` float32 in channels-last memory."""
     shared = None if torch.compiler.is_compiling() else _SHARED.by_id
     stream = _current_stream() if shared is not None and pixels.is_cuda else _SHARED.stream
     if shared is not None:

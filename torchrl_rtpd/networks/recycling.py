@@ -18,6 +18,7 @@ from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
+from torchrl_rtpd.functional.checks import check_within
 from torchrl_rtpd.networks.dormancy import dormant_units, recorded_activations
 from torchrl_rtpd.networks.running import eval_mode
 
@@ -43,9 +44,11 @@ def recycle_dormant(
     """Give dormant units a new start, in place: ReDo, Algorithm 1 of Sokar et al. 2023.
 
     https://arxiv.org/abs/2302.12902. A unit is dormant when its mean activation over the batch is at most ``threshold``
-    times the mean over its layer. Its incoming weights are drawn anew, its bias becomes 0, its outgoing weights become
-    0, so that the output does not jump, and the optimiser forgets its running averages of exactly these entries.
-    Weights between two recycled units are drawn anew, not zeroed: two dead layers in a row would else stay dead.
+    times the mean over its layer. Its incoming weights are drawn from scratch. Its bias and its outgoing
+    weights become 0, so that the output does not jump. The optimiser forgets its running averages of exactly these
+    entries.
+    Weights between two recycled units are drawn rather than zeroed: otherwise two dead layers in a row would stay
+    dead.
 
     Recycled are :class:`~torch.nn.Conv2d` and :class:`~torch.nn.Linear` layers whose output goes straight into a
     :class:`~torch.nn.ReLU`, read by such layers only, at most flattened between; a pass with marked activations finds
@@ -55,7 +58,7 @@ def recycle_dormant(
         network: for a loss ``loss.student_network``, whose parameters are the loss's own. Its target parameters follow
             by their updater.
         tensordict: a batch ``[*B]`` with the network's ``in_keys``. Not changed.
-        optimizer: of the network's parameters. What it keeps for each entry (Adam: ``exp_avg``, ``exp_avg_sq``) is
+        optimizer: of the network's parameters. Its averages of each entry (Adam: ``exp_avg``, ``exp_avg_sq``) are
             zeroed there.
 
     Keyword Args:
@@ -87,8 +90,7 @@ def recycle_dormant(
         >>> recycle_dormant(network, TensorDict({"obs": torch.ones(5, 3)}, [5]), generator=torch.Generator())
         {'module.0': 1}
     """
-    if threshold < 0:
-        raise ValueError(f"threshold must be at least 0: got {threshold}; 0 recycles units that never fire.")
+    check_within("[0, inf)", "0 recycles units that never fire", threshold=threshold)
     links = _links(network, tensordict)
     with _as_measured(network), recorded_activations(network) as activations:
         network(tensordict.select(*network.in_keys))
@@ -98,7 +100,7 @@ def recycle_dormant(
         if link.sound
     }
     averages = _Averages(optimizer, reset_step)
-    # All outgoing weights first: those into a recycled unit are drawn anew afterwards.
+    # All outgoing weights first: those into a recycled unit are drawn afterwards.
     for link, units in dormant.items():
         for consumer in link.consumers:
             columns = units.repeat_interleave(consumer.weight.shape[1] // len(units))
@@ -154,7 +156,7 @@ def _as_measured(network: nn.Module) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class UnitRecycler:
-    """When and how a student's dormant units are recycled: an option of the trainer hook.
+    """Interval and manner of recycling a student's dormant units: an option of the trainer hook.
 
     It holds no state: the weights drawn after a number of updates depend on that number and ``seed`` alone, so that a
     resumed run draws the same and students do not disturb each other.
@@ -183,14 +185,12 @@ class UnitRecycler:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.every_updates < 1 or self.threshold < 0 or (self.until_updates is not None and self.until_updates < 0):
-            raise ValueError(
-                "every_updates must be at least 1, threshold and until_updates at least 0: got "
-                f"every_updates={self.every_updates}, threshold={self.threshold}, until_updates={self.until_updates}."
-            )
+        check_within("[1, inf)", every_updates=self.every_updates)
+        check_within("[0, inf)", "0 recycles units that never fire", threshold=self.threshold)
+        check_within("[0, inf)", "None recycles to the end", until_updates=self.until_updates)
 
     def due(self, updates: int) -> bool:
-        """Whether units are recycled after this many updates; never before the first."""
+        """Return True if units are recycled after this many updates; never before the first."""
         ended = self.until_updates is not None and updates > self.until_updates
         return updates > 0 and updates % self.every_updates == 0 and not ended
 
@@ -202,7 +202,7 @@ class UnitRecycler:
         *,
         updates: int,
     ) -> dict[str, int]:
-        """Recycle now, whether due or not; see :func:`recycle_dormant`."""
+        """Recycle now, due or not; see :func:`recycle_dormant`."""
         generator = torch.Generator().manual_seed((1_000_003 * self.seed + updates) % 2**63)
         return recycle_dormant(
             network,
@@ -296,7 +296,7 @@ def _with_gradient(leaves: list[Tensor], ends: list[Tensor]) -> set[int]:
 
 
 def _reads(layer: nn.Module, given: Tensor, link: _Link) -> bool:
-    """Whether a layer is given a link's mark, with the units in the order of its weight's columns."""
+    """Return True if a layer is given a link's mark, with the units in the order of its weight's columns."""
     shape = link.mark.shape
     if isinstance(link.producer, nn.Conv2d) and isinstance(layer, nn.Linear):
         shape = torch.Size((*shape[:-3], shape[-3:].numel()))  # flattened: a block of columns for each channel
@@ -323,13 +323,13 @@ def _rewrite(parameter: Tensor, where: Tensor, values: Tensor | float, averages:
 
 @dataclass(frozen=True)
 class _Averages:
-    """What an optimiser keeps for each entry of a parameter."""
+    """Running averages that an optimiser keeps for each entry of a parameter."""
 
     optimizer: torch.optim.Optimizer | None
     reset_step: bool
 
     def forget(self, parameter: Tensor, where: Tensor) -> None:
-        """Set what is kept of a parameter's entries to zero ``where`` they begin anew, boolean of its shape."""
+        """Set the averages of a parameter's entries to zero ``where`` they start again, boolean of its shape."""
         if self.optimizer is None or parameter not in self.optimizer.state:  # no step yet
             return
         state = self.optimizer.state[parameter]

@@ -1,28 +1,59 @@
-"""Running a network inside a loss: the part that is needed, with the parameters that are meant, changing nothing."""
+"""Run the needed part of a network: with other parameters, frozen, in eval mode, or on plain tensors."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from tensordict import TensorDictBase, TensorDictParams
-from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
-from tensordict.utils import NestedKey
+from tensordict import TensorDict, TensorDictBase, TensorDictParams
+from tensordict.nn import (
+    ProbabilisticTensorDictModule,
+    TensorDictModule,
+    TensorDictModuleBase,
+    TensorDictSequential,
+)
+from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor, nn
-from torchrl.modules import NoisyLinear, QValueModule
+from torchrl.modules import (
+    AdditiveGaussianModule,
+    EGreedyModule,
+    NoisyLinear,
+    OrnsteinUhlenbeckProcessModule,
+    QValueModule,
+)
 
-from torchrl_rtpd.networks.keys import read, selected
+from torchrl_rtpd.networks.compiled import uncompiled
+from torchrl_rtpd.networks.keys import VALUE_NAMES, last_part, read, selected
 
-__all__ = ["NetworkPart", "ParameterSwap", "Teacher", "as_tensordict_module", "same_in_training"]
+__all__ = [
+    "BareNetwork",
+    "NetworkPart",
+    "ParameterSwap",
+    "Teacher",
+    "as_tensordict_module",
+    "bare_network",
+    "eval_mode",
+    "same_in_training",
+]
+
+# Parts that follow the values: a choice, a draw or a disturbance of the action.
+_CHOOSING = (
+    QValueModule,
+    ProbabilisticTensorDictModule,
+    EGreedyModule,
+    AdditiveGaussianModule,
+    OrnsteinUhlenbeckProcessModule,
+)
 
 # Layers whose training-mode outputs are no targets: random, or moved by the batch.
 _TRAINING_LAYERS = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm, NoisyLinear)
 
 
 class ParameterSwap:
-    """Lends a network other parameters for a while.
+    """Loan of other parameters to a network for a while.
 
     ``params.to_module(network)`` in a fraction of its time, which is most of a tiny student's: nothing happens where
     the network holds the parameters already, and elsewhere they are put in place one by one.
@@ -66,7 +97,7 @@ class ParameterSwap:
 
 def _slots(network: nn.Module, params: TensorDictParams) -> list[tuple[dict[str, Any], str, str]]:
     """The dictionary that holds each parameter or buffer, its key there and its name; none where that is not simple."""
-    if any(isinstance(module, nn.RNNBase) for module in network.modules()):  # keeps its weights in a list besides
+    if any(isinstance(module, nn.RNNBase) for module in network.modules()):  # keeps its weights in a list in addition
         return []
     slots = []
     for prefix, module in network.named_modules(remove_duplicate=False):
@@ -79,12 +110,12 @@ def _slots(network: nn.Module, params: TensorDictParams) -> list[tuple[dict[str,
 
 
 def same_in_training(network: nn.Module) -> bool:
-    """Whether a network's outputs in training mode are those of its eval mode, and so good for targets."""
+    """Return True if a network's outputs in training mode are those of its eval mode, and so good for targets."""
     return not any(isinstance(layer, _TRAINING_LAYERS) for layer in network.modules())
 
 
 class Teacher:
-    """Runs a teacher that a loss must not own: in eval mode, without gradient, its own mode restored.
+    """Teacher that a loss must not own, run in eval mode and without gradient, its own mode restored.
 
     Not a :class:`torch.nn.Module`, so that the loss's parameters, state, ``to`` and ``reset_parameters_recursive`` pass
     it by.
@@ -105,10 +136,10 @@ class Teacher:
 
 
 class NetworkPart:
-    """Computes one output of a network, leaving out what comes after it.
+    """Computation of one output of a network, without the parts that come after it.
 
     A Q-value actor also chooses an action and a policy draws one, at a cost and, for a policy, from the global random
-    stream. Neither happens here. A network with forward hooks is run whole, so that they see what they expect.
+    stream. Neither happens here. A network with forward hooks is run whole, so that they see their usual inputs.
     """
 
     def __init__(self, network: TensorDictModuleBase) -> None:
@@ -141,7 +172,7 @@ class NetworkPart:
 
 
 class _Plan:
-    """What to run of a network for one of its outputs.
+    """Parts of a network to run for one of its outputs.
 
     ``steps`` are its parts up to the last that matters, ``plain`` is the only one if that is no more than a module on
     tensors, and ``passed_over`` are the wrappers that are then not called.
@@ -152,10 +183,9 @@ class _Plan:
         writers = [place for place, part in enumerate(parts) if key in part.out_keys and not _hands_on(part, key)]
         self.steps = parts[: writers[-1] + 1] if writers else [network]
         self.plain = None
-        if writers and len(self.steps) == 1 and type(self.steps[0]).forward is TensorDictModule.forward:
-            if self.steps[0]._kwargs is None:
-                self.plain = self.steps[0]
-                self.passed_over.append(self.plain)
+        if writers and len(self.steps) == 1 and _is_plain(self.steps[0]):
+            self.plain = self.steps[0]
+            self.passed_over.append(self.plain)
 
 
 def _flattened(network: TensorDictModuleBase) -> tuple[list[TensorDictModuleBase], list[nn.Module]]:
@@ -172,7 +202,7 @@ def _flattened(network: TensorDictModuleBase) -> tuple[list[TensorDictModuleBase
 
 
 def _hands_on(part: nn.Module, key: NestedKey) -> bool:
-    """Whether a part chooses an action by the values it reads and writes them again as they are."""
+    """Return True if a part chooses an action by the values it reads and writes them again as they are."""
     return isinstance(part, QValueModule) and part.action_mask_key is None and part.action_value_key == key
 
 
@@ -183,9 +213,9 @@ def _taken(outputs: Any, keys: Sequence[NestedKey], key: NestedKey) -> Tensor:
 
 
 def as_tensordict_module(network: TensorDictModule | nn.Module, out_keys: Sequence[NestedKey]) -> TensorDictModule:
-    """A plain module reads ``"observation"`` and writes ``out_keys``."""
-    if isinstance(network, (TensorDictModuleBase, TensorDictModule)):
-        return network
+    """Return a network as a tensordict module: a plain one reads ``"observation"`` and writes ``out_keys``."""
+    if isinstance(uncompiled(network), TensorDictModuleBase):  # a compiled one hides its keys
+        return uncompiled(network)
     if not isinstance(network, nn.Module):
         raise TypeError(f"a network must be a TensorDictModule or nn.Module: got {type(network).__name__}.")
     return TensorDictModule(network, in_keys=["observation"], out_keys=list(out_keys))
@@ -193,7 +223,7 @@ def as_tensordict_module(network: TensorDictModule | nn.Module, out_keys: Sequen
 
 @contextmanager
 def eval_mode(*networks: nn.Module) -> Iterator[None]:
-    """Networks in eval mode, and each of their modules as before afterwards."""
+    """Put networks into eval mode inside the context, and each of their modules back afterwards."""
     training = [module for network in networks for module in network.modules() if module.training]
     for module in training:
         module.training = False
@@ -205,15 +235,135 @@ def eval_mode(*networks: nn.Module) -> Iterator[None]:
 
 
 def bare_network(actor: nn.Module) -> nn.Module:
-    """The module inside an actor that maps an observation to action values, plain tensors in and out.
+    """Return all of an actor that maps observations to values, logits or parameters of a policy, on plain tensors.
+
+    Left out is whatever chooses, draws or disturbs an action. The result shares the actor's weights, and its state has
+    the actor's names; of an actor with one part it is the very module inside.
 
     Args:
-        actor: a tensordict module, of which the first inner one counts, or a plain module, which is returned.
+        actor: a tensordict module of any number of parts, or a plain module, which is returned. Both may be compiled.
+
+    Returns:
+        A module ``(*observations) -> values``; for several inputs see :attr:`BareNetwork.in_keys`.
 
     Examples:
         >>> bare_network(TensorDictModule(nn.Linear(4, 2), in_keys=["observation"], out_keys=["action_value"]))
         Linear(in_features=4, out_features=2, bias=True)
+        >>> encoder = TensorDictModule(nn.Linear(4, 8), in_keys=["observation"], out_keys=["features"])
+        >>> head = TensorDictModule(nn.Linear(8, 2), in_keys=["features"], out_keys=["action_value"])
+        >>> network = bare_network(TensorDictSequential(encoder, head))
+        >>> network.in_keys, network(torch.zeros(5, 4)).shape
+        (['observation'], torch.Size([5, 2]))
     """
-    while isinstance(actor, TensorDictModuleBase):
-        actor = actor.module[0] if isinstance(actor, TensorDictSequential) else actor.module
-    return actor
+    actor = uncompiled(actor)
+    if not isinstance(actor, TensorDictModuleBase):
+        return actor
+    parts, out_keys = _parts_to_values(actor)
+    if len(parts) == 1 and _is_plain(parts[0]) and len(parts[0].in_keys) == 1:
+        inner = uncompiled(parts[0].module)
+        if not isinstance(inner, TensorDictModuleBase):
+            return inner
+    return BareNetwork(actor, parts, out_keys)
+
+
+class BareNetwork(nn.Module):
+    """Several parts of an actor in turn, on plain tensors; made by :func:`bare_network`.
+
+    Attributes:
+        in_keys: the entry that each argument stands for, in order.
+        out_keys: the entry that each result stands for.
+    """
+
+    def __init__(self, actor: nn.Module, parts: Sequence[TensorDictModuleBase], out_keys: Sequence[NestedKey]) -> None:
+        super().__init__()
+        self._parts = tuple(parts)  # not as submodules: those are below, by the actor's names
+        self.out_keys = [unravel_key(key) for key in out_keys]
+        written: set[NestedKey] = set()
+        self.in_keys: list[NestedKey] = []
+        for part in parts:
+            keys = [unravel_key(key) for key in part.in_keys]
+            self.in_keys += [key for key in keys if key not in written and key not in self.in_keys]
+            written |= {unravel_key(key) for key in part.out_keys}
+        self._remembered = [key for key in self.in_keys if unravel_key(("next", key)) in written]
+        names = {module: name for name, module in actor.named_modules()}
+        for part in parts:
+            _add_module(self, names[part], part)
+
+    def forward(self, *observations: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Return the values of observations ``[*B, ...]``.
+
+        Args:
+            observations: tensors as in :attr:`in_keys`.
+
+        Returns:
+            A tensor, or several as in :attr:`out_keys`.
+
+        Raises:
+            TypeError: another number of observations.
+            RuntimeError: a recurrent network, whose values depend on what it remembers.
+        """
+        if self._remembered:
+            raise RuntimeError(
+                f"a recurrent network is no function of its observation alone: it reads {self._remembered} and writes "
+                "them for the next step; run the actor itself, step by step."
+            )
+        if len(observations) != len(self.in_keys):
+            raise TypeError(f"the network reads {self.in_keys}: got {len(observations)} tensors; pass one for each.")
+        entries: dict[NestedKey, Any] = dict(zip(self.in_keys, observations, strict=True))
+        for part in self._parts:
+            inputs = [entries[unravel_key(key)] for key in part.in_keys]
+            if _is_plain(part):
+                outputs = part.module(*inputs)
+                if not isinstance(outputs, (tuple, TensorDictBase)):
+                    outputs = (outputs,)
+            else:
+                outputs = part(TensorDict(dict(zip(part.in_keys, inputs, strict=True)), []))
+            taken = [outputs.get(key) for key in part.out_keys] if isinstance(outputs, TensorDictBase) else outputs
+            entries.update(zip(map(unravel_key, part.out_keys), taken, strict=True))
+        results = tuple(entries[key] for key in self.out_keys)
+        return results if len(results) > 1 else results[0]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> BareNetwork:
+        new = type(self).__new__(type(self))
+        memo[id(self)] = new
+        new.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return new
+
+
+def _parts_to_values(actor: TensorDictModuleBase) -> tuple[list[TensorDictModuleBase], list[NestedKey]]:
+    """The parts of an actor before the first that chooses an action, and the keys that this one reads."""
+    parts, _ = _flattened(actor)
+    choosing = next((place for place, part in enumerate(parts) if isinstance(part, _CHOOSING)), len(parts))
+    if choosing == 0:  # exploration alone, or a choice that reads values
+        raise ValueError(f"an actor must have a network before it chooses: got {type(parts[0]).__name__} first.")
+    written = [unravel_key(key) for part in parts[:choosing] for key in part.out_keys]
+    keys: list[NestedKey] = []
+    if choosing < len(parts) and isinstance(parts[choosing], (QValueModule, ProbabilisticTensorDictModule)):
+        keys = [key for key in map(unravel_key, parts[choosing].in_keys) if key in written]
+    if not keys:
+        keys = [key for key in written if last_part(key) in VALUE_NAMES][-1:]
+    if not keys:
+        keys = [unravel_key(key) for key in parts[choosing - 1].out_keys]
+    needed = set(keys)
+    kept: list[TensorDictModuleBase] = []
+    for part in reversed(parts[:choosing]):
+        if needed & {unravel_key(key) for key in part.out_keys}:
+            kept.insert(0, part)
+            needed |= {unravel_key(key) for key in part.in_keys}
+    return kept, keys
+
+
+def _is_plain(part: nn.Module) -> bool:
+    """Return True if a part is no more than a module on tensors."""
+    return type(part).forward is TensorDictModule.forward and part._kwargs is None
+
+
+def _add_module(root: nn.Module, name: str, module: nn.Module) -> None:
+    """Give ``root`` a submodule of a dotted name, so that its state has the names of where the module came from."""
+    *containers, leaf = name.split(".")
+    for container in containers:
+        if container not in root._modules:
+            root.add_module(container, nn.Module())
+        root = root._modules[container]  # type: ignore[assignment]
+    if leaf:
+        root.add_module(leaf, module)

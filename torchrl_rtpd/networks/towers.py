@@ -1,8 +1,9 @@
 """The paper's networks by name, as TorchRL Q-value actors.
 
 All share the layout of the Nature DQN (Mnih et al. 2015): three convolutions (8x8 stride 4, 4x4 stride 2, 3x3 stride
-1), one fully connected layer and a linear head, with ReLU between them. Input is ``pixels``: ``[*B, 4, 84, 84]`` uint8,
-scaled to [0, 1] inside the network and nowhere else; output is ``action_value`` ``[*B, A]`` in float32.
+1), one fully connected layer and a linear head, with ReLU between them. Input is ``pixels``: ``[*B, C, H, W]`` uint8,
+``[*B, 4, 84, 84]`` in the paper, scaled to [0, 1] inside the network and nowhere else. Output is ``action_value``
+``[*B, A]`` in float32.
 
 Sizes are those printed in Sun & Fazli 2019 (https://arxiv.org/abs/1912.12630). Its Net5 has 1.82-1.87 % of the
 teacher's parameters rather than the printed 1.7 %; ``net17`` is the tower that does meet 1.7 %.
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torchrl.data import Categorical, OneHot, TensorSpec
 from torchrl.modules import QValueActor
 
+from torchrl_rtpd.functional.checks import at_least_single, check_within
 from torchrl_rtpd.networks.pixels import scaled
 
 __all__ = ["TOWERS", "NatureTower", "Tower", "make_actor", "num_parameters"]
@@ -48,6 +50,8 @@ TOWERS: dict[str, Tower] = {
 }
 """The paper's networks by name, and ``net17``, the tower with 1.7 % of the teacher's parameters."""
 
+_PAPER_SIZES = f"the paper's sizes are in torchrl_rtpd.networks.TOWERS ({', '.join(TOWERS)})"
+
 
 class NatureTower(nn.Module):
     """The Nature-DQN layout with any number of filters and units.
@@ -59,17 +63,21 @@ class NatureTower(nn.Module):
         num_actions: number of actions ``A``.
         filters: channels of the three convolutions.
         units: width of the fully connected layer.
-        in_channels: stacked frames.
+        in_channels: channels ``C``: stacked frames, three times as many in colour.
+        frame_size: height and width of a frame, ``(H, W)``, at least 36 pixels each. Default: 84, the paper's.
         autocast_dtype: run the layers before the head under :class:`torch.autocast` in this type, for example
-            ``torch.bfloat16``; None runs them in float32. The head is always float32, since a bfloat16 step is as large
-            as the gaps between action values.
+            ``torch.bfloat16``; None runs them in the type of the weights. The head is never run in it, since a bfloat16
+            step is as large as the gaps between action values.
 
     Raises:
-        ValueError: a size that is not positive, or not three filters.
+        ValueError: a size out of range, or not three filters.
 
     Examples:
         >>> tower = NatureTower(6, filters=(8, 8, 8), units=64)
         >>> tower(torch.zeros(2, 4, 84, 84, dtype=torch.uint8)).shape
+        torch.Size([2, 6])
+        >>> colour = NatureTower(6, in_channels=12, frame_size=(64, 96))
+        >>> colour(torch.zeros(2, 12, 64, 96, dtype=torch.uint8)).shape
         torch.Size([2, 6])
     """
 
@@ -80,16 +88,14 @@ class NatureTower(nn.Module):
         filters: Sequence[int] = (32, 64, 64),
         units: int = 512,
         in_channels: int = 4,
+        frame_size: tuple[int, int] = (84, 84),
         autocast_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if len(filters) != 3 or min(num_actions, units, in_channels, *filters) < 1:
-            raise ValueError(
-                "a tower needs three filters and positive sizes: got "
-                f"num_actions={num_actions}, filters={tuple(filters)}, units={units}, in_channels={in_channels}; "
-                f"the paper's sizes are in torchrl_rtpd.networks.TOWERS ({', '.join(TOWERS)})."
-            )
+        _check_sizes(num_actions, filters, units, in_channels, frame_size)
         first, second, third = filters
+        height, width = map(_size_after_convolutions, frame_size)
+        self.input_size = (in_channels, *frame_size)
         self.autocast_dtype = autocast_dtype
         self.trunk = nn.Sequential(
             nn.Conv2d(in_channels, first, 8, 4),  # 84 -> 20
@@ -99,7 +105,7 @@ class NatureTower(nn.Module):
             nn.Conv2d(second, third, 3, 1),  # 9 -> 7
             nn.ReLU(),
             nn.Flatten(),
-            nn.Linear(third * 7 * 7, units),
+            nn.Linear(third * height * width, units),
             nn.ReLU(),
         )
         self.head = nn.Linear(units, num_actions)
@@ -107,7 +113,7 @@ class NatureTower(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def reset_parameters(self) -> None:
-        """Draw the weights anew: He-normal, zero biases, a head a tenth as large."""
+        """Draw the weights from scratch: He-normal, zero biases, a head a tenth as large."""
         for parameter in self.parameters():
             if parameter.ndim > 1:
                 nn.init.kaiming_normal_(parameter, nonlinearity="relu")
@@ -120,27 +126,51 @@ class NatureTower(nn.Module):
         """Action values of a stack of frames.
 
         Args:
-            pixels: ``[*B, 4, 84, 84]`` uint8.
+            pixels: ``[*B, C, H, W]`` uint8.
 
         Returns:
-            ``[*B, A]`` float32.
+            ``[*B, A]`` float32, or float64 from weights in float64.
 
         Raises:
             TypeError: pixels that are not uint8, which would be scaled twice.
+            ValueError: frames of another size or number of channels than the tower was built for.
         """
         if pixels.dtype != torch.uint8:
             raise TypeError(
                 f"pixels must be uint8, since the network scales them itself: got {pixels.dtype}; "
                 "remove the transform that converts or scales them (ToTensorImage, VecNorm)."
             )
-        batch = pixels.shape[:-3]
-        pixels = scaled(pixels)
+        if pixels.shape[-3:] != self.input_size:
+            channels, *frame_size = self.input_size
+            raise ValueError(
+                f"pixels must be [*B, {channels}, {', '.join(map(str, frame_size))}]: got {list(pixels.shape)}; "
+                "resize the frames, or build the network with in_channels and frame_size of its frames."
+            )
+        batch, dtype = pixels.shape[:-3], self.head.weight.dtype
+        pixels = scaled(pixels).to(dtype)
         device = pixels.device.type
         with torch.autocast(device, self.autocast_dtype, enabled=self.autocast_dtype is not None):
             features = self.trunk(pixels)
-        with torch.autocast(device, enabled=False):  # float32 also under the caller's own autocast
-            q_values = self.head(features.float())
-        return q_values.reshape(*batch, q_values.shape[-1])
+        with torch.autocast(device, enabled=False):  # the head's own type also under the caller's autocast
+            q_values = self.head(features.to(dtype))
+        return q_values.reshape(*batch, q_values.shape[-1]).to(at_least_single(dtype))
+
+
+def _check_sizes(
+    num_actions: int, filters: Sequence[int], units: int, in_channels: int, frame_size: tuple[int, int]
+) -> None:
+    if len(filters) != 3:
+        raise ValueError(f"filters must be three numbers of channels: got {tuple(filters)}; {_PAPER_SIZES}.")
+    named = {f"filters[{place}]": number for place, number in enumerate(filters)}
+    check_within("[1, inf)", _PAPER_SIZES, num_actions=num_actions, units=units, in_channels=in_channels, **named)
+    height, width = frame_size
+    check_within("[36, inf)", "smaller frames end before the third convolution", height=height, width=width)
+
+
+def _size_after_convolutions(size: int) -> int:
+    for kernel, stride in ((8, 4), (4, 2), (3, 1)):
+        size = (size - kernel) // stride + 1
+    return size
 
 
 def make_actor(
@@ -149,6 +179,7 @@ def make_actor(
     *,
     in_key: NestedKey = "pixels",
     in_channels: int = 4,
+    frame_size: tuple[int, int] = (84, 84),
     autocast_dtype: torch.dtype | None = None,
     seed: int | None = None,
     device: torch.device | str | None = None,
@@ -158,8 +189,9 @@ def make_actor(
     Args:
         tower: a name in :data:`TOWERS` or a :class:`Tower`.
         action_spec: the environment's action spec, categorical or one-hot, with or without batch dimensions.
-        in_key: where the stacked frames ``[*B, 4, 84, 84]`` uint8 are read.
-        in_channels: stacked frames.
+        in_key: where the stacked frames ``[*B, C, H, W]`` uint8 are read.
+        in_channels: channels, see :class:`NatureTower`.
+        frame_size: height and width of a frame.
         autocast_dtype: see :class:`NatureTower`.
         seed: draw the weights from a generator of this seed and leave the global one untouched, so that adding a
             network changes nothing for the others. None draws from the global generator.
@@ -203,6 +235,7 @@ def make_actor(
             filters=tower.filters,
             units=tower.units,
             in_channels=in_channels,
+            frame_size=frame_size,
             autocast_dtype=autocast_dtype,
         )
     return QValueActor(network, in_keys=[in_key], spec=spec).to(device)

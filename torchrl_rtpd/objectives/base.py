@@ -1,20 +1,21 @@
-"""What every distillation loss shares, whatever the actions: networks, keys, reduction, priorities.
+"""Base of every distillation loss, whatever the actions: networks, keys, reduction, priorities.
 
-``B`` is the batch. The student is the module's only trainable network; whatever comes from the teacher is detached.
+``B`` is the batch. The student is the module's only trainable network; all that comes from the teacher is detached.
 
 A subclass for a new kind of action gives :class:`PolicyDistillationLoss` three things:
 
 - the class attributes ``out_keys``, ``_AcceptedKeys`` (derived from that of the base), ``tensor_keys`` (its annotation)
   and ``default_keys``, and ``_has_target = True`` if the student needs target parameters;
 - ``_stored_keys()``: the keys of the batch under which a teacher's outputs may lie, for ``in_keys``;
-- ``_terms(tensordict)``: ``(losses, metrics)``, two mappings name -> tensor ``[*B]``. Losses are reduced as the user
-  asks, metrics are detached and averaged; a trainer sums what begins with "loss".
+- ``_terms(tensordict, metrics)``: ``(losses, measured)``, two mappings name -> tensor ``[*B]``. Losses are reduced as
+  the user asks. What is measured is detached and averaged, and may be left out where ``metrics`` is False. A trainer
+  sums the names that begin with "loss".
 
 It runs the networks inside ``with self._student(params) as network:`` (default: the parameters being trained) and
 ``with self._teacher.evaluating() as network:`` (eval mode, no gradient; ``self._teacher`` is None without a teacher),
 on inputs from ``selected``, which names what a batch lacks, and reads their outputs by ``read``. It ends by
 ``self._write_priority(tensordict, per_sample)`` if it writes one. Coefficients that a schedule may change go through
-``register_coeff_buffer`` and into ``_schedulable_buffers``; ``_positive`` checks temperatures.
+``register_coeff_buffer`` and into ``_schedulable_buffers``; :func:`positive` checks temperatures.
 """
 
 from __future__ import annotations
@@ -33,14 +34,15 @@ from torchrl.objectives.common import LossModule
 
 from torchrl_rtpd.networks.keys import names_in
 from torchrl_rtpd.networks.running import ParameterSwap, Teacher, as_tensordict_module
+from torchrl_rtpd.objectives.following import FOLLOWED_KEYS, known_of_teacher
 
-__all__ = ["PolicyDistillationLoss"]
+__all__ = ["PolicyDistillationLoss", "positive"]
 
 REDUCTIONS = ("none", "mean", "sum")
 
 
 class PolicyDistillationLoss(LossModule):
-    """What the distillation losses have in common; use one of its subclasses.
+    """Base of the distillation losses; use one of its subclasses.
 
     The input is never written to, except a priority under a key set for it.
 
@@ -53,7 +55,7 @@ class PolicyDistillationLoss(LossModule):
     Keyword Args:
         reduction (str, optional): ``"none"`` | ``"mean"`` | ``"sum"``. Default: ``"mean"``.
         use_prioritized_weights (bool or "auto", optional): weight the loss by the batch's importance weights;
-            ``"auto"`` if it has any. Default: ``"auto"``.
+            ``"auto"`` if it holds any. Default: ``"auto"``.
 
     Raises:
         TypeError: a network that is no module.
@@ -67,7 +69,7 @@ class PolicyDistillationLoss(LossModule):
         """Keys that ``set_keys`` can change.
 
         Attributes:
-            priority_weight (NestedKey): importance weights, read if there. Defaults to ``"priority_weight"``.
+            priority_weight (NestedKey): importance weights, read if present. Defaults to ``"priority_weight"``.
             priority (NestedKey): where each sample's detached divergence ``[*B, 1]`` is written into the input.
                 Defaults to ``None``: nowhere.
         """
@@ -78,9 +80,6 @@ class PolicyDistillationLoss(LossModule):
     tensor_keys: _AcceptedKeys
     default_keys = _AcceptedKeys
     _has_target = False
-    measures = True
-    """Whether metrics are computed besides the loss. A trainer's hook may leave them out now and then, to save time;
-    losses whose metrics draw random numbers always compute them."""
 
     student_network: TensorDictModule
     student_network_params: TensorDictParams
@@ -89,7 +88,7 @@ class PolicyDistillationLoss(LossModule):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "forward" not in cls.__dict__:
-            # TorchRL wraps forward for every class anew, around the wrapper of its base: one is enough.
+            # TorchRL wraps forward again for every class, around the wrapper of its base: one is enough.
             cls.forward = cls.forward.__wrapped__  # type: ignore[attr-defined, method-assign]
 
     def __init__(
@@ -101,6 +100,7 @@ class PolicyDistillationLoss(LossModule):
         use_prioritized_weights: str | bool = "auto",
     ) -> None:
         super().__init__()
+        self._told: set[str] = set()  # settings that the user made
         self._in_keys: list[NestedKey] = []  # found at first use
         self._num_calls = 0
         self.reduction = "mean" if reduction is None else reduction
@@ -115,7 +115,7 @@ class PolicyDistillationLoss(LossModule):
         self._teacher = None if teacher_network is None else Teacher(self._as_network(teacher_network))
 
     def _as_network(self, network: TensorDictModule | nn.Module) -> TensorDictModule:
-        """A plain module reads ``"observation"`` and writes ``"action_value"``; override for other outputs."""
+        """Return a tensordict module: a plain one reads ``"observation"`` and writes ``"action_value"``."""
         return as_tensordict_module(network, ["action_value"])
 
     # Keys
@@ -132,7 +132,7 @@ class PolicyDistillationLoss(LossModule):
 
     @property
     def in_keys(self) -> list[NestedKey]:
-        """Keys read from a batch, in a fixed order; what is read only if there is not among them."""
+        """Keys that every batch must hold, in a fixed order. Optional ones (mask, weights) are not among them."""
         if not self._in_keys:
             self._set_in_keys()
         return self._in_keys
@@ -141,10 +141,63 @@ class PolicyDistillationLoss(LossModule):
     def in_keys(self, keys: Sequence[NestedKey]) -> None:
         self._in_keys = list(keys)
 
+    def set_keys(self, **kwargs: NestedKey | None) -> None:
+        """Set the names of entries; ``None`` gives a key its default back, which :meth:`follow` may then replace."""
+        super().set_keys(**kwargs)
+        for name, key in kwargs.items():
+            self._told.discard(name) if key is None else self._told.add(name)
+
+    def follow(self, teacher_loss: nn.Module) -> dict[str, tuple[Any, Any]]:
+        """Take over the teacher's loss's settings, except those that the user made for this loss.
+
+        A trainer's hook calls it when it is attached. Followed are keys that both losses read, and by
+        :class:`~torchrl_rtpd.objectives.StudentDQNLoss` the discount and the function of the temporal-difference error.
+        Keys that a loss writes, such as the priority, are its own.
+
+        Args:
+            teacher_loss: the loss that trains the teacher, TorchRL's or ours. Not changed.
+
+        Returns:
+            Settings that the user made and in which the two differ: name -> (of this loss, of the teacher's).
+
+        Examples:
+            >>> from torchrl.objectives import DQNLoss
+            >>> from torchrl_rtpd.objectives import StudentDQNLoss
+            >>> teacher_loss = DQNLoss(nn.Linear(4, 3), action_space="categorical")
+            >>> teacher_loss.make_value_estimator(gamma=0.9)
+            >>> teacher_loss.set_keys(reward="clipped", terminated="end_of_life")
+            >>> loss = StudentDQNLoss(nn.Linear(4, 3))
+            >>> loss.set_keys(terminated="game_over")
+            >>> loss.follow(teacher_loss)
+            {'terminated': ('game_over', 'end_of_life')}
+            >>> loss.tensor_keys.reward, round(loss.value_estimator.gamma.item(), 3)
+            ('clipped', 0.9)
+        """
+        own, taken, differing = self._settings(), {}, {}
+        for name, value in known_of_teacher(teacher_loss).items():
+            if name not in own or own[name] == value:
+                continue
+            if name not in self._told:
+                taken[name] = value
+            elif name != "teacher_action_value":  # a place to read from, chosen on purpose, and no fact of the data
+                differing[name] = (own[name], value)
+        self._take(taken)
+        return differing
+
+    def _settings(self) -> dict[str, Any]:
+        """Settings that may follow the teacher's loss, by name."""
+        return {name: key for name, key in vars(self.tensor_keys).items() if name in FOLLOWED_KEYS}
+
+    def _take(self, settings: Mapping[str, Any]) -> None:
+        """Set settings by name, as if they had been the defaults."""
+        keys = {name: value for name, value in settings.items() if name in FOLLOWED_KEYS}
+        if keys:
+            super().set_keys(**keys)
+
     # Networks
 
     def _is_check_due(self) -> bool:
-        """Whether to look at numbers: at the 1st, 2nd, 4th, 8th ... call, since looking waits for the device."""
+        """Return True if numbers are due to be looked at, which waits for the device: at call 1, 2, 4, 8 and so on."""
         if torch.compiler.is_compiling():
             return False
         self.__dict__["_num_calls"] = calls = self._num_calls + 1  # past the module's own __setattr__, which is slow
@@ -167,25 +220,40 @@ class PolicyDistillationLoss(LossModule):
 
     # Loss
 
+    def evaluate(self, batch: TensorDictBase, *, metrics: bool = True) -> TensorDictBase:
+        """Return loss and metrics of a batch; a trainer's hook leaves the metrics out now and then, to save time.
+
+        A call of the loss with ``metrics=`` is the same, so that forward hooks and ``compile()`` take part.
+
+        Args:
+            batch: samples ``[*B]``; see the class for the keys.
+            metrics: compute the metrics in addition to the loss. Metrics that draw random numbers are always computed,
+                so that leaving them out changes no later number.
+
+        Returns:
+            Losses, whose names begin with "loss", and metrics; see the class.
+        """
+        return self(batch, metrics=metrics)
+
     @dispatch(auto_batch_size=False)  # observations as wide as there are actions would pass for a batch [*B, A]
-    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Loss and metrics of a batch ``[*B]``; see the class for the keys."""
-        losses, metrics = self._terms(tensordict)
+    def forward(self, tensordict: TensorDictBase, *, metrics: bool = True) -> TensorDictBase:
+        """Return loss and metrics of a batch ``[*B]``; see the class for the keys and :meth:`evaluate`."""
+        losses, measured = self._terms(tensordict, metrics)
         weights = self._weights(tensordict, next(iter(losses.values())).shape)
         masked = any(tensordict.get(key, None) is not None for key in self._loss_mask_keys())
         out = {name: self._reduced(value, tensordict, weights, masked) for name, value in losses.items()}
-        if metrics and not masked and self.reduction != "none":  # all at once, since each is little work
-            means = torch.stack(list(metrics.values())).flatten(1).mean(-1)
-            out.update(zip(metrics, means.unbind(), strict=True))
+        if measured and not masked and self.reduction != "none":  # all at once, since each is little work
+            means = torch.stack(list(measured.values())).flatten(1).mean(-1)
+            out.update(zip(measured, means.unbind(), strict=True))
         else:
             reduction = "none" if self.reduction == "none" else "mean"
-            for name, value in metrics.items():
+            for name, value in measured.items():
                 out[name] = self._reduced(value, tensordict, None, masked, reduction)
         result = TensorDict(out, batch_size=tensordict.batch_size if self.reduction == "none" else [])
         self._clear_weakrefs(tensordict, result, "student_network_params", "target_student_network_params")
         return result
 
-    def _terms(self, tensordict: TensorDictBase) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+    def _terms(self, tensordict: TensorDictBase, metrics: bool) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
         """Losses and detached metrics by name, each ``[*B]``."""
         raise NotImplementedError
 
@@ -199,7 +267,7 @@ class PolicyDistillationLoss(LossModule):
     ) -> Tensor:
         if masked or weights is not None:
             return self._reduce_loss(value, tensordict=tensordict, weights=weights, reduction=reduction)
-        # What it comes to in the usual case, without looking for masks once more for each value.
+        # The same in the usual case, without looking for masks once more for each value.
         reduction = self.reduction if reduction is None else reduction
         return value.mean() if reduction == "mean" else value.sum() if reduction == "sum" else value
 
@@ -234,7 +302,8 @@ class PolicyDistillationLoss(LossModule):
             tensordict.set(self.tensor_keys.priority, per_sample.detach().clamp_min(0.0).unsqueeze(-1))
 
 
-def _positive(name: str, value: float | str | None, otherwise: str) -> float:
+def positive(name: str, value: float | str | None, otherwise: str) -> float:
+    """Return a temperature as a float, or refuse one that is not positive; ``otherwise`` names the alternative."""
     if value is None or isinstance(value, str) or not value > 0:
         raise ValueError(
             f"{name} must be positive or {otherwise}: got {value!r}; "

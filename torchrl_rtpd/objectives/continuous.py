@@ -65,17 +65,17 @@ class ContinuousDistillationLoss(PolicyDistillationLoss):
             global one is never drawn from. Default: 0.
         reduction (str, optional): ``"none"`` | ``"mean"`` | ``"sum"``. Default: ``"mean"``.
         use_prioritized_weights (bool or "auto", optional): weight the loss by the batch's importance weights;
-            ``"auto"`` if it has any. Default: ``"auto"``.
+            ``"auto"`` if it holds any. Default: ``"auto"``.
 
     Keys read: the student's inputs; the teacher's values as its network writes them, ``("teacher", "loc")`` and
-    ``("teacher", "scale")`` ``[*B, D]``, or of a deterministic teacher ``("teacher", "action")`` ``[*B, D]``, or else
-    the teacher's inputs; ``"priority_weight"`` ``[*B]`` if there. A side whose distribution is not told by a TorchRL
-    actor (stored values without a network, modules that just write ``loc`` and ``scale``) has that of the other side.
+    ``("teacher", "scale")`` ``[*B, D]``, or of a deterministic teacher ``("teacher", "action")`` ``[*B, D]``, and if
+    absent the teacher's inputs; ``"priority_weight"`` ``[*B]`` if present. A side whose distribution no TorchRL actor
+    tells (stored values without a network, modules that just write ``loc`` and ``scale``) has that of the other side.
 
     Keys written, all scalar unless ``reduction="none"``: ``loss_distill``; detached ``kl_to_teacher`` (the forward KL
     in nats, whatever the divergence), ``action_distance`` (Euclidean, between the deterministic actions, in their
     units), ``teacher_entropy`` and ``student_entropy`` (nats; of tanh-Gaussians the entropy before the tanh), which
-    are plain means also where the loss is weighted or summed. What is not defined is left out, also of ``out_keys``: a
+    are plain means also where the loss is weighted or summed. Undefined metrics are left out, also of ``out_keys``: a
     deterministic side has no entropy and no KL, and an infinite KL is not reported. Without a teacher network,
     ``"mse"`` and ``"nll"`` know the teacher's action only.
 
@@ -101,7 +101,7 @@ class ContinuousDistillationLoss(PolicyDistillationLoss):
 
     @dataclass
     class _AcceptedKeys(PolicyDistillationLoss._AcceptedKeys):
-        """Keys that ``set_keys`` can change, besides those of :class:`PolicyDistillationLoss`.
+        """Keys that ``set_keys`` can change, in addition to those of :class:`PolicyDistillationLoss`.
 
         Attributes:
             teacher_loc (NestedKey): the teacher's means, read. Defaults to ``("teacher", "loc")``.
@@ -143,7 +143,7 @@ class ContinuousDistillationLoss(PolicyDistillationLoss):
         if teacher_network is not None:
             teacher = _head_of(teacher_network, "teacher")
             teacher_network = _unsampled(teacher_network, teacher)
-        else:  # what the divergence needs is what the batch must hold
+        else:  # the batch must hold what the divergence needs
             teacher = _Head(deterministic=divergence in ("mse", "nll"))
         super().__init__(
             student_network, teacher_network, reduction=reduction, use_prioritized_weights=use_prioritized_weights
@@ -174,13 +174,13 @@ class ContinuousDistillationLoss(PolicyDistillationLoss):
         return list(self._keys("teacher").values())
 
     def _keys(self, role: str) -> dict[str, NestedKey]:
-        """Keys of what a side's distribution consists of, by name: an action, or loc and scale."""
+        """Keys of the parts of a side's distribution, by name: an action, or loc and scale."""
         parts = ("action",) if self._heads[role].deterministic else ("loc", "scale")
         return {part: getattr(self.tensor_keys, f"{role}_{part}") for part in parts}
 
     # Loss
 
-    def _terms(self, tensordict: TensorDictBase) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _terms(self, tensordict: TensorDictBase, metrics: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         student, student_action = self._student_policy(tensordict)
         teacher, teacher_action = self._teacher_policy(tensordict)
         if teacher_action.shape != student_action.shape:
@@ -200,17 +200,19 @@ class ContinuousDistillationLoss(PolicyDistillationLoss):
         else:
             per_sample = self._kl(self.divergence, teacher, student)
         self._write_priority(tensordict, per_sample)
-        metrics = {}
+        measured: dict[str, Tensor] = {}
+        if not metrics and self._kl_forms["forward_kl"] != "sampled":  # an estimate draws, asked for or not
+            return {"loss_distill": per_sample}, measured
         with torch.no_grad():
             if teacher is not None and student is not None and self._is_defined("kl_to_teacher"):
                 known = self.divergence == "forward_kl"
-                metrics["kl_to_teacher"] = per_sample.detach() if known else self._kl("forward_kl", teacher, student)
-            metrics["action_distance"] = RD.action_distance(teacher_action, student_action)
+                measured["kl_to_teacher"] = per_sample.detach() if known else self._kl("forward_kl", teacher, student)
+            measured["action_distance"] = RD.action_distance(teacher_action, student_action)
             if teacher is not None:
-                metrics["teacher_entropy"] = RD.base_entropy(teacher)
+                measured["teacher_entropy"] = RD.base_entropy(teacher)
             if student is not None:
-                metrics["student_entropy"] = RD.base_entropy(student)
-        return {"loss_distill": per_sample}, metrics
+                measured["student_entropy"] = RD.base_entropy(student)
+        return {"loss_distill": per_sample}, measured
 
     def _kl(self, direction: str, teacher: RD.GaussianPolicy, student: RD.GaussianPolicy) -> Tensor:
         if self._kl_forms[direction] == "exact":
@@ -276,7 +278,7 @@ class ContinuousDistillationLoss(PolicyDistillationLoss):
 
 @dataclass(frozen=True)
 class _Head:
-    """What is known of a side's distribution before any batch.
+    """Distribution of one side, as far as it is known before any batch.
 
     Attributes:
         deterministic: it writes an action and has no density.
@@ -291,7 +293,7 @@ class _Head:
     upscale: float | None = None
 
     def policy(self, loc: Tensor, scale: Tensor, bounds: Tensor | None) -> RD.GaussianPolicy:
-        """The policy of what a network wrote; ``bounds`` are this head's, wherever they have moved."""
+        """The policy of a network's outputs; ``bounds`` are this head's, on the device to which they have moved."""
         pair = None if bounds is None else (bounds[0], bounds[1])
         if self.upscale is not None:
             loc = self.upscale * (loc / self.upscale).tanh()
@@ -309,7 +311,7 @@ def _head_of(network: nn.Module, role: str) -> _Head:
     samplers = [module for module in network.modules() if isinstance(module, ProbabilisticTensorDictModule)]
     if not samplers:
         written = {last_part(key) for key in network.out_keys}
-        # set_keys may yet name its outputs otherwise, so that what is missing shows at the first call.
+        # set_keys may yet name its outputs otherwise, so that missing ones show at the first call.
         return _Head(deterministic="action" in written and not written >= {"loc", "scale"})
     sampler = samplers[-1]
     kind, kwargs = sampler.distribution_class, sampler.distribution_kwargs
@@ -344,7 +346,7 @@ def _unsampled(network: TensorDictModule, head: _Head) -> TensorDictModule:
 
 
 def _kl_forms(teacher: _Head, student: _Head) -> dict[str, str]:
-    """How either KL can be had: see :func:`~torchrl_rtpd.functional.gaussian.kl_form`."""
+    """Form in which either KL can be computed: see :func:`~torchrl_rtpd.functional.gaussian.kl_form`."""
     if teacher.deterministic or student.deterministic:
         return {"forward_kl": "undefined", "reverse_kl": "undefined"}
     first, second = (None if head.bounds is None else (head.bounds[0], head.bounds[1]) for head in (teacher, student))

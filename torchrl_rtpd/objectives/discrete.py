@@ -15,13 +15,24 @@ from tensordict import TensorDictBase, TensorDictParams
 from tensordict.nn import TensorDictModule
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
-from torchrl.data import Composite
-from torchrl.modules import DistributionalQValueActor
 
 from torchrl_rtpd import functional as RF
 from torchrl_rtpd.networks.keys import last_part
 from torchrl_rtpd.networks.running import NetworkPart
-from torchrl_rtpd.objectives.base import PolicyDistillationLoss, _positive
+from torchrl_rtpd.objectives.base import PolicyDistillationLoss, positive
+from torchrl_rtpd.objectives.values import (
+    Distributional,
+    ValuePair,
+    WholeActions,
+    agreed_var_nums,
+    as_logits,
+    check_mask,
+    check_same_actions,
+    output_key,
+    shape_error,
+    support_tensor,
+    warn_of_stored,
+)
 
 __all__ = ["DIVERGENCES", "DistillationLoss"]
 
@@ -59,25 +70,33 @@ class DistillationLoss(PolicyDistillationLoss):
             section 3).
         student_temperature (float, optional): temperature of the student; ``None`` is the teacher's. Default: 1.0
             (Rusu et al.).
-        teacher_support (Tensor, sequence of float, "quantiles" or "auto", optional): what the teacher's outputs
-            ``[*B, N, A]`` are if it predicts returns by their distribution: log-probabilities of returns with this
+        teacher_support (Tensor, sequence of float, "quantiles" or "auto", optional): meaning of the teacher's
+            outputs ``[*B, N, A]`` if it predicts returns by their distribution: log-probabilities of returns with this
             support ``[N]`` (C51) or ``"quantiles"``; they are reduced to action values. ``"auto"`` finds the support of
             a teacher network that is a :class:`~torchrl.modules.DistributionalQValueActor`. Default: ``"auto"``.
+        var_nums (sequence of int, optional): actions of each choice, where an action consists of several choices whose
+            values lie side by side. Default: those of a network's ``QValueModule``, ``MultiOneHot`` or
+            ``MultiCategorical`` spec, and otherwise a single choice.
         reduction (str, optional): ``"none"`` | ``"mean"`` | ``"sum"``. Default: ``"mean"``.
         use_prioritized_weights (bool or "auto", optional): weight the loss by the batch's importance weights;
-            ``"auto"`` if it has any. Default: ``"auto"``.
+            ``"auto"`` if it holds any. Default: ``"auto"``.
 
     Networks may be policies: where ``"action_value"`` is not written, ``"logits"`` or ``"probs"`` are taken, which have
     their own scale, so that temperatures of 1 reproduce the policy. Of an actor only the part before the choice of the
     action is run: nothing is drawn. A student whose outputs are not finite is an error, which is looked for at the
     1st, 2nd, 4th, 8th ... call, never inside ``torch.compile``, since looking waits for the device.
 
-    Keys read: the student's inputs; teacher values ``("teacher", "action_value")`` ``[*B, A]`` or else the teacher's
-    inputs; ``"action_mask"`` bool ``[*B, A]`` and ``"priority_weight"`` ``[*B]`` if there.
+    An action may consist of several choices: of different sizes side by side (``var_nums``), or of one size in
+    dimensions between the batch and the actions, such as those of several agents, ``[*B, N, A]``. A sample then has one
+    divergence, the sum over its choices, and it agrees if all choices do.
+
+    Keys read: the student's inputs; teacher values ``("teacher", "action_value")`` ``[*B, A]``, and if absent the
+    teacher's inputs; ``"action_mask"`` bool ``[*B, A]`` and ``"priority_weight"`` ``[*B]`` if present.
 
     Keys written, all scalar unless ``reduction="none"``: ``loss_distill``; detached ``kl_to_teacher`` (the forward KL
-    in nats, whatever the divergence), ``agreement`` (share of equal greedy actions), ``teacher_entropy`` and
-    ``student_entropy`` (nats), which are plain means also where the loss is weighted or summed.
+    in nats, whatever the divergence), ``agreement`` (share of equal greedy actions), ``teacher_regret``
+    (:func:`~torchrl_rtpd.functional.teacher_regret`), ``teacher_entropy`` and ``student_entropy`` (nats). Metrics are
+    plain means also where the loss is weighted or summed.
 
     Raises:
         TypeError: at a call, values, a mask or actions of the wrong type.
@@ -109,11 +128,11 @@ class DistillationLoss(PolicyDistillationLoss):
         Attributes:
             teacher_action_value (NestedKey): the teacher's action values or logits, read; probabilities if the last
                 part is ``"probs"``. Defaults to ``("teacher", "action_value")``. A teacher network writes its own under
-                the last part of this key, or else under ``"action_value"``, ``"logits"`` or ``"probs"``.
+                the last part of this key, and otherwise under ``"action_value"``, ``"logits"`` or ``"probs"``.
             student_action_value (NestedKey): where the student network writes its values. Defaults to
-                ``"action_value"``, or else ``"logits"`` or ``"probs"``.
-            action_mask (NestedKey): allowed actions, read if there. Defaults to ``"action_mask"``.
-            priority_weight (NestedKey): importance weights, read if there. Defaults to ``"priority_weight"``.
+                ``"action_value"``, and otherwise to ``"logits"`` or ``"probs"``.
+            action_mask (NestedKey): allowed actions, read if present. Defaults to ``"action_mask"``.
+            priority_weight (NestedKey): importance weights, read if present. Defaults to ``"priority_weight"``.
             priority (NestedKey): where each sample's detached divergence ``[*B, 1]`` is written into the input.
                 Defaults to ``None``: nowhere.
         """
@@ -124,7 +143,7 @@ class DistillationLoss(PolicyDistillationLoss):
 
     tensor_keys: _AcceptedKeys
     default_keys = _AcceptedKeys
-    out_keys = ["loss_distill", "kl_to_teacher", "agreement", "teacher_entropy", "student_entropy"]
+    out_keys = ["loss_distill", "kl_to_teacher", "agreement", "teacher_regret", "teacher_entropy", "student_entropy"]
     _temperatures = frozenset({"teacher_temperature", "student_temperature", "temperature_floor"})
     _schedulable_buffers = _temperatures
 
@@ -139,6 +158,7 @@ class DistillationLoss(PolicyDistillationLoss):
         teacher_temperature: float | Literal["auto"] = 0.01,
         student_temperature: float | None = 1.0,
         teacher_support: Tensor | Sequence[float] | Literal["quantiles", "auto"] | None = "auto",
+        var_nums: Sequence[int] | None = None,
         reduction: str | None = None,
         use_prioritized_weights: str | bool = "auto",
     ) -> None:
@@ -148,27 +168,19 @@ class DistillationLoss(PolicyDistillationLoss):
         if divergence not in DIVERGENCES:
             raise ValueError(f"divergence must be one of {', '.join(DIVERGENCES)}: got {divergence!r}.")
         self.divergence = divergence
-        _check_same_actions(teacher_network, student_network)
+        check_same_actions(teacher_network, student_network)
+        self._var_nums = agreed_var_nums(teacher_network, student_network, var_nums)
+        self._warned_of_stored = False
         self._student_part = NetworkPart(self.student_network)
         self._set_support(teacher_support)
         self._set_temperatures(teacher_temperature, student_temperature)
 
     def _set_support(self, teacher_support: Tensor | Sequence[float] | str | None) -> None:
         network = None if self._teacher is None else self._teacher.network
-        self._quantiles = isinstance(teacher_support, str) and teacher_support == "quantiles"
-        self._distributional = _Distributional(network if teacher_support == "auto" else None)
-        if isinstance(teacher_support, str):
-            if teacher_support not in ("auto", "quantiles"):
-                raise ValueError(f"teacher_support must be a tensor, quantiles or auto: got {teacher_support!r}.")
-            teacher_support = None
-        if teacher_support is not None:
-            teacher_support = torch.as_tensor(teacher_support, dtype=torch.float32, device=self._default_device)
-            if teacher_support.ndim != 1:
-                raise ValueError(
-                    f"teacher_support must be the returns of the atoms, [N]: got {list(teacher_support.shape)}; pass "
-                    "for example torch.linspace(-10.0, 10.0, 51)."
-                )
-        self.register_buffer("teacher_support", teacher_support, persistent=False)  # to move along, not to be saved
+        kind = teacher_support if isinstance(teacher_support, str) else None
+        support = support_tensor(teacher_support, self._default_device) if kind is None else None
+        self._distributional = Distributional(network, kind)
+        self.register_buffer("teacher_support", support, persistent=False)  # to move along, not to be saved
 
     def _set_temperatures(
         self, teacher_temperature: float | Literal["auto"], student_temperature: float | None
@@ -178,15 +190,15 @@ class DistillationLoss(PolicyDistillationLoss):
             teacher_temperature = _AUTO_FLOOR
             # Saved, so that a state of one kind is not loaded into the other.
             self.register_coeff_buffer("temperature_floor", _AUTO_FLOOR, device=self._default_device)
-        teacher_temperature = _positive("teacher_temperature", teacher_temperature, "auto")
+        teacher_temperature = positive("teacher_temperature", teacher_temperature, "auto")
         if student_temperature is not None:
-            student_temperature = _positive("student_temperature", student_temperature, "None")
+            student_temperature = positive("student_temperature", student_temperature, "None")
         self.register_coeff_buffer("teacher_temperature", teacher_temperature, device=self._default_device)
         self.register_coeff_buffer("student_temperature", student_temperature, device=self._default_device)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self._temperatures and isinstance(value, (int, float)):  # a schedule's new value
-            value = _positive(name, value, "left as it is")
+            value = positive(name, value, "left as it is")
         super().__setattr__(name, value)
 
     def _stored_keys(self) -> list[NestedKey]:
@@ -194,183 +206,143 @@ class DistillationLoss(PolicyDistillationLoss):
 
     # Loss
 
-    def _terms(self, tensordict: TensorDictBase) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        per_sample, metrics = self._distilled(tensordict, self._student_q_values(tensordict))
+    def _terms(self, tensordict: TensorDictBase, metrics: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        per_sample, measured = self._distilled(tensordict, self.student_q_values(tensordict), metrics)
         self._write_priority(tensordict, per_sample)
-        return {"loss_distill": per_sample}, metrics
+        return {"loss_distill": per_sample}, measured
 
-    def _distilled(self, tensordict: TensorDictBase, student_q_values: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _distilled(
+        self, tensordict: TensorDictBase, student_q_values: Tensor, metrics: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Divergence and metrics ``[*B]``."""
         teacher_q_values = self._teacher_q_values(tensordict, student_q_values)
         teacher_q_values = self._without_padding(tensordict, teacher_q_values)
         mask = tensordict.get(self.tensor_keys.action_mask, None)
-        _check_mask(mask, student_q_values, self.tensor_keys.action_mask)
+        check_mask(mask, student_q_values, self.tensor_keys.action_mask)
         if self._is_check_due():
             self._check_finite(tensordict, teacher_q_values, student_q_values, mask)
-        teacher_temperature = self._current_temperature(teacher_q_values, mask, tensordict)
-        student_temperature = teacher_temperature if self.student_temperature is None else self.student_temperature
-        teacher_log_probs = RF.policy_log_probs(teacher_q_values, teacher_temperature, mask)
-        student_log_probs = RF.policy_log_probs(student_q_values, student_temperature, mask)
-        per_sample = self._divergence(teacher_q_values, student_q_values, teacher_log_probs, student_log_probs, mask)
-        if not self.measures:
+        values = ValuePair(teacher_q_values, student_q_values, mask, self.var_nums(student_q_values))
+        log_probs = self._log_probs(values, tensordict)
+        per_choice = self._divergence(values, *log_probs)
+        whole = WholeActions(tensordict.batch_dims, per_choice.ndim)
+        per_sample = whole.sum(per_choice)
+        if not metrics:
             return per_sample, {}
         with torch.no_grad():
             known = self.divergence == "forward_kl"
-            entropies = RF.entropy(torch.stack((teacher_log_probs, student_log_probs)))
-            metrics = {
-                "kl_to_teacher": per_sample.detach() if known else RF.forward_kl(teacher_log_probs, student_log_probs),
-                "agreement": RF.greedy_agreement(teacher_q_values, student_q_values, mask),
-                "teacher_entropy": entropies[0],
-                "student_entropy": entropies[1],
+            entropies = RF.entropy(torch.stack(log_probs))
+            measured = {
+                "kl_to_teacher": per_sample.detach() if known else whole.sum(RF.forward_kl(*log_probs)),
+                "agreement": whole.all(RF.greedy_agreement(*values)),
+                "teacher_regret": whole.mean(RF.teacher_regret(*values)),
+                "teacher_entropy": whole.sum(entropies[0]),
+                "student_entropy": whole.sum(entropies[1]),
             }
-        return per_sample, metrics
+        return per_sample, measured
 
-    def _divergence(
-        self,
-        teacher_q_values: Tensor,
-        student_q_values: Tensor,
-        teacher_log_probs: Tensor,
-        student_log_probs: Tensor,
-        mask: Tensor | None,
-    ) -> Tensor:
+    def _log_probs(self, values: ValuePair, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
+        """Log-probabilities ``[*B, A]`` of the softened policies, the teacher's first."""
+        teacher_temperature = self._current_temperature(values, tensordict)
+        student_temperature = teacher_temperature if self.student_temperature is None else self.student_temperature
+        return (
+            RF.policy_log_probs(values.teacher, teacher_temperature, values.mask, values.var_nums),
+            RF.policy_log_probs(values.student, student_temperature, values.mask, values.var_nums),
+        )
+
+    def _divergence(self, values: ValuePair, teacher_log_probs: Tensor, student_log_probs: Tensor) -> Tensor:
         if self.divergence == "nll":
-            return RF.greedy_nll(teacher_q_values, student_log_probs)
+            return RF.greedy_nll(values.teacher, student_log_probs, values.var_nums)
         if self.divergence in ("mse", "huber"):
             distance = RF.q_mse if self.divergence == "mse" else RF.q_huber
-            return distance(teacher_q_values, student_q_values, mask)
+            return distance(values.teacher, values.student, values.mask)
         return getattr(RF, self.divergence)(teacher_log_probs, student_log_probs)
 
-    def _student_q_values(
+    def var_nums(self, q_values: Tensor) -> tuple[int, ...] | None:
+        """Return the actions of each choice in values ``[*B, A]``, None for a single choice."""
+        if isinstance(self._var_nums, int):
+            return (self._var_nums,) * (q_values.shape[-1] // self._var_nums)
+        return self._var_nums
+
+    def student_q_values(
         self, tensordict: TensorDictBase, params: TensorDictParams | None = None, place: str = "batch"
     ) -> Tensor:
-        key = self.tensor_keys.student_action_value
-        if key == self.default_keys.student_action_value:  # a name that was set is meant
-            key = _output_key(self.student_network, key)
+        """Return the student's values or logits of a batch.
+
+        Args:
+            tensordict: samples ``[*B]`` with the student's inputs. Not changed.
+            params: run the network with these, such as ``target_student_network_params``; None is those being trained.
+            place: name of ``tensordict`` in messages.
+
+        Returns:
+            ``[*B, A]``; logarithms where a network writes ``"probs"``.
+        """
+        key = self._student_key()
         with self._student(params):
             values = self._student_part(tensordict, key, "student", place)
-        return _as_logits(values, key, "student")
+        return as_logits(values, key, "student")
+
+    def _student_key(self) -> NestedKey:
+        """Key under which the student's network writes its values."""
+        key = self.tensor_keys.student_action_value
+        # A name that was set is meant.
+        return output_key(self.student_network, key) if key == self.default_keys.student_action_value else key
 
     def _teacher_q_values(self, tensordict: TensorDictBase, student_q_values: Tensor, place: str = "batch") -> Tensor:
         key = self.tensor_keys.teacher_action_value
-        values = tensordict.get(key, None)
+        values = None if self._is_written_by_teacher(key) else tensordict.get(key, None)
         if values is None:
-            if self._teacher is None:
-                raise RuntimeError(
-                    f"there are no teacher values to distil: the {place} has no {key!r} and the loss no "
-                    "teacher_network; pass teacher_network to the loss, or store the values under that key "
-                    "(set_keys(teacher_action_value=...))."
-                )
-            key = _output_key(self._teacher.network, key, last_part(key))
-            with self._teacher.evaluating():
-                values = self._teacher.part(tensordict, key, "teacher", place)
-        values = self._expected(_as_logits(values.detach(), key, "teacher"), student_q_values.ndim)
+            key, values = self._computed_by_teacher(tensordict, place)
+        elif self._is_grouped(key) and not self._warned_of_stored:
+            self._warned_of_stored = warn_of_stored(key, self._student_key())
+        values = as_logits(values.detach(), key, "teacher")
+        if values.ndim == student_q_values.ndim + 1:
+            values = self._distributional.expected(values, self.teacher_support)
         if values.shape != student_q_values.shape:
-            raise _shape_error(values.shape, student_q_values.shape)
+            raise shape_error(values.shape, student_q_values.shape)
         return values
 
-    def _expected(self, values: Tensor, ndim: int) -> Tensor:
-        """Action values, of which the teacher may have predicted the distribution ``[*B, N, A]``."""
-        if values.ndim != ndim + 1:
-            return values
-        if self._quantiles:
-            return RF.quantile_q_values(values)
-        support = self._distributional.support if self.teacher_support is None else self.teacher_support
-        return values if support is None else RF.categorical_q_values(values, support)
+    def _computed_by_teacher(self, tensordict: TensorDictBase, place: str) -> tuple[NestedKey, Tensor]:
+        """The values of the teacher's network and the key under which it writes them."""
+        key = self.tensor_keys.teacher_action_value
+        if self._teacher is None:
+            raise RuntimeError(
+                f"there are no teacher values to distil: the {place} has no {key!r} and the loss no "
+                "teacher_network; pass teacher_network to the loss, or store the values under that key "
+                "(set_keys(teacher_action_value=...))."
+            )
+        key = output_key(self._teacher.network, key, last_part(key))
+        with self._teacher.evaluating():
+            return key, self._teacher.part(tensordict, key, "teacher", place)
+
+    def _is_written_by_teacher(self, key: NestedKey) -> bool:
+        """Return True if a key was set to an output of the teacher's network: in data it may be any policy's."""
+        if self._teacher is None or key == self.default_keys.teacher_action_value:
+            return False
+        return key in self._teacher.network.out_keys
+
+    def _is_grouped(self, key: NestedKey) -> bool:
+        """Return True for a key that was set to an entry of a group, such as of several agents."""
+        set_by_user = isinstance(key, tuple) and key != self.default_keys.teacher_action_value
+        return set_by_user and not torch.compiler.is_compiling()
 
     def _check_finite(
         self, tensordict: TensorDictBase, teacher_q_values: Tensor, student_q_values: Tensor, mask: Tensor | None
     ) -> None:
         values = student_q_values.detach()
-        # Minus infinity is a policy's way to forbid an action; it must then be the teacher's, too.
+        # Minus infinity is a policy's way to forbid an action; it must then also be the teacher's.
         forbidden = (values == -math.inf) & (teacher_q_values == -math.inf) & (self.divergence not in ("mse", "huber"))
         wrong = ~(values.isfinite() | forbidden)
         wrong = wrong if mask is None else wrong & mask
         self._refuse(wrong.any(-1), tensordict, "outputs must be finite")
 
     @torch.no_grad()
-    def _current_temperature(self, teacher_q_values: Tensor, mask: Tensor | None, tensordict: TensorDictBase) -> Tensor:
+    def _current_temperature(self, values: ValuePair, tensordict: TensorDictBase) -> Tensor:
         temperature = self.teacher_temperature
         if not self.auto_temperature:
             return temperature
         if self.training:
-            spread = RF.value_spread(teacher_q_values, mask)
+            spread = RF.value_spread(values.teacher, values.mask, values.var_nums)
             spread = self._reduce_loss(spread, tensordict=tensordict, reduction="mean")
             spread = torch.where(spread.isfinite(), spread, temperature)  # one bad batch must not stay for ever
             temperature.lerp_(spread.to(temperature), 1 - _AUTO_DECAY).clamp_(min=self.temperature_floor)
         return temperature.clone()  # autograd holds it while the next batch moves the buffer
-
-
-def _check_same_actions(teacher_network: nn.Module | None, student_network: nn.Module) -> None:
-    counts = [_num_actions(network) for network in (teacher_network, student_network)]
-    if None not in counts and counts[0] != counts[1]:
-        raise ValueError(
-            f"teacher and student disagree on the number of actions: {counts[0]} and {counts[1]}; "
-            "build both from the same action spec."
-        )
-
-
-def _num_actions(network: nn.Module | None) -> int | None:
-    """Actions a network's spec declares, None where it declares none."""
-    spec = getattr(network, "spec", None)
-    if isinstance(spec, Composite):
-        spec = spec.get("action", None)
-    return getattr(getattr(spec, "space", None), "n", None)  # categorical and one-hot alike
-
-
-class _Distributional:
-    """The support of a teacher's network that predicts the distribution of returns, wherever it lies by now."""
-
-    def __init__(self, network: nn.Module | None) -> None:
-        modules = () if network is None else network.modules()
-        self._actor = next((module for module in modules if isinstance(module, DistributionalQValueActor)), None)
-
-    @property
-    def support(self) -> Tensor | None:
-        """Returns ``[N]`` that the network gives probabilities to, None for one without a distribution."""
-        return None if self._actor is None else self._actor.support
-
-    def __deepcopy__(self, memo: dict) -> _Distributional:
-        return self  # as the teacher
-
-
-def _output_key(network: TensorDictModule, *keys: NestedKey) -> NestedKey:
-    """Where a network writes its values: under one of ``keys``, or the usual name of values or logits."""
-    names = (*keys, "action_value", "logits", "probs")
-    return next((name for name in names if name in network.out_keys), "action_value")
-
-
-def _as_logits(values: Tensor, key: NestedKey, role: str) -> Tensor:
-    if not values.is_floating_point():
-        raise TypeError(
-            f"the {role}'s values must be floating point: {key!r} is {values.dtype}; store action values or logits, "
-            "not actions."
-        )
-    if last_part(key) == "probs":
-        return values.clamp_min(torch.finfo(values.dtype).tiny).log()  # finite, also in the gradient
-    return values
-
-
-def _check_mask(mask: Tensor | None, q_values: Tensor, key: NestedKey) -> None:
-    if mask is not None and (mask.dtype is not torch.bool or mask.shape != q_values.shape):
-        error = TypeError if mask.dtype is not torch.bool else ValueError
-        raise error(
-            f"the action mask must be bool {list(q_values.shape)}, True where allowed: {key!r} is {mask.dtype} "
-            f"{list(mask.shape)}; build it from the same action spec, or name another entry with "
-            "set_keys(action_mask=...)."
-        )
-
-
-def _shape_error(teacher: torch.Size, student: torch.Size) -> ValueError:
-    shapes = f"{list(teacher)} and {list(student)}"
-    if len(teacher) == len(student) + 1:
-        return ValueError(
-            f"the teacher's values must be [*B, A] as the student's: got {shapes}; pass teacher_support where they are "
-            "distributions over atoms, or quantiles."
-        )
-    if teacher[:-1] != student[:-1]:
-        return ValueError(
-            f"teacher and student disagree on the batch: {shapes}; store the teacher's values one row a sample."
-        )
-    return ValueError(
-        f"teacher and student disagree on the number of actions: {shapes}; build both from the same action spec."
-    )

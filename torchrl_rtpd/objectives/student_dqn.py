@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from tensordict import TensorDictBase
@@ -17,9 +17,12 @@ from torch import Tensor, nn
 from torchrl.objectives.utils import ValueEstimators, dispatch_value_estimator, distance_loss
 
 from torchrl_rtpd import functional as RF
+from torchrl_rtpd.functional.checks import check_within
 from torchrl_rtpd.networks.keys import selected
-from torchrl_rtpd.objectives.discrete import DistillationLoss, _check_mask
+from torchrl_rtpd.objectives.discrete import DistillationLoss
+from torchrl_rtpd.objectives.following import TD_LOSS_FUNCTIONS, estimator_settings
 from torchrl_rtpd.objectives.td import chosen_values, td_target
+from torchrl_rtpd.objectives.values import check_mask
 
 __all__ = ["StudentDQNLoss"]
 
@@ -45,17 +48,18 @@ class StudentDQNLoss(DistillationLoss):
         distill_coeff (float, optional): weight of ``loss_distill``. Default: 1.0 (the paper).
         priority_td_share (float, optional): the priority written under ``set_keys(priority=...)`` is
             ``(1 - share) * divergence + share * |TD error|``, both unweighted. Default: 0.0, the divergence alone.
-        loss_function (str, optional): ``"l1"``, ``"l2"`` or ``"smooth_l1"`` of the TD error. Default: ``"l2"`` (Eq. 2).
-        divergence, teacher_support, reduction, use_prioritized_weights: as in :class:`DistillationLoss`.
+        loss_function (str, optional): ``"l1"``, ``"l2"`` or ``"smooth_l1"`` of the TD error. Default: that of the
+            teacher's loss where a trainer's hook shows it one, and otherwise ``"l2"`` (Eq. 2).
+        divergence, teacher_support, var_nums, reduction, use_prioritized_weights: as in :class:`DistillationLoss`.
         teacher_temperature (float or "auto", optional): Default: 0.1, from our trials with teachers that are still
             learning.
         student_temperature (float, optional): Default: ``None``, the teacher's, since the outputs must stay Q-values.
 
-    Keys read, besides those of :class:`DistillationLoss`: ``"action"``, ``("next", "reward")``,
+    Keys read, in addition to those of :class:`DistillationLoss`: ``"action"``, ``("next", "reward")``,
     ``("next", "terminated")`` (both ``[*B, 1]``; all settable), the student's inputs under ``"next"``,
-    ``("next", "action_mask")`` if there, and ``"steps_to_next_obs"`` of n-step replay.
+    ``("next", "action_mask")`` if present, and ``"steps_to_next_obs"`` of n-step replay.
 
-    Keys written besides: ``loss_td``.
+    Keys written in addition: ``loss_td``.
 
     Examples:
         >>> from tensordict import TensorDict
@@ -74,12 +78,12 @@ class StudentDQNLoss(DistillationLoss):
 
     @dataclass
     class _AcceptedKeys(DistillationLoss._AcceptedKeys):
-        """Keys that ``set_keys`` can change, besides those of :class:`DistillationLoss`.
+        """Keys that ``set_keys`` can change, in addition to those of :class:`DistillationLoss`.
 
         Attributes:
             action (NestedKey): the action taken, read. Defaults to ``"action"``.
             reward (NestedKey): read under ``"next"``. Defaults to ``"reward"``.
-            done (NestedKey): among the input keys, as in TorchRL's losses, but not what ends bootstrapping. Defaults to
+            done (NestedKey): among the input keys, as in TorchRL's losses; it does not end bootstrapping. Defaults to
                 ``"done"``.
             terminated (NestedKey): where no bootstrapping happens, read under ``"next"``. Defaults to ``"terminated"``.
             value (NestedKey): used by TorchRL's value estimators. Defaults to ``"chosen_action_value"``.
@@ -112,11 +116,12 @@ class StudentDQNLoss(DistillationLoss):
         td_coeff: float = 1.0,
         distill_coeff: float = 1.0,
         priority_td_share: float = 0.0,
-        loss_function: str = "l2",
+        loss_function: str | None = None,
         divergence: Literal["forward_kl", "reverse_kl", "jensen_shannon", "mse", "huber", "nll"] = "forward_kl",
         teacher_temperature: float | Literal["auto"] = 0.1,
         student_temperature: float | None = None,
         teacher_support: Tensor | Sequence[float] | Literal["quantiles", "auto"] | None = "auto",
+        var_nums: Sequence[int] | None = None,
         reduction: str | None = None,
         use_prioritized_weights: str | bool = "auto",
     ) -> None:
@@ -127,22 +132,26 @@ class StudentDQNLoss(DistillationLoss):
             teacher_temperature=teacher_temperature,
             student_temperature=student_temperature,
             teacher_support=teacher_support,
+            var_nums=var_nums,
             reduction=reduction,
             use_prioritized_weights=use_prioritized_weights,
         )
         self.imitation = imitation
-        if loss_function not in ("l1", "l2", "smooth_l1"):
-            raise ValueError(f"loss_function must be l1, l2 or smooth_l1: got {loss_function!r}.")
-        self.loss_function = loss_function
-        if not 0.0 <= priority_td_share <= 1.0:
-            raise ValueError(
-                f"priority_td_share must be within 0 and 1: got {priority_td_share}; 0 is the divergence alone."
-            )
+        self.loss_function = self._checked_loss_function(loss_function)
+        check_within("[0, 1]", "0 is the divergence alone", priority_td_share=priority_td_share)
         self.priority_td_share = float(priority_td_share)
         # As floats: an integer buffer would truncate a schedule.
         self.register_coeff_buffer("td_coeff", float(td_coeff), device=self._default_device)
         self.register_coeff_buffer("distill_coeff", float(distill_coeff), device=self._default_device)
         self._default_value_estimator()  # now, so that states saved before and after the first call have the same keys
+
+    def _checked_loss_function(self, loss_function: str | None) -> str:
+        if loss_function is None:
+            return "l2"  # until a teacher's loss is followed
+        if loss_function not in TD_LOSS_FUNCTIONS:
+            raise ValueError(f"loss_function must be l1, l2 or smooth_l1: got {loss_function!r}.")
+        self._told.add("loss_function")
+        return loss_function
 
     def _set_in_keys(self) -> None:
         super()._set_in_keys()
@@ -153,8 +162,16 @@ class StudentDQNLoss(DistillationLoss):
         keys = [*self._in_keys, names.action, *(("next", key) for key in following)]
         self._in_keys = list(dict.fromkeys(unravel_key(key) for key in keys))
 
-    def make_value_estimator(self, value_type: ValueEstimators | None = None, **hyperparams: float) -> None:
-        """Set the TD target's discount factor ``gamma``; 0.99 unless told, TorchRL's default and the paper's."""
+    def make_value_estimator(self, value_type: ValueEstimators | None = None, **hyperparams: Any) -> None:
+        """Set the TD target's discount factor ``gamma``.
+
+        Without it the discount is that of the teacher's loss where a trainer's hook shows it one, and otherwise 0.99,
+        TorchRL's default and the paper's.
+        """
+        self._told |= hyperparams.keys()
+        self._make_estimator(value_type, **hyperparams)
+
+    def _make_estimator(self, value_type: ValueEstimators | None = None, **hyperparams: Any) -> None:
         keys = ("advantage", "value_target", "value", "reward", "done", "terminated")
         dispatch_value_estimator(
             self,
@@ -165,17 +182,35 @@ class StudentDQNLoss(DistillationLoss):
         )
         self.value_estimator.to(self._default_device)  # once, or every update would wait for the discount to be copied
 
-    def _terms(self, tensordict: TensorDictBase) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _settings(self) -> dict[str, Any]:
+        return {**super()._settings(), **estimator_settings(self.value_estimator), "loss_function": self.loss_function}
+
+    def _take(self, settings: Mapping[str, Any]) -> None:
+        super()._take(settings)
+        self.loss_function = settings.get("loss_function", self.loss_function)
+        known = estimator_settings(self.value_estimator)
+        taken = {name: value for name, value in settings.items() if name in known}
+        if taken:
+            self._make_estimator(**{**known, **taken})
+
+    def _terms(self, tensordict: TensorDictBase, metrics: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         action, following = tensordict.get(self.tensor_keys.action, None), tensordict.get("next", None)
         if action is None or following is None:
             self._refuse_keys(tensordict)
-        student_q_values = self._student_q_values(tensordict)
-        per_sample, metrics = self._distilled(tensordict, student_q_values)
-        chosen = chosen_values(student_q_values, action, self.tensor_keys.action)
+        student_q_values = self.student_q_values(tensordict)
+        if 0 < tensordict.batch_dims < student_q_values.ndim - 1:
+            raise ValueError(
+                "a temporal-difference error needs one row of action values a sample: got values "
+                f"{list(student_q_values.shape)} for a batch {list(tensordict.batch_size)}, as of several agents; use "
+                "DistillationLoss, or flatten the agents into the batch."
+            )
+        per_sample, measured = self._distilled(tensordict, student_q_values, metrics)
+        var_nums = self.var_nums(student_q_values)
+        chosen = chosen_values(student_q_values, action, self.tensor_keys.action, var_nums)
         target = self._without_padding(tensordict, self._td_target(tensordict).unsqueeze(-1)).squeeze(-1)
         self._write_mixed_priority(tensordict, per_sample, chosen, target)
         td_error = distance_loss(chosen, target, self.loss_function)
-        return {"loss_distill": per_sample * self.distill_coeff, "loss_td": td_error * self.td_coeff}, metrics
+        return {"loss_distill": per_sample * self.distill_coeff, "loss_td": td_error * self.td_coeff}, measured
 
     def _refuse_keys(self, tensordict: TensorDictBase) -> None:
         """Raise an error that names all that is missing, once something was."""
@@ -200,11 +235,11 @@ class StudentDQNLoss(DistillationLoss):
         if reward is None or terminated is None:
             self._refuse_keys(tensordict)
         place = "batch's next"
-        next_student_q_values = self._student_q_values(following, self.target_student_network_params, place)
+        next_student_q_values = self.student_q_values(following, self.target_student_network_params, place)
         chooser = next_student_q_values
         if self.imitation:
             chooser = self._teacher_q_values(following, next_student_q_values, place)
         mask = following.get(self.tensor_keys.action_mask, None)
-        _check_mask(mask, next_student_q_values, unravel_key(("next", self.tensor_keys.action_mask)))
-        next_value = RF.imitation_value(chooser, next_student_q_values, mask)
+        check_mask(mask, next_student_q_values, unravel_key(("next", self.tensor_keys.action_mask)))
+        next_value = RF.imitation_value(chooser, next_student_q_values, mask, self.var_nums(next_student_q_values))
         return td_target(self.value_estimator, tensordict, reward, next_value, terminated)

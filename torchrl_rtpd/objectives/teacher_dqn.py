@@ -1,4 +1,4 @@
-"""The teacher's own loss, whose values its students read.
+"""Loss of the teacher, whose values its students read.
 
 ``B`` is the batch, ``A`` the number of actions.
 """
@@ -34,9 +34,9 @@ class TeacherDQNLoss(DQNLoss):
     network at the next one, are both computed anyway; students find them where
     :class:`~torchrl_rtpd.objectives.StudentDQNLoss` looks (Eq. 3 and 5 of Sun & Fazli 2019) and compute nothing twice.
 
-    With options that need more it runs as ``DQNLoss`` does, and the trainer hook overhears its network as it does with
-    any TorchRL loss: actions that are not categorical, an action mask, a value estimator other than TD(0), or layers
-    that act differently in training, such as dropout.
+    With options that need more it runs as ``DQNLoss`` does, and the trainer hook captures its network's values as those
+    of any TorchRL loss. Such options are actions that are not categorical, an action mask, a value estimator other than
+    TD(0), and layers that act differently in training, such as dropout.
 
     Args:
         value_network (QValueActor): the teacher, as in ``DQNLoss``.
@@ -51,7 +51,7 @@ class TeacherDQNLoss(DQNLoss):
     ``("next", "teacher", "action_value")``, both ``[*B, A]``, detached.
 
     Raises:
-        KeyError: at a batch that lacks what is read; the message names it and what is there.
+        KeyError: at a batch that lacks an entry that is read; the message names it and those present.
 
     Examples:
         >>> from torch import nn
@@ -73,7 +73,7 @@ class TeacherDQNLoss(DQNLoss):
 
     @dataclass
     class _AcceptedKeys(DQNLoss._AcceptedKeys):
-        """Keys that ``set_keys`` can change, besides those of :class:`~torchrl.objectives.DQNLoss`.
+        """Keys that ``set_keys`` can change, in addition to those of :class:`~torchrl.objectives.DQNLoss`.
 
         Attributes:
             teacher_action_value (NestedKey): where the values are written, and those of the next state under
@@ -97,7 +97,7 @@ class TeacherDQNLoss(DQNLoss):
 
     @property
     def shares_values(self) -> bool:
-        """Whether the values are written, else it is ``DQNLoss`` in all."""
+        """True if the values are written; otherwise the loss is ``DQNLoss`` in all."""
         return self._simple and type(self.value_estimator) is TD0Estimator
 
     def make_value_estimator(self, value_type: ValueEstimators | None = None, **hyperparams: Any) -> None:

@@ -9,21 +9,34 @@ The teacher's values of the minibatch are those its own loss has just computed, 
 twice, nothing is drawn from a random generator (unless by a student's own dropout), and no gradient leaves a student.
 """
 
+from torchrl_rtpd.trainers.checks import Check, DormancyCheck, DriftCheck, RecyclingCheck
 from torchrl_rtpd.trainers.cudagraph import CudaGraphStepper
 from torchrl_rtpd.trainers.hook import RealTimeDistillTrainer
 from torchrl_rtpd.trainers.off_policy import BoundedHistory, KeepWarmupData, SampleToDevice
+from torchrl_rtpd.trainers.optimizers import keep_device_options
+from torchrl_rtpd.trainers.stateless import StatelessHook
 from torchrl_rtpd.trainers.stepper import RealTimeDistillStepper
+from torchrl_rtpd.trainers.student import Student
+from torchrl_rtpd.trainers.targets import hard_update_every
 from torchrl_rtpd.trainers.teacher_copies import AverageTeacher, BestTeacher, LaggingTeacher, TeacherCopy
 
 __all__ = [
     "AverageTeacher",
     "BestTeacher",
     "BoundedHistory",
+    "Check",
     "CudaGraphStepper",
+    "DormancyCheck",
+    "DriftCheck",
     "KeepWarmupData",
     "LaggingTeacher",
     "RealTimeDistillStepper",
     "RealTimeDistillTrainer",
+    "RecyclingCheck",
     "SampleToDevice",
+    "StatelessHook",
+    "Student",
     "TeacherCopy",
+    "hard_update_every",
+    "keep_device_options",
 ]

@@ -1,4 +1,4 @@
-"""What this package needs of TorchRL's trainers and has no public name there.
+"""Access to what TorchRL's trainers hold and give no public name.
 
 Attributes that begin with an underscore may change with any release of TorchRL. They are read and written here and
 nowhere else in ``trainers`` and ``runs``.
@@ -43,13 +43,13 @@ def has_module(trainer: Trainer, name: str) -> bool:
 
 
 def logged_values(trainer: Trainer) -> dict[str, list[Any]]:
-    """Every value that a trainer has logged, oldest first, by metric name. The lists are the trainer's own."""
+    """Values that a trainer has logged, oldest first, by metric name. The lists are the trainer's own."""
     return trainer._log_dict
 
 
 def stopping(trainer: Trainer) -> bool:
-    """Return True once somebody has asked the trainer to stop after this batch (``request_stop``)."""
-    return trainer._stop_training
+    """Return True once the trainer was asked to stop after this batch (``request_stop``)."""
+    return bool(trainer._stop_training)
 
 
 def runs_elsewhere(trainer: Trainer) -> bool:
@@ -75,8 +75,8 @@ def count_learned_minibatches(trainer: Trainer) -> None:
     """Count for :func:`updates_made` from now on; a second call does nothing.
 
     TorchRL counts before it fetches a minibatch, so an epoch that ends because the data do is counted one too long:
-    each epoch of ``PPOTrainer(optim_steps_per_batch=None)``. Its counter is left as it is, since whatever the trainer
-    logs must not depend on who watches.
+    each epoch of ``PPOTrainer(optim_steps_per_batch=None)``. Its counter is left as it is, since what the trainer
+    logs must not depend on its hooks.
     """
     if runs_elsewhere(trainer) or hasattr(trainer, _COUNTER):  # a remote learner reports what it made
         return
@@ -139,7 +139,7 @@ def checkpoint_metadata(trainer: Trainer) -> dict[str, Any]:
 
 
 def skip_counted_frames(trainer: Trainer) -> None:
-    """Tell a restored ``DQNTrainer`` that epsilon has followed all its frames, or it would be lowered a second time."""
+    """Tell a restored ``DQNTrainer`` that epsilon has followed all its frames, lest it be lowered a second time."""
     if hasattr(trainer, "_greedy_last_frames"):
         trainer._greedy_last_frames = trainer.collected_frames
 
@@ -148,7 +148,7 @@ def skip_counted_frames(trainer: Trainer) -> None:
 
 
 def collect_rollout(collector: Any) -> Any:
-    """One batch of a collector in this process as it would yield it, which is not counted as collected."""
+    """Return one batch of a collector in this process as it would yield it, without counting it as collected."""
     return collector._postproc(collector.rollout()).clone()
 
 

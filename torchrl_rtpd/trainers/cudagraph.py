@@ -34,7 +34,7 @@ class CudaGraphStepper(OptimizationStepper):
     hook but for rounding: fused kernels count their steps on the device. On a CPU the same update runs uncaptured.
 
     The first updates run as they are, then one is captured; so minibatches keep their keys, shapes and types from then
-    on. What happens now and then, such as a measurement of dormant units, and target networks stay outside. Learning
+    on. Target networks and the hook's checks, such as that for dormant units, stay outside. Learning
     rates become tensors on the device, which TorchRL's and PyTorch's schedulers fill.
 
     Args:
@@ -79,10 +79,10 @@ class CudaGraphStepper(OptimizationStepper):
         trainer.optimization_stepper = self
         super().register(trainer, name)
         if self.hook is not None:
-            self.hook.accompany(trainer)
+            self.hook.register_log(trainer)
 
     def step(self, trainer: Trainer, sub_batch: TensorDictBase) -> TensorDictBase:
-        """One update of the teacher and of every student; returns the teacher's ``loss`` and ``grad_norm``."""
+        """Make one update of the teacher and of every student; return the teacher's ``loss`` and ``grad_norm``."""
         rates = zip(self._current_rates(), self._rates, strict=True)
         if self._update is None or any(now is not then for now, then in rates):
             self._begin(trainer)
@@ -92,13 +92,13 @@ class CudaGraphStepper(OptimizationStepper):
         if isinstance(getattr(replay_buffer, "sampler", None), PrioritizedSampler):
             replay_buffer.update_tensordict_priority(sub_batch)
         if self.hook is not None:
-            self.hook.add_up({name: learned[name].clone() for name in self.hook.students})
-            self.hook.after_step(sub_batch, learned["batch"])
+            self.hook.record({name: learned[name].clone() for name in self.hook.learners})
+            self.hook.after_update(sub_batch, learned["batch"])
         teacher = learned["teacher"].clone()
         return TensorDict({"loss": teacher[0], "grad_norm": teacher[1]}, [])
 
     def _begin(self, trainer: Trainer) -> None:
-        """Make ready for a capture: at first, and when an optimiser was given another state."""
+        """Prepare a capture: at first, and when an optimiser was given another state."""
         if trainer.optimizer is None:
             raise RuntimeError(
                 "a captured update needs the teacher's optimiser: got optimizer=None; pass it to the trainer."
@@ -114,11 +114,11 @@ class CudaGraphStepper(OptimizationStepper):
         self._update = _Captured(lambda batch: self._learn(trainer, batch), device, self.warmup_updates)
 
     def _current_rates(self) -> list[Any]:
-        """What optimisers read their learning rates from: other tensors once a state was loaded."""
+        """Objects from which optimisers read their learning rates; others, once a state was loaded."""
         return [group["lr"] for optimizer in self._optimizers for group in optimizer.param_groups]
 
     def _learn(self, trainer: Trainer, batch: TensorDictBase) -> dict[str, Any]:
-        """What is captured. Returns what was learned by name, and the minibatch with the teacher's values."""
+        """Make the update that is captured; return its results by name, and the minibatch with the teacher's values."""
         learned: dict[str, Any] = {"batch": batch}
         with pixels_scaled_once():
             losses = trainer.compute_loss(batch)
@@ -126,10 +126,10 @@ class CudaGraphStepper(OptimizationStepper):
             assert isinstance(total, Tensor)
             joined = []
             if self.hook is not None:
-                learned["batch"] = self.hook.with_teacher_values(batch)
-                for name in self.hook.students:
+                learned["batch"] = self.hook.prepare_batch(batch)
+                for name, student in self.hook.learners.items():
                     with _beside(self._streams.get(name)) as join:
-                        learned[name] = self.hook.learn(name, learned["batch"])
+                        learned[name] = student.learn(learned["batch"])
                     joined.append(join)
             learned["teacher"] = torch.stack([total.detach(), self._teach(trainer, total)])
             for join in joined:
@@ -138,7 +138,7 @@ class CudaGraphStepper(OptimizationStepper):
 
     @staticmethod
     def _teach(trainer: Trainer, total: Tensor) -> Tensor:
-        """The teacher's step as TorchRL's, but its gradient's norm ``[]`` stays on the device."""
+        """Make the teacher's step as TorchRL does, and return its gradient's norm ``[]``, left on the device."""
         total.backward()
         parameters = [parameter for group in trainer.optimizer.param_groups for parameter in group["params"]]
         if trainer.clip_grad_norm and trainer.clip_norm is not None:
@@ -153,7 +153,7 @@ class CudaGraphStepper(OptimizationStepper):
 
 
 class _Captured:
-    """A function of a minibatch that is captured after some calls and replayed from then on; on a CPU just called."""
+    """A function of a minibatch that is captured after some calls and replayed from then on; on a CPU it is called."""
 
     def __init__(self, function: Callable[[TensorDictBase], dict[str, Any]], device: torch.device, warmup: int) -> None:
         self._function = function

@@ -6,16 +6,19 @@ from typing import Any
 
 import torch
 from tensordict import TensorDictBase
-from torchrl.trainers import ReplayBufferTrainer, Trainer, TrainerHookBase
+from torchrl.trainers import ReplayBufferTrainer, Trainer
+
+from torchrl_rtpd.trainers._torchrl import logged_values
+from torchrl_rtpd.trainers.stateless import StatelessHook
 
 __all__ = ["BoundedHistory", "KeepWarmupData", "SampleToDevice"]
 
 
-class BoundedHistory(TrainerHookBase):
+class BoundedHistory(StatelessHook):
     """Let a trainer forget what it logged long ago.
 
-    TorchRL's trainers keep every value they ever logged, which fills the memory of a run of days; whoever reads them,
-    such as its early stopping, looks at the last ones.
+    TorchRL's trainers keep every value they ever logged, which fills the memory of a run of days. Those that read them,
+    such as its early stopping, look at the last ones.
 
     Args:
         keep: values kept of each metric, at least 1.
@@ -36,18 +39,11 @@ class BoundedHistory(TrainerHookBase):
 
     def forget(self) -> None:
         """Drop all but the newest values; called once a batch."""
-        for values in self._trainer._log_dict.values():
+        for values in logged_values(self._trainer).values():
             del values[: -self.keep]
 
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: the hook holds no state."""
-        return {}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing to restore."""
-
-
-class KeepWarmupData(TrainerHookBase):
+class KeepWarmupData(StatelessHook):
     """Store the batches of the warm-up, which TorchRL's off-policy trainers collect and throw away.
 
     They extend the replay buffer only in batches that also optimise, so what comes before ``init_random_frames`` is
@@ -78,7 +74,7 @@ class KeepWarmupData(TrainerHookBase):
         trainer.register_op("batch_process", self.extend)
 
     def extend(self, batch: TensorDictBase) -> None:
-        """Store ``batch`` ``[N, T]``, as TorchRL would, if the trainer will not."""
+        """Store ``batch`` ``[N, T]``, as TorchRL does, if the trainer will not; called with each batch."""
         trainer = self._trainer
         if trainer is None:
             raise RuntimeError("extend was called before register: call hook.register(trainer) first.")
@@ -87,15 +83,8 @@ class KeepWarmupData(TrainerHookBase):
         if trainer.collected_frames + steps * trainer.frame_skip < trainer.collector.init_random_frames:
             self._storer.extend(batch)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: the hook holds no state."""
-        return {}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing to restore."""
-
-
-class SampleToDevice(TrainerHookBase):
+class SampleToDevice(StatelessHook):
     """Move each minibatch to the learner's device, after TorchRL has moved it to the storage's.
 
     Args:
@@ -110,13 +99,6 @@ class SampleToDevice(TrainerHookBase):
         trainer.register_op("process_optim_batch", self.to_device)
 
     def to_device(self, sub_batch: TensorDictBase) -> TensorDictBase:
-        """The minibatch on the device."""
+        """Return the minibatch on the device."""
         # To the CPU the copy must have arrived when it is read.
         return sub_batch.to(self.device, non_blocking=self.device.type == "cuda")
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: the hook holds no state."""
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing to restore."""

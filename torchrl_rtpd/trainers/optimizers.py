@@ -14,7 +14,7 @@ _KEPT = "_rtpd_keeps_device_options"  # set on an optimiser that does
 
 
 def keep_device_options(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """Let an optimiser keep its own device-bound options whenever a state is loaded, however and by whomever.
+    """Let an optimiser keep its own device-bound options whenever a state is loaded, in whichever way.
 
     PyTorch takes ``capturable``, ``fused`` and ``foreach`` from the saved state, and a learning rate as the tensor it
     was. So a state of a captured run does not go on on a CPU. Here these options stay what the optimiser was built
@@ -44,7 +44,7 @@ def keep_device_options(optimizer: torch.optim.Optimizer) -> torch.optim.Optimiz
 
 
 def _with_own_options(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
-    """The state to load, fit for the devices of an optimiser; PyTorch says what is wrong with one of other groups."""
+    """The state to load, fit for the devices of an optimiser. PyTorch refuses one with other groups."""
     own_groups, groups = optimizer.param_groups, state_dict["param_groups"]
     if len(groups) != len(own_groups):
         return state_dict

@@ -38,25 +38,25 @@ class RealTimeDistillStepper(OptimizationStepper):
     def __init__(self, hook: RealTimeDistillTrainer, stepper: OptimizationStepper | None = None) -> None:
         self.hook = hook
         self.stepper = DefaultOptimizationStepper() if stepper is None else stepper
-        self._prepared = False
+        self._attached = False
 
     def step(self, trainer: Trainer, sub_batch: TensorDictBase) -> TensorDictBase:
-        """One update of the teacher and of every student; returns their detached metrics."""
-        if not self._prepared:
-            self.hook.prepare(trainer)
-            self._prepared = True
+        """Make one update of the teacher and of every student; return their detached metrics."""
+        if not self._attached:
+            self.hook.attach(trainer)
+            self._attached = True
         metrics = self.stepper.step(trainer, sub_batch).detach()
         replay_buffer = getattr(trainer, "replay_buffer", None)
         update_priority = getattr(replay_buffer, "update_tensordict_priority", None)
         if update_priority is not None and not getattr(self.stepper, "updates_replay_priority", False):
             update_priority(sub_batch)
         self.hook.step(sub_batch)
-        for name, value in (self.hook.averages() or {}).items():
+        for name, value in (self.hook.log() or {}).items():
             metrics.set(name, torch.tensor(value))
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """State of the teacher's step and of the hook."""
+        """Return the state of the teacher's step and of the hook."""
         return {"stepper": self.stepper.state_dict(), "hook": self.hook.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

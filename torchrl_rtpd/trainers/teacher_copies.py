@@ -1,6 +1,6 @@
-"""Which version of a learning teacher students learn from: the latest, an average, a lagging one or the best so far.
+"""Versions of a learning teacher from which students learn: an average, a lagging one, or the best so far.
 
-The latest costs nothing, since its values are those of its own update. The others are copies, run on each
+The latest teacher costs nothing, since its values are those of its own update. These are copies, run on each
 minibatch without gradient: one forward pass, and another one on the next states where a student's TD target asks the
 teacher (Eq. 5 of Sun & Fazli 2019). There the latest teacher answers by its target network, a copy by itself.
 """
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from tensordict import TensorDict, TensorDictBase, TensorDictParams
 from tensordict.nn import TensorDictModule
+from tensordict.utils import NestedKey
 from torch import Tensor
 
 from torchrl_rtpd.networks.running import NetworkPart, eval_mode
@@ -38,15 +39,19 @@ class TeacherCopy(ABC):
         self._live: Any = None
         self._saved: Mapping[str, Any] | None = None  # restored before there was a network
 
-    def attach(self, network: TensorDictModule, params: TensorDictParams) -> None:
+    def attach(
+        self, network: TensorDictModule, params: TensorDictParams, action_value_key: NestedKey = "action_value"
+    ) -> None:
         """Copy the teacher as it is now; called once by the hook.
 
         Args:
-            network: writes ``action_value``.
+            network: writes action values.
             params: its parameters and buffers, which the trainer goes on changing.
+            action_value_key: where it writes them.
         """
+        self._key = action_value_key
         self._network = copy.deepcopy(network)
-        self._network._forward_hooks.clear()  # whoever listens to the teacher does not listen to its copy
+        self._network._forward_hooks.clear()  # what watches the teacher does not watch its copy
         self._live = params.data
         self._live.clone().to_module(self._network)
         self._network.requires_grad_(False)
@@ -57,20 +62,20 @@ class TeacherCopy(ABC):
 
     @torch.no_grad()
     def values(self, tensordict: TensorDictBase) -> Tensor:
-        """The copy's action values ``[B, A]`` for a batch of states ``[B]`` with the teacher's ``in_keys``."""
+        """Return the copy's action values ``[B, A]`` for a batch of states ``[B]`` with the teacher's ``in_keys``."""
         assert self._network is not None
         with eval_mode(self._network):
-            return self._part(tensordict, "action_value", "teacher")
+            return self._part(tensordict, self._key, "teacher")
 
     @abstractmethod
     def after_update(self, updates: int) -> None:
-        """The teacher has learned from its ``updates``-th minibatch."""
+        """Change the copy, or not; called when the teacher has learned from its ``updates``-th minibatch."""
 
     def after_evaluation(self, teacher_return: float) -> None:  # noqa: B027, most have nothing to do then
-        """The teacher was evaluated as it is now."""
+        """Take note of the teacher's return; called when it was evaluated as it is now."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The copy."""
+        """Return the copy."""
         return {} if self._network is None else {"network": copy.deepcopy(self._network.state_dict())}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -142,18 +147,18 @@ class BestTeacher(TeacherCopy):
         self.best_return: float | None = None
 
     def after_update(self, updates: int) -> None:
-        """Follow the teacher while nothing is known of it."""
+        """Follow the teacher until its first evaluation."""
         if self.best_return is None:
             self.weights.update_(self._live)
 
     def after_evaluation(self, teacher_return: float) -> None:
-        """Keep the teacher as it is, if it was never better."""
+        """Copy the teacher if it was never better."""
         if self.best_return is None or teacher_return > self.best_return:
             self.best_return = teacher_return
             self.weights.update_(self._live)
 
     def state_dict(self) -> dict[str, Any]:
-        """The copy and its return."""
+        """Return the copy and its score."""
         return {**super().state_dict(), "best_return": self.best_return}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:

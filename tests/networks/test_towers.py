@@ -1,20 +1,17 @@
-"""The paper's towers: their sizes, what they do to pixels, and how their dormant units are counted."""
+"""The paper's towers: their sizes, and what they do to pixels."""
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+import re
 
 import pytest
 import torch
 import torch.nn.functional as F
 from tensordict import TensorDict
-from tensordict.nn import TensorDictModule
 from torch import nn
 from torchrl.data import Bounded, Categorical, OneHot
 from torchrl.modules import QValueActor
 
-from torchrl_rtpd.networks.dormancy import dormant_share
-from torchrl_rtpd.networks.pixels import pixels_scaled_once
 from torchrl_rtpd.networks.towers import TOWERS, NatureTower, Tower, make_actor, num_parameters
 
 # Computed by hand from the sizes printed in Sun & Fazli 2019; the counts with 18 actions of the teacher and of net1 to
@@ -43,16 +40,6 @@ def forward_by_hand(tower: NatureTower, pixels: torch.Tensor) -> torch.Tensor:
         hidden = F.relu(F.conv2d(hidden, weights[2 * layer], weights[2 * layer + 1], stride=stride))
     hidden = F.relu(F.linear(hidden.reshape(len(pixels), -1), weights[6], weights[7]))
     return F.linear(hidden, weights[8], weights[9])
-
-
-def relu_network(weight: list[list[float]], *more: list[list[float]]) -> TensorDictModule:
-    """Linear layers without biases, each followed by a ReLU, from "obs" to "features"."""
-    layers: list[nn.Module] = []
-    for matrix in (weight, *more):
-        layer = nn.Linear(len(matrix[0]), len(matrix), bias=False)
-        layer.weight.data = torch.tensor(matrix)
-        layers += [layer, nn.ReLU()]
-    return TensorDictModule(nn.Sequential(*layers), in_keys=["obs"], out_keys=["features"])
 
 
 # Sizes
@@ -207,18 +194,64 @@ def test_reset_parameters_draws_all_weights_anew() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "text"),
+    ("arguments", "message"),
     [
-        ({"num_actions": 0}, "num_actions=0"),
-        ({"filters": (8, 8)}, r"filters=\(8, 8\)"),
-        ({"filters": (8, 0, 8)}, r"filters=\(8, 0, 8\)"),
-        ({"units": -1}, "units=-1"),
-        ({"in_channels": 0}, "in_channels=0"),
+        ({"num_actions": 0}, r"num_actions must lie in \[1, inf\): got 0; .*TOWERS \(teacher, net1"),
+        ({"filters": (8, 8)}, r"filters must be three numbers of channels: got \(8, 8\); .*TOWERS"),
+        ({"filters": (8, 0, 8)}, r"filters\[1\] must lie in \[1, inf\): got 0"),
+        ({"units": -1}, r"units must lie in \[1, inf\): got -1"),
+        ({"in_channels": 0}, r"in_channels must lie in \[1, inf\): got 0"),
+        ({"frame_size": (35, 84)}, r"height must lie in \[36, inf\): got 35; smaller frames end before"),
+        ({"frame_size": (84, 1)}, r"width must lie in \[36, inf\): got 1"),
     ],
 )
-def test_impossible_sizes_are_refused(arguments: dict, text: str) -> None:
-    with pytest.raises(ValueError, match=rf"three filters and positive sizes: got .*{text}.*TOWERS \(teacher, net1"):
+def test_impossible_sizes_are_refused(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         NatureTower(**{"num_actions": 6, **arguments})
+
+
+# Other frames and other weights
+
+
+@pytest.mark.parametrize("frame_size", [(36, 36), (64, 96), (84, 84), (84, 160), (105, 80), (210, 160)])
+@pytest.mark.parametrize("in_channels", [1, 3, 12])
+def test_a_tower_is_built_for_any_frame(frame_size: tuple[int, int], in_channels: int) -> None:
+    """Sizes of ALE's own screen, grey or in colour; the smallest leaves one pixel to the third convolution."""
+    actor = make_actor(Tower((2, 2, 2), 4), Categorical(6), in_channels=in_channels, frame_size=frame_size, seed=0)
+    pixels = torch.zeros(3, in_channels, *frame_size, dtype=torch.uint8)
+    assert actor(TensorDict({"pixels": pixels}, [3]))["action_value"].shape == (3, 6)
+
+
+def test_the_papers_frames_are_the_default_and_draw_the_same_weights() -> None:
+    plain, sized = (make_actor("net17", Categorical(6), seed=0, **k) for k in ({}, {"frame_size": (84, 84)}))
+    assert all(torch.equal(one, two) for one, two in zip(plain.parameters(), sized.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("shape", [(4, 64, 64), (2, 12, 84, 84), (84, 84), (2, 84, 84, 4)])
+def test_frames_that_do_not_fit_are_named_with_the_remedy(shape: tuple[int, ...]) -> None:
+    """Another size, colour, a single frame, channels last."""
+    message = rf"must be \[\*B, 4, 84, 84\]: got {re.escape(str(list(shape)))}; .* in_channels and frame_size"
+    with pytest.raises(ValueError, match=message):
+        NatureTower(6, filters=(2, 2, 2), units=4)(torch.zeros(shape, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "result", "tolerance"),
+    [
+        (torch.float64, torch.float64, 1e-5),
+        (torch.bfloat16, torch.float32, 5e-2),
+        (torch.float32, torch.float32, 0.0),
+    ],
+)
+def test_weights_may_have_another_precision(dtype: torch.dtype, result: torch.dtype, tolerance: float) -> None:
+    """Values come in single precision at least, close to those of single precision; every weight gets a gradient."""
+    tower = NatureTower(6, filters=(8, 8, 8), units=64)
+    expected = tower(random_pixels(3)).detach()
+    found = tower.to(dtype)(random_pixels(3))
+    assert found.dtype is result
+    torch.testing.assert_close(found.float(), expected, rtol=0, atol=tolerance * expected.abs().max().item())
+    found.sum().backward()
+    assert all(parameter.grad.dtype is dtype for parameter in tower.parameters())
 
 
 # Actors
@@ -293,122 +326,3 @@ def test_an_unknown_name_is_answered_with_the_nearest(name: str, near: str) -> N
 def test_a_spec_without_a_finite_set_of_actions_is_a_type_error() -> None:
     with pytest.raises(TypeError, match=r"must be Categorical or OneHot: got Bounded"):
         make_actor("net17", Bounded(-1, 1, shape=(6,)))
-
-
-# Dormant units
-
-
-@pytest.mark.parametrize(
-    ("weights", "threshold", "share"),
-    [
-        ([[1.0], [1.0], [1.0], [1.0]], 0.025, 0.0),  # all alive
-        ([[1.0], [-1.0], [1.0], [1.0]], 0.025, 0.25),  # one of four never fires
-        ([[-1.0], [-1.0]], 0.025, 1.0),  # a dead layer
-        ([[1.0], [0.01]], 0.025, 0.5),  # 0.01 is at most 0.025 of the mean 0.505
-        ([[1.0], [0.01]], 0.01, 0.0),  # but more than 0.01 of it
-        ([[1.0], [3.0]], 0.5, 0.5),  # exactly half the mean counts
-    ],
-)
-def test_a_unit_is_dormant_at_or_below_the_threshold_of_its_layers_mean(
-    weights: list[list[float]], threshold: float, share: float
-) -> None:
-    batch = TensorDict({"obs": torch.ones(4, 1)}, [4])
-    assert dormant_share(relu_network(weights), batch, threshold=threshold) == share
-
-
-def test_the_worst_layer_is_reported() -> None:
-    """None, two of four and one of two units are dormant in three layers."""
-    first = [[1.0], [1.0]]
-    second = [[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [-1.0, 0.0]]
-    third = [[1.0, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0], [-1.0, 0.0, 0.0, 0.0]]
-    batch = TensorDict({"obs": torch.ones(4, 1)}, [4])
-    assert dormant_share(relu_network(first, second, third), batch) == 0.5
-
-
-def test_activity_on_any_sample_keeps_a_unit_awake() -> None:
-    """Unit 0 fires on one sample, unit 1 on the other: means 0.5 and 0.5."""
-    batch = TensorDict({"obs": torch.tensor([[1.0], [-1.0]])}, [2])
-    assert dormant_share(relu_network([[1.0], [-1.0]]), batch) == 0.0
-
-
-def test_a_channel_of_a_convolution_is_one_unit() -> None:
-    """Two channels of a 1x1 convolution, one of them negative everywhere."""
-    convolution = nn.Conv2d(1, 2, 1, bias=False)
-    convolution.weight.data = torch.tensor([1.0, -1.0]).reshape(2, 1, 1, 1)
-    network = TensorDictModule(nn.Sequential(convolution, nn.ReLU()), in_keys=["obs"], out_keys=["features"])
-    assert dormant_share(network, TensorDict({"obs": torch.ones(3, 1, 4, 4)}, [3])) == 0.5
-
-
-def test_a_tower_whose_last_convolution_is_dead_is_wholly_dormant() -> None:
-    actor = make_actor("net17", Categorical(6), seed=0)
-    batch = TensorDict({"pixels": random_pixels(8)}, [8])
-    assert dormant_share(actor, batch) < 0.8
-    tower = next(module for module in actor.modules() if isinstance(module, NatureTower))
-    with torch.no_grad():
-        tower.trunk[4].bias.fill_(-1e6)
-    assert dormant_share(actor, batch) == 1.0
-
-
-def test_counting_leaves_batch_network_and_hooks_as_they_were() -> None:
-    actor = make_actor("net17", Categorical(6), seed=0).train()
-    batch = TensorDict({"pixels": random_pixels(4), "other": torch.zeros(4)}, [4])
-    weights = {name: tensor.clone() for name, tensor in actor.state_dict().items()}
-    dormant_share(actor, batch)
-    assert set(batch.keys()) == {"pixels", "other"}
-    assert torch.equal(batch["pixels"], random_pixels(4))
-    assert all(torch.equal(tensor, weights[name]) for name, tensor in actor.state_dict().items())
-    assert all(parameter.grad is None for parameter in actor.parameters())
-    assert not any(module._forward_hooks for module in actor.modules())
-    assert actor.training
-
-
-def test_hooks_are_removed_when_the_network_fails() -> None:
-    actor = make_actor("net17", Categorical(6), seed=0)
-    with pytest.raises(TypeError, match="must be uint8"):
-        dormant_share(actor, TensorDict({"pixels": random_pixels(4).float()}, [4]))
-    assert not any(module._forward_hooks for module in actor.modules())
-
-
-def test_a_network_without_relu_is_refused() -> None:
-    network = TensorDictModule(nn.Linear(1, 2), in_keys=["obs"], out_keys=["features"])
-    with pytest.raises(
-        ValueError, match=r"torch\.nn\.ReLU layers: TensorDictModule has none; build one with make_actor"
-    ):
-        dormant_share(network, TensorDict({"obs": torch.ones(4, 1)}, [4]))
-
-
-def test_networks_share_scaled_pixels_inside_the_context_and_nowhere_else() -> None:
-    """Inside, pixels that changed against the rule are not seen; outside, and in other threads, they are."""
-    towers = [NatureTower(6, filters=(8, 8, 8), units=64), NatureTower(6, filters=(8, 8, 8), units=64)]
-    pixels = torch.randint(256, (2, 4, 84, 84), dtype=torch.uint8)
-    others = torch.zeros_like(pixels)
-    with torch.no_grad():
-        alone = [tower(pixels) for tower in towers]
-        dark = [tower(others) for tower in towers]
-        with pixels_scaled_once():
-            together = [tower(pixels) for tower in towers]
-            pixels.zero_()
-            stale = towers[0](pixels)
-            with ThreadPoolExecutor(1) as thread:
-                elsewhere = thread.submit(torch.no_grad()(towers[0]), pixels).result()
-            other = towers[1](others)
-        after = towers[0](pixels)
-    assert all(torch.equal(one, two) for one, two in zip(alone, together, strict=True))
-    assert torch.equal(stale, alone[0])
-    assert torch.equal(elsewhere, dark[0]) and torch.equal(after, dark[0]) and torch.equal(other, dark[1])
-
-
-def test_a_compiled_network_gives_the_same_values_gradients_and_dormant_units() -> None:
-    """To 1e-4 of the largest; hooks that measure run the network eagerly, since compiled code would pass them by."""
-    actors = [make_actor("net17", Categorical(6), seed=0) for _ in range(2)]
-    towers = [actor.module[0].module for actor in actors]
-    towers[1].compile()
-    pixels = random_pixels(4)
-    values = [tower(pixels) for tower in towers]
-    for value in values:
-        value.square().sum().backward()
-    pairs = [values, *zip(*(tower.parameters() for tower in towers), strict=True)]
-    for eager, compiled in [*pairs, *((one.grad, two.grad) for one, two in pairs[1:])]:
-        torch.testing.assert_close(compiled, eager, rtol=0, atol=1e-4 * eager.abs().max().item())
-    batch = TensorDict({"pixels": pixels}, [4])
-    assert dormant_share(actors[1], batch) == dormant_share(actors[0], batch)

@@ -1,0 +1,42 @@
+"""Actions that consist of several choices, whose values lie side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["VarNums", "split_choices"]
+
+VarNums = Sequence[int]
+"""Number of actions of each choice, in order."""
+
+
+def split_choices(var_nums: VarNums, *tensors: Tensor | None) -> list[tuple[Any, ...]]:
+    """Split tensors over actions into those of each choice.
+
+    Args:
+        var_nums: actions of each choice, which add up to ``A``.
+        tensors: ``[*B, A]``, or None, which stays None in every choice.
+
+    Returns:
+        For each choice its part of each tensor, ``[*B, var_num]``.
+
+    Raises:
+        ValueError: numbers that do not add up.
+
+    Examples:
+        >>> import torch
+        >>> split_choices((2, 1), torch.tensor([1, 2, 3]), None)
+        [(tensor([1, 2]), None), (tensor([3]), None)]
+    """
+    sizes = list(var_nums)
+    for tensor in tensors:
+        if tensor is not None and tensor.shape[-1] != sum(sizes):
+            raise ValueError(
+                f"the choices of an action must add up to its values: got var_nums={sizes}, in all {sum(sizes)}, for "
+                f"{tensor.shape[-1]} values; take var_nums from the action spec."
+            )
+    columns = [[None] * len(sizes) if tensor is None else tensor.split(sizes, -1) for tensor in tensors]
+    return list(zip(*columns, strict=True))
