@@ -10,15 +10,13 @@ what it reads; environment, replay and hook carry both. Another resolution or fr
 from __future__ import annotations
 
 import argparse
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from scoreboard import compare, report
+from scoreboard import begin, compare, report
 from tensordict.nn import TensorDictModule
-from torchrl import torchrl_logger
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs import CatFrames, EnvBase, GymEnv, RewardSum, SerialEnv, UnaryTransform
 from torchrl.modules import MLP, EGreedyModule, QValueActor
@@ -106,11 +104,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=50, help="games each network plays at the end")
     parser.add_argument("--out", type=Path, help="folder for results.json")
     options = vars(parser.parse_args())
-    # TorchRL says that DQNTrainer is experimental and that its own optimiser hook will be replaced; neither helps here.
-    warnings.filterwarnings("ignore", message="DQNTrainer is an experimental", category=UserWarning)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torchrl")
-    torchrl_logger.setLevel("WARNING")
-    torch.set_num_threads(1)  # the networks are too small for more
+    begin()
     run(**options)
 
 

@@ -13,8 +13,6 @@ Half a minute on an idle CPU core. The networks scored are the last ones, on 50 
 from __future__ import annotations
 
 import argparse
-import time
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,10 +20,9 @@ from typing import Any
 import gymnasium
 import torch
 from gymnasium.vector import AutoresetMode
-from scoreboard import compare, report
+from scoreboard import begin
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import nn
-from torchrl import torchrl_logger
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, MultiStep, TensorDictReplayBuffer
 from torchrl.envs import EnvBase, GymWrapper, RewardSum
@@ -34,7 +31,7 @@ from torchrl.objectives import DQNLoss, SoftUpdate
 from torchrl.trainers import LRSchedulerHook
 from torchrl.trainers.algorithms.dqn import DQNTrainer
 
-from torchrl_rtpd import RealTimeDistillTrainer, StudentDQNLoss
+from torchrl_rtpd import Evaluator, Experiment, RealTimeDistillTrainer, StudentDQNLoss  # added
 
 STEPS_PER_BATCH = 256  # agent steps, of all slots together
 UPDATES_PER_BATCH = 32
@@ -56,8 +53,8 @@ def make_actor(units: int, env: EnvBase, *, seed: int) -> QValueActor:
     return QValueActor(nn.Sequential(*layers), in_keys=["observation"], spec=env.action_spec_unbatched)
 
 
-def train(steps: int, *, seed: int, with_student: bool = True) -> tuple[DQNTrainer, dict[str, TensorDictModule]]:
-    """Train the teacher, and its student; returns the trainer at its end and the networks."""
+def build(steps: int, *, seed: int, with_student: bool = True) -> tuple[DQNTrainer, dict[str, TensorDictModule]]:
+    """A trainer of the teacher, and of its student, and the networks."""
     torch.manual_seed(seed)
     env = make_env(8)
     env.set_seed(seed)
@@ -77,14 +74,13 @@ def train(steps: int, *, seed: int, with_student: bool = True) -> tuple[DQNTrain
     )
     loss = DQNLoss(teacher, action_space="categorical", loss_function="smooth_l1", delay_value=True, double_dqn=True)
     loss.make_value_estimator(gamma=GAMMA)
-    optimizer = torch.optim.Adam(loss.parameters(), lr=2e-3)
     trainer = DQNTrainer(
         collector=collector,
         total_frames=steps,
         frame_skip=1,
         optim_steps_per_batch=UPDATES_PER_BATCH,
         loss_module=loss,
-        optimizer=optimizer,
+        optimizer=torch.optim.Adam(loss.parameters(), lr=2e-3),
         clip_norm=10.0,
         progress_bar=False,
         replay_buffer=TensorDictReplayBuffer(storage=LazyTensorStorage(20_000), batch_size=64),
@@ -92,15 +88,23 @@ def train(steps: int, *, seed: int, with_student: bool = True) -> tuple[DQNTrain
         greedy_module=exploration,
         episode_reward_key="episode_reward",  # RewardSum's name for it
     )
-    # The learning rate falls to nothing, so that the last network, which is the one we score, is a settled one.
-    batches = steps / STEPS_PER_BATCH
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda batch: max(0.0, 1 - batch / batches))
-    LRSchedulerHook(schedule).register(trainer)
+    settle(trainer, steps / STEPS_PER_BATCH)
     if with_student:
-        student = make_actor(16, env, seed=seed + 1_000)  # added
-        hook = RealTimeDistillTrainer(StudentDQNLoss(student), optimizer=partial(torch.optim.Adam, lr=2e-3))  # added
-        hook.register(trainer)  # added
-        networks["student"] = student  # added
+        student = networks["student"] = make_actor(16, env, seed=seed + 1_000)  # added
+        students = {"student": StudentDQNLoss(student)}  # added
+        RealTimeDistillTrainer(students, optimizer=partial(torch.optim.Adam, lr=2e-3)).register(trainer)  # added
+    return trainer, networks
+
+
+def settle(trainer: DQNTrainer, batches: float) -> None:
+    """Let the learning rate fall to nothing, so that the last network, which is the one we score, is a settled one."""
+    schedule = torch.optim.lr_scheduler.LambdaLR(trainer.optimizer, lambda batch: max(0.0, 1 - batch / batches))
+    LRSchedulerHook(schedule).register(trainer)
+
+
+def train(steps: int, *, seed: int, with_student: bool = True) -> tuple[DQNTrainer, dict[str, TensorDictModule]]:
+    """Train the teacher, and its student; returns the trainer at its end and the networks."""
+    trainer, networks = build(steps, seed=seed, with_student=with_student)
     trainer.train()
     return trainer, networks
 
@@ -115,13 +119,13 @@ def run(
     out: Path | None = None,
 ) -> dict[str, Any]:
     """Train, score the last networks, report; returns the content of results.json."""
-    start = time.perf_counter()
-    _, networks = train(steps, seed=seed, with_student=with_student)
-    seconds = round(time.perf_counter() - start, 1)
+    trainer, networks = build(steps, seed=seed, with_student=with_student)
+    evaluator = Evaluator(partial(make_env, episodes), episodes=episodes, epsilon=0.0)
+    experiment = Experiment(trainer, networks, evaluator, out, about={"game": "CartPole-v1", "seed": seed})
+    results = experiment.run(final_seed=seed)
     if save is not None:
         torch.save(networks["teacher"].state_dict(), save)
-    results = {"game": "CartPole-v1", "seed": seed, "steps": steps, "seconds": seconds}
-    return report({**results, **compare(make_env, networks, episodes=episodes, seed=seed)}, out)
+    return results
 
 
 def main() -> None:
@@ -131,13 +135,9 @@ def main() -> None:
     parser.add_argument("--teacher-only", action="store_true", help="train without the added lines")
     parser.add_argument("--episodes", type=int, default=50, help="games each network plays at the end")
     parser.add_argument("--save", type=Path, help="file for the teacher's weights")
-    parser.add_argument("--out", type=Path, help="folder for results.json")
+    parser.add_argument("--out", type=Path, help="folder of the run; a new one in outputs/ if not given")
     options = vars(parser.parse_args())
-    # TorchRL says that DQNTrainer is experimental and that its own optimiser hook will be replaced; neither helps here.
-    warnings.filterwarnings("ignore", message="DQNTrainer is an experimental", category=UserWarning)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torchrl")
-    torchrl_logger.setLevel("WARNING")
-    torch.set_num_threads(1)  # the networks are too small for more
+    begin()
     run(with_student=not options.pop("teacher_only"), **options)
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import time
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,10 @@ from typing import Any
 import gymnasium
 import torch
 from gymnasium.vector import AutoresetMode
-from scoreboard import compare, report
+from scoreboard import begin, compare, report
 from tensordict.nn import TensorDictModule
 from torch import nn
 from torch.distributions import Categorical
-from torchrl import torchrl_logger
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, SamplerWithoutReplacement, TensorDictReplayBuffer
 from torchrl.envs import EnvBase, GymWrapper, RewardSum
@@ -34,7 +32,7 @@ from torchrl.modules import ProbabilisticActor, ValueOperator
 from torchrl.objectives import ClipPPOLoss
 from torchrl.trainers.algorithms.ppo import PPOTrainer
 
-from torchrl_rtpd import DistillationLoss, RealTimeDistillTrainer
+from torchrl_rtpd import DistillationLoss, RealTimeDistillTrainer  # added
 
 STEPS_PER_BATCH = 1_024  # agent steps, of all slots together
 
@@ -60,8 +58,8 @@ def make_policy(units: int, *, seed: int) -> ProbabilisticActor:
     return ProbabilisticActor(logits, in_keys=["logits"], distribution_class=Categorical, return_log_prob=True)
 
 
-def train(steps: int, *, seed: int, with_student: bool = True) -> tuple[PPOTrainer, dict[str, TensorDictModule]]:
-    """Train the teacher, and its student; returns the trainer at its end and the networks."""
+def build(steps: int, *, seed: int, with_student: bool = True) -> tuple[PPOTrainer, dict[str, TensorDictModule]]:
+    """A trainer of the teacher, and of its student, and the networks."""
     torch.manual_seed(seed)
     env = make_env(8)
     env.set_seed(seed)
@@ -101,6 +99,12 @@ def train(steps: int, *, seed: int, with_student: bool = True) -> tuple[PPOTrain
         kl = DistillationLoss(student[0], teacher[0], teacher_temperature=1.0, student_temperature=1.0)  # added
         kl.set_keys(teacher_action_value=("teacher", "logits"), student_action_value="logits")  # added
         RealTimeDistillTrainer(kl, optimizer=partial(torch.optim.Adam, lr=3e-3)).register(trainer)  # added
+    return trainer, networks
+
+
+def train(steps: int, *, seed: int, with_student: bool = True) -> tuple[PPOTrainer, dict[str, TensorDictModule]]:
+    """Train the teacher, and its student; returns the trainer at its end and the networks."""
+    trainer, networks = build(steps, seed=seed, with_student=with_student)
     trainer.train()
     return trainer, networks
 
@@ -129,11 +133,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=50, help="games each network plays at the end")
     parser.add_argument("--out", type=Path, help="folder for results.json")
     options = vars(parser.parse_args())
-    # TorchRL says that PPOTrainer is experimental and that its own optimiser hook will be replaced; neither helps here.
-    warnings.filterwarnings("ignore", message="PPOTrainer is an experimental", category=UserWarning)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torchrl")
-    torchrl_logger.setLevel("WARNING")
-    torch.set_num_threads(1)  # the networks are too small for more
+    begin()
     run(with_student=not options.pop("teacher_only"), **options)
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -21,11 +20,10 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from scoreboard import report
+from scoreboard import begin, report
 from tensordict import TensorDict
 from tensordict.nn import NormalParamExtractor, TensorDictModule
 from torch import nn
-from torchrl import torchrl_logger
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer, TensorSpec
 from torchrl.envs import EnvBase, GymEnv, RewardSum, TransformedEnv
@@ -35,7 +33,7 @@ from torchrl.objectives import SACLoss, SoftUpdate
 from torchrl.trainers import LRSchedulerHook
 from torchrl.trainers.algorithms.sac import SACTrainer
 
-from torchrl_rtpd import ContinuousDistillationLoss, RealTimeDistillTrainer
+from torchrl_rtpd import ContinuousDistillationLoss, RealTimeDistillTrainer  # added
 
 GAME = "Pendulum-v1"
 EPISODE_STEPS = 200  # of every game; each costs at most 16.3, and nothing once the pendulum stands
@@ -190,11 +188,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=50, help="games each network plays at the end")
     parser.add_argument("--out", type=Path, help="folder for results.json")
     options = vars(parser.parse_args())
-    # TorchRL says that SACTrainer is experimental and that its own optimiser hook will be replaced; neither helps here.
-    warnings.filterwarnings("ignore", message="SACTrainer is an experimental", category=UserWarning)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torchrl")
-    torchrl_logger.setLevel("WARNING")
-    torch.set_num_threads(1)  # the networks are too small for more
+    begin()
     run(with_student=not options.pop("teacher_only"), **options)
 
 

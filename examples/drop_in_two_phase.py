@@ -16,16 +16,14 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from drop_in_dqn import make_actor, make_env
 from drop_in_dqn import train as train_dqn
-from scoreboard import compare, report
+from scoreboard import begin, compare, report
 from tensordict.nn import TensorDictModule, TensorDictSequential
-from torchrl import torchrl_logger
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.modules import EGreedyModule
@@ -109,11 +107,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=50, help="games each network plays at the end")
     parser.add_argument("--out", type=Path, help="folder for results.json, and teacher.pt if trained first")
     options = vars(parser.parse_args())
-    # TorchRL says that DQNTrainer is experimental and that its own optimiser hook will be replaced; neither helps here.
-    warnings.filterwarnings("ignore", message="DQNTrainer is an experimental", category=UserWarning)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torchrl")
-    torchrl_logger.setLevel("WARNING")
-    torch.set_num_threads(1)  # the networks are too small for more
+    begin()
     run(**options)
 
 

@@ -15,6 +15,7 @@ Networks, replay, updates and their number are the same everywhere, and the teac
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,32 +23,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from learning import FrozenTeacher, RecycleUnits, batch_steps, recycler, settle, student_optimizer
+from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule
 from torchrl.envs import EnvBase
 from torchrl.modules import QValueActor
-from torchrl.trainers import OptimizationStepper, Trainer, TrainerHookBase
+from torchrl.trainers import Trainer
 
-from torchrl_rtpd import AverageTeacher, BestTeacher, LaggingTeacher, load_weights
-from torchrl_rtpd.networks.recycling import UnitRecycler
+from torchrl_rtpd import load_weights
 
-METHODS = ("rtpd", "two_stage", "scratch", "teacher_only")
-TEACHERS: dict[str, Callable[[], Any]] = {
-    "latest": lambda: "latest",
-    "average": AverageTeacher,
-    "lagging": LaggingTeacher,
-    "best": BestTeacher,
-}
-"""Which version of the learning teacher the students of ``rtpd`` learn from."""
+SAME_SIZE = "teacher_size"
+"""Name of a student of the teacher's size."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What the script must know about a kind of games.
+    """A kind of games, as far as the script must know it.
 
     Attributes:
         make_env: environments from the configuration, slots, a seed, and whether they are for evaluation.
-        make_actor: a network from the configuration, its name, the environment and a seed.
+        make_actor: a network from the configuration, the name of its size, the environment and a seed.
         make_replay: the replay buffer from the configuration.
         make_postproc: what the collector does to each batch, from the configuration; None does nothing.
         terminated: the entry that ends bootstrapping.
@@ -60,32 +55,159 @@ class Task:
     terminated: str
 
 
-def check_method(config: Any) -> None:
-    """Refuse methods and options of theirs that do not go together."""
-    method, students = config.method, list(config.students)
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}: got {method!r}.")
-    if method in ("rtpd", "two_stage") and not students:
-        raise ValueError(f"method={method} needs students: got []; name some, or use method=teacher_only.")
-    if method == "scratch" and len(students) != 1:
-        raise ValueError(
-            f"method=scratch trains one student, which plays for itself: got {students}; make a run for each."
-        )
-    if config.learn_from not in TEACHERS:
-        raise ValueError(f"learn_from must be one of {', '.join(TEACHERS)}: got {config.learn_from!r}.")
-    if method != "rtpd" and config.learn_from != "latest":
-        raise ValueError(f"learn_from={config.learn_from} is for method=rtpd, whose teacher changes: got {method}.")
-    if method != "two_stage" and config.teacher_from is not None:
-        raise ValueError(f"teacher_from is for method=two_stage: got {method}; leave it out.")
-    if config.td_coeff == 0 and config.distill_coeff == 0:
-        raise ValueError("students learn nothing with td_coeff=0 and distill_coeff=0; set one of them.")
+OPTIONS = {
+    "learn_from": ("latest", "method=rtpd, whose teacher changes"),
+    "teacher_from": (None, "method=two_stage"),
+    "teacher_checkpoint": (None, "methods with a teacher"),
+}
+"""Keys that only some methods have a use for: the value that means nothing, and where others belong."""
 
 
-def num_steps(config: Any) -> int:
-    """Agent steps to collect; the second phase of ``two_stage`` makes as many updates, and has no warm-up."""
-    if config.method != "two_stage":
+class Method:
+    """``rtpd``: which networks there are, for how many steps the first one acts, and how it learns meanwhile."""
+
+    takes: tuple[str, ...] = ("learn_from", "teacher_checkpoint")
+
+    def check(self, config: Any) -> None:
+        """Refuse students and options that the method has no use for."""
+        self._check_students(config)
+        for key, (unused, place) in OPTIONS.items():
+            value = getattr(config, key)
+            if value != unused and key not in self.takes:
+                raise ValueError(f"{key}={value} is for {place}: got method={config.method}; leave it out.")
+
+    def _check_students(self, config: Any) -> None:
+        if not student_sizes(config):
+            raise ValueError(f"method={config.method} needs students: got []; name some, or use method=teacher_only.")
+
+    def sizes(self, config: Any) -> dict[str, str]:
+        """Size of each network by name; the first one acts, the others learn from it."""
+        return {"teacher": "teacher", **student_sizes(config)}
+
+    def first_phase(self, config: Any) -> Any:
+        """Configuration of a run that must be made before this one, None without one."""
+        return None
+
+    def load(self, config: Any, networks: Mapping[str, TensorDictModule]) -> dict[str, float] | None:
+        """Give networks what an earlier phase has learned; returns what that phase spent, None without one."""
+        return None
+
+    def game_seed(self, config: Any) -> int:
+        """Seed of the games that are played to learn from."""
+        return 1_000 * config.seed
+
+    def num_steps(self, config: Any) -> int:
+        """Agent steps to collect."""
         return config.total_steps
-    return config.total_steps - config.warmup_steps + config.num_envs * config.rollout_steps
+
+    def warmup_steps(self, config: Any) -> int:
+        """Agent steps of random play before the first update."""
+        return config.warmup_steps
+
+    def epsilon(self, config: Any) -> tuple[float, float]:
+        """Share of random actions at first and at last."""
+        return 1.0, config.epsilon_end
+
+    def optimizer(self, config: Any, parameters: Any) -> torch.optim.Optimizer | None:
+        """Optimiser of the network that acts, None if that does not learn."""
+        rate = config.teacher_learning_rate
+        if config.teacher_optimizer == "rmsprop":
+            return torch.optim.RMSprop(parameters, lr=rate, alpha=0.95, eps=0.01, centered=True)
+        return torch.optim.Adam(parameters, lr=rate, eps=1.5e-4, fused=True)
+
+    def equip(self, config: Any, trainer: Trainer) -> None:
+        """Attach to a trainer what the learning of the network that acts needs."""
+        settle(config, trainer, "teacher", trainer.optimizer, config.teacher_settles)
+
+
+class TeacherOnly(Method):
+    """The teacher alone; students that are named are left out."""
+
+    takes = ("teacher_checkpoint",)
+
+    def _check_students(self, config: Any) -> None:
+        student_sizes(config)
+
+    def sizes(self, config: Any) -> dict[str, str]:
+        return {"teacher": "teacher"}
+
+
+class Scratch(Method):
+    """One student, which acts and learns by DQN alone."""
+
+    takes = ()
+
+    def _check_students(self, config: Any) -> None:
+        if len(student_sizes(config)) != 1:
+            raise ValueError(
+                f"method=scratch trains one student, which plays for itself: got {list(config.students)}; make a run "
+                "for each."
+            )
+
+    def sizes(self, config: Any) -> dict[str, str]:
+        return student_sizes(config)
+
+    def optimizer(self, config: Any, parameters: Any) -> torch.optim.Optimizer:
+        return student_optimizer(config)(parameters)
+
+    def equip(self, config: Any, trainer: Trainer) -> None:
+        (name,) = self.sizes(config)
+        settle(config, trainer, name, trainer.optimizer, config.student_settles)
+        if config.recycle_every_updates is not None:
+            RecycleUnits(recycler(config)).register(trainer)
+
+
+class TwoStage(Method):
+    """Students of a frozen teacher, which an earlier run has left or a first phase trains."""
+
+    takes = ("teacher_from", "teacher_checkpoint")
+
+    def first_phase(self, config: Any) -> Any:
+        if config.teacher_from is not None:
+            return None
+        first = copy.deepcopy(config)
+        first.method, first.output_dir = "teacher_only", f"{config.output_dir}/teacher"
+        return first
+
+    def load(self, config: Any, networks: Mapping[str, TensorDictModule]) -> dict[str, float]:
+        return load_teacher(networks["teacher"], config.teacher_from)
+
+    def game_seed(self, config: Any) -> int:
+        return super().game_seed(config) + 500  # other games than those of the first phase
+
+    def num_steps(self, config: Any) -> int:
+        """As many as give the updates of the first phase, since there is no warm-up."""
+        return config.total_steps - config.warmup_steps + batch_steps(config)
+
+    def warmup_steps(self, config: Any) -> int:
+        return 0
+
+    def epsilon(self, config: Any) -> tuple[float, float]:
+        return config.two_stage_epsilon, config.two_stage_epsilon
+
+    def optimizer(self, config: Any, parameters: Any) -> None:
+        return None
+
+    def equip(self, config: Any, trainer: Trainer) -> None:
+        trainer.optimization_stepper = FrozenTeacher(with_next=config.imitation and config.td_coeff > 0)
+
+
+METHODS: dict[str, Method] = {
+    "rtpd": Method(),
+    "two_stage": TwoStage(),
+    "scratch": Scratch(),
+    "teacher_only": TeacherOnly(),
+}
+
+
+def student_sizes(config: Any) -> dict[str, str]:
+    """Size of each student by its name, which is the same but for one of the teacher's size: that is no teacher."""
+    names = [SAME_SIZE if size == "teacher" else size for size in config.students]
+    if len(set(names)) != len(names):
+        raise ValueError(
+            f"students must differ, {SAME_SIZE} being the one of size teacher: got {list(config.students)}."
+        )
+    return dict(zip(names, config.students, strict=True))
 
 
 def load_teacher(teacher: TensorDictModule, folder: str | Path) -> dict[str, float]:
@@ -96,59 +218,8 @@ def load_teacher(teacher: TensorDictModule, folder: str | Path) -> dict[str, flo
         folder: what the earlier run of ``rtpd_atari.py`` or ``rtpd_classic.py`` left.
 
     Returns:
-        What that run spent, for :class:`~torchrl_rtpd.runs.RunMonitor`.
+        Steps, updates and seconds that run spent, for :class:`~torchrl_rtpd.runs.RunMonitor`.
     """
     load_weights(teacher, Path(folder) / "weights" / "last" / "teacher.safetensors")
     results: Mapping[str, float] = json.loads((Path(folder) / "results.json").read_text())
     return {name: results[name] for name in ("steps", "updates", "training_seconds", "cpu_seconds")}
-
-
-class FrozenTeacher(OptimizationStepper):
-    """Instead of an update of the teacher: its values of the minibatch, written where students read them.
-
-    Args:
-        with_next: also of the next states, which the target of Eq. 5 asks for.
-    """
-
-    def __init__(self, *, with_next: bool) -> None:
-        self.with_next = with_next
-
-    @torch.no_grad()
-    def step(self, trainer: Trainer, sub_batch: TensorDictBase) -> TensorDictBase:
-        """Run the teacher on ``sub_batch``; there is nothing to log."""
-        loss = trainer.loss_module
-        teacher, key = loss.value_network, loss.tensor_keys.teacher_action_value
-        with loss.value_network_params.to_module(teacher):
-            for part in [sub_batch, sub_batch.get("next")] if self.with_next else [sub_batch]:
-                part.set(key, teacher(part.select(*teacher.in_keys)).get("action_value"))
-        return TensorDict({}, [])
-
-
-class RecycleUnits(TrainerHookBase):
-    """Give the network that a trainer trains what students have: a new start for dormant units.
-
-    Args:
-        recycler: says when, and does it.
-    """
-
-    def __init__(self, recycler: UnitRecycler) -> None:
-        self.recycler = recycler
-
-    def register(self, trainer: Trainer, name: str = "recycle_units") -> None:
-        """Attach to a trainer with a DQN loss."""
-        self._trainer = trainer
-        trainer.register_op("post_optim_log", self.recycle)
-
-    def recycle(self, sub_batch: TensorDictBase) -> None:
-        """Recycle after an update, if it is time."""
-        updates, loss = self._trainer._optim_count, self._trainer.loss_module
-        if self.recycler.due(updates):
-            with loss.value_network_params.to_module(loss.value_network):
-                self.recycler(loss.value_network, sub_batch, self._trainer.optimizer, updates=updates)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: the hook holds no state."""
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing to restore."""

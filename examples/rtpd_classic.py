@@ -4,7 +4,7 @@
     python examples/rtpd_classic.py game=acrobot method=two_stage seed=3
 
 Everything but games and networks is that of rtpd_atari.py: keys, methods, budget, and what a run leaves behind. The
-keys are explained in config/rtpd_classic.yaml.
+keys are explained by --help.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import hydra
 import torch
 from gymnasium.vector import AutoresetMode
 from methods import Task
-from rtpd_atari import Config, start
+from rtpd_atari import start
+from settings import Config
 from torch import nn
 from torchrl import torchrl_logger
 from torchrl.data import LazyTensorStorage, MultiStep, TensorDictReplayBuffer

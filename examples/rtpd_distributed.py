@@ -15,16 +15,14 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from scoreboard import compare, report
+from scoreboard import begin, compare, report
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule
-from torchrl import torchrl_logger
 from torchrl.checkpoint import Checkpoint
 from torchrl.collectors.distributed import RayCollector
 from torchrl.data import Categorical, LazyTensorStorage, RayReplayBuffer, TensorDictReplayBuffer
@@ -124,27 +122,11 @@ def train_remotely(
     steps: int, *, seed: int, workers: int, learners: int, backend_options: dict | None = None
 ) -> dict[str, TensorDictModule]:
     """Collect and train in Ray actors; returns the networks."""
-    options = backend_options or {}
     torch.manual_seed(seed)
     teacher, student = make_actor(128), make_actor(16)
     loss = teacher_loss(teacher)
     hook = student_hook(student)
-    # In this order, since the first one starts Ray.
-    replay_buffer = RayReplayBuffer(
-        replay_buffer_cls=TensorDictReplayBuffer,
-        storage=partial(LazyTensorStorage, steps),
-        batch_size=128,
-        ray_init_config=options.get("ray_init_config"),
-        remote_config={"num_cpus": 0},
-    )
-    collector = RayCollector(
-        [make_env] * workers,
-        policy=ExploringActor(teacher.module[0].module, in_keys=["observation"], spec=Categorical(2)),
-        frames_per_batch=64 * workers,
-        total_frames=steps,
-        sync=True,
-        **options,
-    )
+    replay_buffer, collector = remote_parts(steps, teacher, workers, backend_options or {})
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             collector=collector,
@@ -176,11 +158,33 @@ def train_remotely(
     return {"teacher": teacher, "student": student}
 
 
+def remote_parts(
+    steps: int, teacher: QValueActor, workers: int, options: dict[str, Any]
+) -> tuple[RayReplayBuffer, RayCollector]:
+    """Replay buffer and collector as Ray actors, in this order, since the first one starts Ray."""
+    replay_buffer = RayReplayBuffer(
+        replay_buffer_cls=TensorDictReplayBuffer,
+        storage=partial(LazyTensorStorage, steps),
+        batch_size=128,
+        ray_init_config=options.get("ray_init_config"),
+        remote_config={"num_cpus": 0},
+    )
+    collector = RayCollector(
+        [make_env] * workers,
+        policy=ExploringActor(teacher.module[0].module, in_keys=["observation"], spec=Categorical(2)),
+        frames_per_batch=64 * workers,
+        total_frames=steps,
+        sync=True,
+        **options,
+    )
+    return replay_buffer, collector
+
+
 class LearnerState:
     """Takes the learners' part of a checkpoint."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing of its own."""
+        """Return an empty state: there is nothing to save."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -225,11 +229,7 @@ def main() -> None:
     options = vars(parser.parse_args())
     if options["learners"] and (options["backend"] != "ray" or options["acting"]):
         parser.error("--learners needs --backend ray, and the teacher acts.")
-    # TorchRL says that DQNTrainer is experimental and that its own optimiser hook will be replaced; neither helps here.
-    warnings.filterwarnings("ignore", message="DQNTrainer is an experimental", category=UserWarning)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torchrl")
-    torchrl_logger.setLevel("WARNING")
-    torch.set_num_threads(1)  # the networks are too small for more
+    begin()
     run(**options)
 
 

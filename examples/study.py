@@ -27,8 +27,10 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from torchrl.checkpoint import CheckpointError
 
 from torchrl_rtpd.evaluation.comparison import COSTS
+from torchrl_rtpd.runs.checkpoints import newest_checkpoint
 from torchrl_rtpd.runs.metrics import read_metrics
 
 CONFIG = Path(__file__).resolve().parent / "config"
@@ -40,10 +42,10 @@ class Run:
     """One run of a study.
 
     Attributes:
-        row, game, seed: what it is.
+        row, game, seed: its place in the study.
         script: module in this folder with ``run`` and a ``main`` of Hydra's.
         overrides: of the script's configuration, complete.
-        folder: where it writes.
+        folder: receives what it leaves.
     """
 
     row: str
@@ -55,12 +57,12 @@ class Run:
 
     @property
     def command(self) -> str:
-        """What reproduces it from the repository's root."""
+        """Command that reproduces it from the repository's root."""
         return f"python examples/{self.script}.py {' '.join(self.overrides)}"
 
     @property
     def done(self) -> bool:
-        """Whether it has its results."""
+        """True once it has its results."""
         return (self.folder / "results.json").exists()
 
 
@@ -93,11 +95,22 @@ def chosen(runs: Iterator[Run], **wanted: list[Any] | None) -> list[Run]:
 
 
 def make(run: Run) -> bool:
-    """Do a run in a process of its own, from its last checkpoint if it was cut; whether it got to its end."""
-    if (run.folder / "checkpoints").exists() and _made(run, f"resume={run.folder}"):
-        return True
+    """Do a run in a process of its own, from its last checkpoint if it was cut; True if it got to its end.
+
+    A run that has a whole checkpoint is never begun from scratch, whatever makes it fail: delete its folder for that.
+    """
+    if _can_go_on(run):
+        return _made(run, f"resume={run.folder}")
     shutil.rmtree(run.folder, ignore_errors=True)
     return _made(run, *run.overrides)
+
+
+def _can_go_on(run: Run) -> bool:
+    try:
+        newest_checkpoint(run.folder)
+    except CheckpointError:
+        return False
+    return True
 
 
 def _made(run: Run, *overrides: str) -> bool:

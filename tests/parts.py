@@ -234,3 +234,27 @@ def whole_state(run) -> dict:
     state.pop("replay_buffer", None)  # its files hold places that were never written
     state["replay"] = run.buffer[:].to_dict()
     return bits(state)
+
+
+def entry(name, parameters, latency, score):
+    """A network of results.json with a standard error of 1."""
+    return {
+        "name": name,
+        "parameters": parameters,
+        "latency_ms": latency,
+        "score_mean": score,
+        "score_standard_error": 1.0,
+    }
+
+
+FLEET = {
+    "game": "pong",
+    "random_score": -20.0,
+    "networks": [
+        entry("teacher", 100, 2.0, 9.0),
+        entry("large", 50, 1.0, 5.0),
+        entry("dominated", 60, 1.0, 5.0),
+        entry("small", 10, 1.0, 7.0),
+        entry("quick", 20, 0.5, 6.0),
+    ],
+}

@@ -12,7 +12,14 @@ from torchrl_rtpd.files import load_pretrained, load_weights, save_weights
 from torchrl_rtpd.networks import TOWERS, NatureTower, Tower, UnitRecycler, make_actor, recycle_dormant
 from torchrl_rtpd.objectives import ContinuousDistillationLoss, DistillationLoss, StudentDQNLoss, TeacherDQNLoss
 from torchrl_rtpd.replay import FrameStackStorage, make_replay_buffer
-from torchrl_rtpd.runs import DivergenceGuard, SaveCheckpoints, StopOnSignal, StopWhenCaughtUp
+from torchrl_rtpd.runs import (
+    DivergenceGuard,
+    Experiment,
+    Protection,
+    SaveCheckpoints,
+    StopOnSignal,
+    StopWhenCaughtUp,
+)
 from torchrl_rtpd.schedules import (
     ExponentialSchedule,
     GapSchedule,
@@ -52,6 +59,7 @@ __all__ = [
     "DriftCheck",
     "DualNetworkCollector",
     "Evaluator",
+    "Experiment",
     "ExponentialSchedule",
     "FrameStackStorage",
     "GapSchedule",
@@ -61,6 +69,7 @@ __all__ = [
     "LinearSchedule",
     "NatureTower",
     "PiecewiseSchedule",
+    "Protection",
     "RealTimeDistillStepper",
     "RealTimeDistillTrainer",
     "RecyclingCheck",

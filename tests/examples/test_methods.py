@@ -8,7 +8,6 @@ import pytest
 import rtpd_atari
 import rtpd_classic
 import torch
-from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from torchrl_rtpd.runs.metrics import read_metrics
@@ -162,12 +161,25 @@ def test_scratch_recycles_as_students_do(tmp_path):
         (["method=two_stage", "students=[]"], r"method=two_stage needs students: got \[\]"),
         (["method=scratch", "students=[mlp16,mlp32]"], r"one student.*got \['mlp16', 'mlp32'\]; make a run for each"),
         (["learn_from=worst"], "learn_from must be one of latest, average, lagging, best: got 'worst'"),
-        (["method=two_stage", "learn_from=best"], "learn_from=best is for method=rtpd.*got two_stage"),
-        (["teacher_from=x"], "teacher_from is for method=two_stage: got rtpd"),
+        (["method=two_stage", "learn_from=best"], "learn_from=best is for method=rtpd.*got method=two_stage"),
+        (["method=scratch", "learn_from=best"], "learn_from=best is for method=rtpd.*got method=scratch"),
+        (["method=teacher_only", "learn_from=best"], "learn_from=best is for method=rtpd.*got method=teacher_only"),
+        (["teacher_from=x"], "teacher_from=x is for method=two_stage: got method=rtpd"),
+        (["method=scratch", "teacher_from=x"], "teacher_from=x is for method=two_stage: got method=scratch"),
+        (["method=teacher_only", "teacher_from=x"], "teacher_from=x is for method=two_stage: got method=teacher_only"),
+        (
+            ["method=scratch", "teacher_checkpoint=x"],
+            "teacher_checkpoint=x is for methods with a teacher: got method=s",
+        ),
         (["td_coeff=0", "distill_coeff=0"], "students learn nothing with td_coeff=0 and distill_coeff=0"),
         (["game=chess"], "game must be one of cartpole, acrobot: got 'chess'"),
         (["students=[net1]"], "unknown network 'net1'; students are named mlp64, mlp32, mlp16"),
-        (["acting=nobody"], "acting must be 'teacher', 'student'.*got 'nobody'"),
+        (["acting=nobody"], r"acting must lie in \[0, 1\], or be teacher, or be student: got 'nobody'"),
+        (["students=[mlp16,mlp16]"], r"students must differ, .*: got \['mlp16', 'mlp16'\]"),
+        (
+            ["students=[teacher,teacher]"],
+            r"students must differ, teacher_size being .*: got \['teacher', 'teacher'\]",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused(tmp_path, overrides, message):
@@ -176,11 +188,28 @@ def test_what_does_not_go_together_is_refused(tmp_path, overrides, message):
         _run(tmp_path, *overrides)
 
 
-def test_the_classic_configuration_sets_every_key():
-    """No key of the schema is left without a value."""
-    with hydra.initialize_config_dir(str(EXAMPLES / "config"), version_base="1.3"):
-        config = hydra.compose("rtpd_classic", ["output_dir=x"])
-    assert not OmegaConf.missing_keys(config)
+@pytest.mark.parametrize("students", ["[teacher]", "[teacher,mlp16]", "[mlp16,teacher]"])
+def test_a_student_of_the_teachers_size_is_a_network_of_its_own(made, tmp_path, students):
+    """It has a name of its own, learns, and leaves its teacher and the other student's place as they are."""
+    results = _run(tmp_path, f"students={students}")
+    names = [name.replace("teacher", "teacher_size") for name in students.strip("[]").split(",")]
+    assert [network["name"] for network in results["networks"]] == ["teacher", *names]
+    sizes = {network["name"]: network["parameter_ratio"] for network in results["networks"]}
+    assert sizes["teacher_size"] == sizes["teacher"] == 1.0
+    roles = [network["role"] for network in results["networks"]]
+    assert roles == ["teacher", *["student"] * len(names)]
+    teacher, student = _last(tmp_path, "teacher"), _last(tmp_path, "teacher_size")
+    assert _equal(teacher, _last(made["rtpd"][0], "teacher")) and not _equal(teacher, student)
+    assert read_metrics(tmp_path / "metrics.csv")["teacher_size/agreement"][-1] > 0
+    _run(tmp_path / "still", f"students={students}", "student_learning_rate=0", "evaluate_every_steps=null")
+    assert not _equal(student, _last(tmp_path / "still", "teacher_size"))
+
+
+@pytest.mark.parametrize("method", ["two_stage", "scratch"])
+def test_the_other_methods_have_a_student_of_that_size_too(tmp_path, method):
+    results = _run(tmp_path, f"method={method}", "students=[teacher]", "evaluate_every_steps=null")
+    assert results["networks"][-1]["name"] == "teacher_size" and results["networks"][-1]["role"] == "student"
+    assert (tmp_path / "weights" / "last" / "teacher_size.safetensors").exists()
 
 
 def test_the_main_example_has_the_same_methods(tmp_path):

@@ -3,6 +3,8 @@
 import csv
 import dataclasses
 import json
+import shutil
+import sys
 from pathlib import Path
 
 import hydra
@@ -93,6 +95,19 @@ def test_a_run_that_was_cut_goes_on_from_its_last_checkpoint(done):
     assert [after[key] for key in same] == [before[key] for key in same]
     scores = [[network["final_score"] for network in found["networks"]] for found in (before, after)]
     assert scores[0] == scores[1]
+
+
+def test_a_cut_run_that_fails_to_go_on_keeps_what_it_has(done, tmp_path, monkeypatch):
+    """It is named as failed, and not begun from scratch."""
+    _, runs = done
+    cut = dataclasses.replace(runs[0], folder=tmp_path / "cut")
+    shutil.copytree(runs[0].folder, cut.folder)
+    (cut.folder / "results.json").unlink()
+    monkeypatch.setattr(sys, "executable", "false")  # a machine on which nothing starts
+    assert not study.make(cut)
+    assert (cut.folder / "metrics.csv").read_text() == (runs[0].folder / "metrics.csv").read_text()
+    shutil.rmtree(cut.folder / "checkpoints")
+    assert not study.make(cut) and not cut.folder.exists()
 
 
 def test_a_run_that_is_done_is_left_alone_and_one_that_fails_is_named(done, tmp_path, monkeypatch, capsys):

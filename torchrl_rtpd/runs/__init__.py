@@ -1,14 +1,25 @@
 """Parts of a run that takes days: watch, save, guard, stop, report."""
 
 from torchrl_rtpd.runs.checkpoints import SaveCheckpoints, newest_checkpoint
-from torchrl_rtpd.runs.config import resumed_config, resumed_steps
+from torchrl_rtpd.runs.config import (
+    changed_settings,
+    check_settings,
+    resumed_config,
+    resumed_steps,
+    saved_config,
+    setting,
+    settings_help,
+    settings_that_may_change,
+)
 from torchrl_rtpd.runs.environment import run_environment
+from torchrl_rtpd.runs.experiment import Experiment
 from torchrl_rtpd.runs.figures import plot_curves, plot_front
 from torchrl_rtpd.runs.folder import RunFolder
 from torchrl_rtpd.runs.guards import DivergenceError, DivergenceGuard
 from torchrl_rtpd.runs.metrics import write_json
 from torchrl_rtpd.runs.monitor import RunMonitor
 from torchrl_rtpd.runs.process import keep_freed_memory
+from torchrl_rtpd.runs.protect import Protection, protect
 from torchrl_rtpd.runs.ranges import check_choices, check_ranges
 from torchrl_rtpd.runs.report import pareto_front, results_table
 from torchrl_rtpd.runs.stopping import StopOnSignal, StopWhenCaughtUp, catches_up
@@ -16,22 +27,31 @@ from torchrl_rtpd.runs.stopping import StopOnSignal, StopWhenCaughtUp, catches_u
 __all__ = [
     "DivergenceError",
     "DivergenceGuard",
+    "Experiment",
+    "Protection",
     "RunFolder",
     "RunMonitor",
     "SaveCheckpoints",
     "StopOnSignal",
     "StopWhenCaughtUp",
     "catches_up",
+    "changed_settings",
     "check_choices",
     "check_ranges",
+    "check_settings",
     "keep_freed_memory",
     "newest_checkpoint",
     "pareto_front",
     "plot_curves",
     "plot_front",
+    "protect",
     "results_table",
     "resumed_config",
     "resumed_steps",
     "run_environment",
+    "saved_config",
+    "setting",
+    "settings_help",
+    "settings_that_may_change",
     "write_json",
 ]

@@ -1,4 +1,4 @@
-"""Numbers and names of a configuration, checked before anything is built from them."""
+"""Ranges of numbers and sets of names, checked before anything is built from them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["check_choices", "check_ranges"]
+__all__ = ["check_choices", "check_ranges", "lies_within"]
 
 
 def check_ranges(config: Any, ranges: Mapping[str, str]) -> None:
@@ -26,16 +26,24 @@ def check_ranges(config: Any, ranges: Mapping[str, str]) -> None:
         ValueError: gamma must lie in [0, 1]: got 1.5.
     """
     for interval, keys in ranges.items():
-        low, high = (float(bound) for bound in interval[1:-1].split(","))
         for key in keys.split():
             value = config[key] if isinstance(config, Mapping) else getattr(config, key)
-            if value is None:
-                continue
-            number = isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
-            above = number and (value > low or (value == low and interval[0] == "["))
-            below = number and (value < high or (value == high and interval[-1] == "]"))
-            if not (above and below):
+            if value is not None and not lies_within(value, interval):
                 raise ValueError(f"{key} must lie in {interval}: got {value!r}.")
+
+
+def lies_within(value: Any, interval: str) -> bool:
+    """Return True for a number in an interval; what is no number lies in none.
+
+    Examples:
+        >>> lies_within(0.5, "(0, 1]"), lies_within(0.0, "(0, 1]"), lies_within(True, "[0, inf)")
+        (True, False, False)
+    """
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or math.isnan(value):
+        return False
+    low, high = (float(bound) for bound in interval[1:-1].split(","))
+    above = value > low or (value == low and interval[0] == "[")
+    return above and (value < high or (value == high and interval[-1] == "]"))
 
 
 def check_choices(config: Any, **choices: Sequence[str]) -> None:

@@ -1,8 +1,4 @@
-"""What a run leaves behind: rows of metrics, a table of results, a figure of the curves.
-
-Files are written as the run goes on, so that one that fails leaves what it had. Every figure and table is made from
-these files.
-"""
+"""Table of a run's results, with the networks on its Pareto front marked."""
 
 from __future__ import annotations
 
@@ -34,7 +30,7 @@ def results_table(results: Mapping[str, Any]) -> str:
     With several students those on the :func:`pareto_front` are marked.
 
     Args:
-        results: the content of ``results.json``. What no network has gets no column.
+        results: the content of ``results.json``. A column that would be empty is left out.
     """
     teacher, *students = results["networks"]
     if all(student.get("score_mean") is not None for student in students):
@@ -60,11 +56,13 @@ def results_table(results: Mapping[str, Any]) -> str:
 
 
 def pareto_front(networks: Sequence[Mapping[str, Any]]) -> set[str]:
-    """Names of the networks that no other beats: smaller or equal, faster or equal and scoring as high, one strictly.
+    """Names of the networks that no other beats.
+
+    One network beats another if it is as small, as fast and scores as high, and is better in one of the three.
 
     Args:
-        networks: entries of ``results.json``, with ``parameters``, ``latency_ms`` and ``score_mean``; none are on the
-            front where one of them lacks a score.
+        networks: entries of ``results.json``, with ``parameters``, ``latency_ms`` and ``score_mean``. Where one of them
+            lacks a time or a score, the front is empty.
 
     Examples:
         >>> sizes = {"teacher": (100, 9.0), "small": (10, 5.0), "useless": (20, 4.0)}

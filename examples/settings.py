@@ -1,0 +1,253 @@
+"""Keys of the main example and of its twin: type, default, range and help of each, in this one place.
+
+YAML files in config/ hold values, ``python examples/rtpd_atari.py --help`` prints what stands here. Steps are agent
+decisions, updates are gradient steps; a frame is a step divided by the frame skip of 4. A key without a default gets
+its value from a preset.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from hydra.core.config_store import ConfigStore
+from learning import TEACHERS
+from methods import METHODS
+
+from torchrl_rtpd.objectives.discrete import DIVERGENCES
+from torchrl_rtpd.runs.config import (
+    changed_settings,
+    check_settings,
+    resumed_config,
+    resumed_steps,
+    saved_config,
+    setting,
+    settings_help,
+    settings_that_may_change,
+)
+from torchrl_rtpd.runs.guards import POLICIES
+
+MANY, SHARE = "[1, 1e12]", "[0, 1]"
+RENAMED = {"teacher.checkpoint": "teacher_checkpoint"}  # keys of earlier versions
+
+
+@dataclass
+class Config:
+    """What the command line of rtpd_atari.py and rtpd_classic.py takes."""
+
+    method: str = setting("rtpd", "what is trained, see methods.py", choices=list(METHODS))
+    game: str = setting(help="ALE's name in snake case; in rtpd_classic.py a key of its GAMES")
+    students: list[str] = setting(
+        [], "names in torchrl_rtpd.TOWERS, in rtpd_classic.py in its UNITS; teacher trains one of the teacher's size"
+    )
+    seed: int = setting(0, "of networks, games and exploration", within="[0, 1e6]")
+    output_dir: str | None = setting(None, "folder of the run; null makes a new one in outputs/")
+    tensorboard: bool = setting(True, "write events for TensorBoard", may_change=True)
+    progress_bar: bool = setting(True, "show progress and scores", may_change=True)
+
+    # Where and how fast
+    device: str = setting("cpu", "where the networks learn: cpu | cuda | cuda:<number>", may_change=True)
+    threads: int = setting(2, "of torch and of ALE", within=MANY, may_change=True)
+    amp: bool = setting(False, "bfloat16 below the heads; slower than float32 on a CPU without instructions for it")
+    compile: bool = setting(
+        False, "torch.compile the networks: a minute or more before the first update, for a GPU", may_change=True
+    )
+    cudagraph: bool = setting(
+        False, "replay each update as one CUDA graph: several times as fast, for a GPU", may_change=True
+    )
+    overlap: bool = setting(
+        False, "play the first step of a batch while learning from the one before; use with rollout_steps=1"
+    )
+    single_frames: bool = setting(
+        False, "the environment shows single frames, stacked for the network that acts: less to copy, for many games"
+    )
+
+    # The loss of the students
+    divergence: str = setting("forward_kl", "from teacher to student", choices=DIVERGENCES)
+    temperature: Any = setting(
+        0.1,
+        "of both networks, in units of the action values; auto follows the teacher's values",
+        within="(0, inf)",
+        choices=["auto"],
+    )
+    student_temperature: float | None = setting(
+        None, "of the students where it is to differ; null is the same", within="(0, 1e12]"
+    )
+    imitation: bool = setting(
+        True, "the teacher chooses the action of the students' targets (Eq. 5); otherwise they do (Eq. 2)"
+    )
+    td_coeff: float = setting(
+        1.0, "weight of the students' own TD error (paper: 1); 0 saves its target network", within="[0, 1e12]"
+    )
+    distill_coeff: float = setting(
+        1.0, "weight of the divergence (paper: 1); 0 leaves the TD error, on the teacher's games", within="[0, 1e12]"
+    )
+    learn_from: str = setting(
+        "latest", "version of the teacher to learn from; best is that of the best evaluation", choices=list(TEACHERS)
+    )
+    acting: Any = setting(
+        "teacher", "who plays, or the probability that a student does", within=SHARE, choices=["teacher", "student"]
+    )
+    teacher_checkpoint: str | None = setting(None, "begin with the teacher's weights in this file or folder")
+    teacher_from: str | None = setting(
+        None, "method=two_stage: output_dir of an earlier run whose last teacher to distil; null trains it first"
+    )
+    two_stage_epsilon: float = setting(
+        0.05, "random actions while the frozen teacher plays (Rusu et al. 2015)", within=SHARE
+    )
+
+    # Collecting and learning
+    total_steps: int = setting(
+        help="steps of the run; resume=PATH total_steps=MORE trains for longer", within=MANY, may_change=True
+    )
+    warmup_steps: int = setting(help="random play before the first update", within="[0, 1e12]")
+    num_envs: int = setting(help="games side by side", within=MANY, may_change=True)
+    rollout_steps: int = setting(help="steps of each game between two rounds of updates", within=MANY)
+    batch_size: int = setting(help="transitions in a minibatch", within=MANY)
+    steps_per_update: int = setting(help="steps between two updates (Nature DQN: 4)", within=MANY)
+    n_step: int = setting(help="steps of a return before it is bootstrapped", within=MANY)
+    gamma: float = setting(help="discount factor of a step", within=SHARE)
+    replay_capacity: int = setting(help="transitions kept to learn from", within=MANY)
+    teacher_optimizer: str = setting("adam", "rmsprop is the paper's, centred", choices=["adam", "rmsprop"])
+    teacher_learning_rate: float = setting(help="before it settles", within=SHARE)
+    student_learning_rate: float = setting(help="before it settles", within=SHARE)
+    teacher_settles: list[float] | None = setting(
+        None, "shares of the run between which the learning rate falls to a hundredth, such as [0.6, 0.9]; null: never"
+    )
+    student_settles: list[float] | None = setting(None, "likewise")
+    recycle_every_updates: int | None = setting(
+        None, "give dormant units of students a new start, until their rate settles; null: never", within=MANY
+    )
+    target_every_updates: int = setting(help="updates between two copies to the target networks", within=MANY)
+    epsilon_end: float = setting(help="share of random actions at last", within=SHARE)
+    epsilon_steps: int = setting(help="steps over which the share of random actions falls from 1", within=MANY)
+    loss_function: str = setting("smooth_l1", "of the TD errors", choices=["smooth_l1", "l2", "l1"])
+
+    # Evaluation
+    evaluate_every_steps: int | None = setting(
+        help="0: only at the end, null: never", within="[0, 1e12]", may_change=True
+    )
+    evaluate_from_steps: int = setting(
+        0,
+        "no evaluation before: while the teacher has not settled a network may score well and know little",
+        within="[0, 1e12]",
+        may_change=True,
+    )
+    evaluation_episodes: int = setting(help="games of each network at each evaluation", within=MANY)
+    final_episodes: int = setting(help="games of each kept network at the end", within=MANY)
+    evaluation_epsilon: float = setting(0.05, "random actions in evaluation (the paper's)", within=SHARE)
+    max_episode_steps: int = setting(help="bound on a game in evaluation; cut games are reported", within=MANY)
+    evaluation_seconds: float | None = setting(
+        3_600.0, "give up an evaluation of a network that takes longer; null: never", within="(0, 1e12]"
+    )
+
+    # What a run survives; docs/promises.md says more
+    resume: str | None = setting(
+        None, "a checkpoint, or a run's folder, to go on from with the configuration that run had"
+    )
+    schedules: str = setting(
+        "stretch",
+        "a resumed run with other total_steps: schedules keep their steps, or stretch to the same shares of the run",
+        choices=["keep", "stretch"],
+        may_change=True,
+    )
+    schedule_steps: int | None = setting(
+        None, "length of run that learning rates settle over; null is total_steps", within=MANY
+    )
+    checkpoint_every_steps: int = setting(help="steps between two checkpoints", within=MANY, may_change=True)
+    checkpoint_keep: int = setting(
+        2, "newest checkpoints kept, in addition to the one of the best students", within=MANY, may_change=True
+    )
+    checkpoint_replay: bool = setting(
+        False,
+        "save the replay, 7 kB a transition of Atari; otherwise a resumed run plays warmup_steps to fill it again",
+        may_change=True,
+    )
+    on_divergence: str = setting("stop", "what to do where training diverges", choices=POLICIES, may_change=True)
+    stop_after_evaluations: int | None = setting(
+        None, "end when the students held 90 % of the teacher's score so often in a row; null: never", within=MANY
+    )
+
+
+_HELP = f"""Keys, their defaults (- where a preset gives the value) and their meaning:
+
+{settings_help(Config)}
+
+Give any of them as key=value. Presets: preset=quick, preset=paper.
+
+$FLAGS_HELP
+"""
+ConfigStore.instance().store(name="settings", node=Config)
+ConfigStore.instance().store(
+    group="hydra/help", name="settings", node={"app_name": "", "header": "", "footer": "", "template": _HELP}
+)
+
+
+def check(config: Config) -> None:
+    """Refuse, before anything is built or written, what could only fail later."""
+    check_settings(config, Config)
+    if config.warmup_steps >= config.total_steps:
+        raise ValueError(
+            f"nothing is learned in the warm-up: got warmup_steps={config.warmup_steps} of total_steps="
+            f"{config.total_steps}; make it shorter."
+        )
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", config.device):
+        raise ValueError(f"device must be cpu, cuda or cuda:<number>: got {config.device!r}.")
+    batch_steps = config.num_envs * config.rollout_steps
+    if batch_steps % config.steps_per_update:
+        raise ValueError(
+            f"num_envs * rollout_steps must be a multiple of steps_per_update: got {config.num_envs} * "
+            f"{config.rollout_steps} and {config.steps_per_update}; change rollout_steps."
+        )
+    for key in ("teacher_settles", "student_settles"):
+        share = getattr(config, key)
+        if share is not None and (len(share) != 2 or not 0 <= share[0] < share[1] <= 1):
+            raise ValueError(f"{key} must be two shares of the run, such as [0.6, 0.9]: got {list(share)}.")
+    if config.final_episodes % config.evaluation_episodes:
+        raise ValueError(
+            "final_episodes must be a multiple of evaluation_episodes: got "
+            f"{config.final_episodes} and {config.evaluation_episodes}."
+        )
+    if config.td_coeff == 0 and config.distill_coeff == 0:
+        raise ValueError("students learn nothing with td_coeff=0 and distill_coeff=0; set one of them.")
+    METHODS[config.method].check(config)
+    _check_device(config)
+
+
+def _check_device(config: Config) -> None:
+    if config.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device={config.device} needs a GPU that torch can see: there is none; use device=cpu.")
+    if config.cudagraph and not config.device.startswith("cuda"):
+        raise ValueError(f"cudagraph=true needs device=cuda: got device={config.device}; use compile=true on a CPU.")
+    if config.cudagraph and config.method == "two_stage":
+        raise ValueError("cudagraph=true captures the teacher's update: got method=two_stage, whose teacher is frozen.")
+
+
+def resumed(config: Config, overrides: Sequence[str]) -> Config:
+    """Configuration of a run that goes on: its own, with what the command line may change, which is printed.
+
+    Args:
+        config: the command line's; ``resume`` names a checkpoint or a run's folder.
+        overrides: the command line itself, ``key=value`` each.
+
+    Raises:
+        ValueError: a key that a resumed run keeps, or fewer steps than it has made.
+    """
+    keys = settings_that_may_change(Config)
+    run = cast(Config, resumed_config(config, overrides, may_change=keys, renamed=RENAMED))
+    before, done = saved_config(run.resume, RENAMED), resumed_steps(run.resume)
+    if run.total_steps != before["total_steps"] and METHODS[run.method].num_steps(run) <= done:
+        raise ValueError(f"a resumed run goes on: got total_steps={run.total_steps} at step {done}; give more.")
+    changed = changed_settings(before, run, keys)
+    length = before.get("schedule_steps") or before["total_steps"]
+    if run.schedules == "stretch":
+        run.epsilon_steps = max(1, round(run.epsilon_steps * run.total_steps / length))
+        run.schedule_steps = None
+    else:
+        run.schedule_steps = length
+    if changed:
+        print(f"Resumed at step {done:,} with {changed}.")
+    return run

@@ -1,0 +1,130 @@
+"""Final scores of a run: who is the teacher, what is compared, and which weights play."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from drop_in_dqn import make_actor, make_env
+from drop_in_ppo import make_policy
+
+from torchrl_rtpd import Evaluator
+from torchrl_rtpd.evaluation.scores import Scores
+from torchrl_rtpd.runs.final import compared_scores, final_results, network_sizes, teacher_name
+from torchrl_rtpd.runs.metrics import MetricsFile
+
+PARAMETERS = {4: 4 * 4 + 4 + 4 * 4 + 4 + 4 * 2 + 2, 8: 4 * 8 + 8 + 8 * 8 + 8 + 8 * 2 + 2}
+
+
+@pytest.fixture
+def evaluator():
+    evaluator = Evaluator(lambda: make_env(2), episodes=2, epsilon=0.0)
+    yield evaluator
+    evaluator.close()
+
+
+@pytest.fixture
+def networks(evaluator):
+    return {"teacher": make_actor(8, evaluator.env, seed=0), "small": make_actor(4, evaluator.env, seed=1)}
+
+
+def test_sizes_are_told_beside_the_teachers(networks):
+    assert network_sizes(networks) == {
+        "teacher": {"name": "teacher", "role": "teacher", "parameters": PARAMETERS[8], "parameter_ratio": 1.0},
+        "small": {
+            "name": "small",
+            "role": "student",
+            "parameters": PARAMETERS[4],
+            "parameter_ratio": PARAMETERS[4] / PARAMETERS[8],
+        },
+    }
+    alone = network_sizes({"small": networks["small"]})["small"]
+    assert (alone["role"], alone["parameter_ratio"]) == ("student", None)
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted"), [(["big", "teacher"], "big"), (["teacher"], "teacher"), (["net17"], None)]
+)
+def test_the_teacher_is_the_first_of_several_and_one_alone_by_its_name(names, wanted):
+    assert teacher_name(dict.fromkeys(names)) == wanted
+
+
+def test_scores_are_those_of_the_evaluator_and_stand_between_random_and_teacher(evaluator, networks):
+    """Against the evaluator itself, on the same games, and the definition of each ratio."""
+    scores, compared = compared_scores(networks, evaluator, seed=7)
+    means = {name: evaluator(network, seed=7).mean for name, network in networks.items()}
+    random_mean = evaluator(networks["teacher"], seed=7, epsilon=1.0).mean
+    rows = compared["rows"]
+    assert {name: row["score_mean"] for name, row in rows.items()} == means
+    assert compared["random_score"] == random_mean
+    assert {name: found.mean for name, found in scores.items()} == means
+    assert rows["small"]["percent_of_teacher"] == pytest.approx(100 * means["small"] / means["teacher"])
+    gap = means["teacher"] - random_mean
+    wanted = (means["small"] - random_mean) / gap if gap > 0 else None
+    assert rows["small"]["normalised"] == (None if wanted is None else pytest.approx(wanted))
+    assert rows["teacher"]["agreement"] == 1.0 and 0 <= rows["small"]["agreement"] <= 1
+
+
+def test_policies_that_value_no_actions_are_compared_by_scores_alone(evaluator):
+    policies = {"teacher": make_policy(8, seed=0), "student": make_policy(4, seed=1)}
+    rows = compared_scores(policies, evaluator, seed=0)[1]["rows"]
+    assert "agreement" not in rows["student"] and rows["student"]["percent_of_teacher"] > 0
+
+
+def test_a_student_that_sees_something_else_has_no_agreement(evaluator, networks):
+    """The states that are kept are the teacher's."""
+    other = make_actor(4, evaluator.env, seed=1)
+    other.module[0].in_keys = ["seen"]
+    other.in_keys = ["seen"]
+    assert "seen" not in evaluator.env.observation_spec.keys()
+    from torchrl_rtpd.runs.final import _agreement
+
+    games = Scores((1.0,), 0, 1, evaluator.env.reset().select("observation"))
+    assert _agreement({"teacher": networks["teacher"], "other": other}, "teacher", games) == {"teacher": 1.0}
+
+
+def watched(evaluator, networks, folder):
+    """A monitor after a run, as far as the final results read it."""
+    metrics = MetricsFile(folder / "metrics.csv", ["steps", "teacher/score", "small/score"])
+    for steps, teacher, small in ((100, 20.0, 10.0), (200, 40.0, 30.0)):
+        metrics.append({"steps": steps, "teacher/score": teacher, "small/score": small})
+    return SimpleNamespace(
+        evaluator=evaluator,
+        networks=networks,
+        best={name: make_actor(8 if name == "teacher" else 4, evaluator.env, seed=5) for name in networks},
+        best_scores={"teacher": Scores((40.0, 60.0), 0, 9), "small": Scores((30.0,), 0, 9)},
+        last_scores={"teacher": Scores((20.0,), 0, 9), "small": Scores((30.0,), 0, 9)},
+        metrics=metrics,
+    )
+
+
+def test_kept_and_last_weights_play_the_same_games(evaluator, networks, tmp_path):
+    """Weights that are the kept ones are not played twice; scores of the run stand beside."""
+    monitor = watched(evaluator, networks, tmp_path)
+    monitor.networks["small"].load_state_dict(monitor.best["small"].state_dict())
+    teacher, small = final_results(monitor, games=1, seed=3)["networks"]
+    assert teacher["score_mean"] == evaluator(monitor.best["teacher"], seed=3).mean
+    assert teacher["final_score"] == evaluator(networks["teacher"], seed=3).mean
+    assert small["final_score"] == small["score_mean"]
+    assert (teacher["kept_score"], teacher["last_score"]) == (50.0, 20.0)
+    assert teacher["latency_ms"] > 0
+
+
+def test_max_and_mean_come_from_the_evaluations_of_the_run(evaluator, networks, tmp_path):
+    """The student's best, 30, and its mean, 20, in percent of the teacher's 40 and 30."""
+    small = final_results(watched(evaluator, networks, tmp_path), games=1, seed=3)["networks"][1]
+    assert small["max_percent"] == pytest.approx(75.0)
+    assert small["mean_percent"] == pytest.approx(100 * 20 / 30)
+
+
+def test_without_games_sizes_and_times_are_all(evaluator, networks, tmp_path):
+    found = final_results(watched(evaluator, networks, tmp_path), games=None, seed=3)
+    assert list(found) == ["networks"]
+    assert {"name", "role", "parameters", "parameter_ratio", "latency_ms"} == found["networks"][0].keys()
+
+
+def test_the_games_do_not_touch_the_global_stream(evaluator, networks):
+    torch.manual_seed(0)
+    wanted = torch.rand(3)
+    torch.manual_seed(0)
+    compared_scores(networks, evaluator, seed=0)
+    assert torch.equal(torch.rand(3), wanted)

@@ -1,0 +1,177 @@
+"""Final scores of a run: kept and last networks, on games that chose none of them.
+
+Scores are raw returns of whole games; ``normalised`` is 0 for the random player and 1 for the teacher.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModule
+
+from torchrl_rtpd.evaluation.comparison import paper_percentages
+from torchrl_rtpd.evaluation.evaluator import Evaluator
+from torchrl_rtpd.evaluation.scores import Scores, agreement_with_teacher, latency_ms
+from torchrl_rtpd.functional.scores import normalised_score
+from torchrl_rtpd.networks.towers import num_parameters
+from torchrl_rtpd.runs.metrics import read_metrics
+from torchrl_rtpd.runs.monitor import RunMonitor
+
+__all__ = ["compared_scores", "final_results", "network_sizes", "teacher_name"]
+
+_STATES = 512  # of the teacher's games, in which agreement is measured
+
+
+def teacher_name(networks: Mapping[str, TensorDictModule]) -> str | None:
+    """Name of the teacher: the first of several networks; a network alone is one if it is called so.
+
+    Examples:
+        >>> teacher_name({"big": None, "small": None}), teacher_name({"teacher": None}), teacher_name({"net17": None})
+        ('big', 'teacher', None)
+    """
+    first = next(iter(networks))
+    return first if len(networks) > 1 or first == "teacher" else None
+
+
+def network_sizes(networks: Mapping[str, TensorDictModule]) -> dict[str, dict[str, Any]]:
+    """Role, parameters and their ratio to the teacher's, by name; for ``results.json``."""
+    teacher = teacher_name(networks)
+    whole = None if teacher is None else num_parameters(networks[teacher])
+    return {
+        name: {
+            "name": name,
+            "role": "teacher" if name == teacher else "student",
+            "parameters": num_parameters(network),
+            "parameter_ratio": num_parameters(network) / whole if whole else None,
+        }
+        for name, network in networks.items()
+    }
+
+
+def compared_scores(
+    networks: Mapping[str, TensorDictModule], evaluator: Evaluator, *, seed: int
+) -> tuple[dict[str, Scores], dict[str, Any]]:
+    """Play each network, and a random player, on the same games, and compare them with the teacher.
+
+    Args:
+        networks: by name; see :func:`teacher_name`.
+        evaluator: plays its quota of games.
+        seed: of the games.
+
+    Returns:
+        Scores by name; and ``random_score``, ``random_standard_error`` and ``rows``, a mapping for each name with
+        ``score_mean``, ``score_std``, ``score_standard_error``, ``episodes`` and ``cut_episodes``; if there is a
+        teacher, also ``percent_of_teacher``, ``normalised`` and, where networks value actions and see what the teacher
+        sees, ``agreement``.
+    """
+    teacher = teacher_name(networks)
+    scores = {
+        name: evaluator(network, seed=seed, keep_observations=_STATES if name == teacher else 0)
+        for name, network in networks.items()
+    }
+    chance = evaluator(next(iter(networks.values())), seed=seed, epsilon=1.0)
+    rows: dict[str, dict[str, Any]] = {
+        name: {
+            "score_mean": found.mean,
+            "score_std": found.std,
+            "score_standard_error": found.standard_error,
+            "episodes": found.episodes,
+            "cut_episodes": found.cut,
+            **({} if teacher is None else _beside_teacher(found.mean, scores[teacher].mean, chance.mean)),
+        }
+        for name, found in scores.items()
+    }
+    if teacher is not None:
+        for name, share in _agreement(networks, teacher, scores[teacher]).items():
+            rows[name]["agreement"] = share
+    return scores, {"random_score": chance.mean, "random_standard_error": chance.standard_error, "rows": rows}
+
+
+def _beside_teacher(score: float, teacher_score: float, random_score: float) -> dict[str, float | None]:
+    return {
+        "percent_of_teacher": 100 * score / teacher_score if teacher_score else None,
+        "normalised": normalised_score(score, random_score, teacher_score),
+    }
+
+
+def _agreement(networks: Mapping[str, TensorDictModule], teacher: str, games: Scores) -> dict[str, float]:
+    """Share of the teacher's states in which a network chooses as the teacher does, where that can be told."""
+    states = games.observations
+    if states is None or "action_value" not in networks[teacher].out_keys:
+        return {}
+    seen = set(states.keys(include_nested=True))
+    comparable = {
+        name: network
+        for name, network in networks.items()
+        if "action_value" in network.out_keys and seen.issuperset(network.in_keys)
+    }
+    return agreement_with_teacher(networks[teacher], comparable, states)
+
+
+def final_results(monitor: RunMonitor, *, games: int | None, seed: int) -> dict[str, Any]:
+    """Entries of ``results.json`` on the networks that a run has kept, a row each under ``networks``.
+
+    ``kept_score`` is the score for which a network was kept, ``last_score`` that of the last evaluation, and
+    ``final_score`` that of the last weights in the final games.
+
+    Args:
+        monitor: has watched the run; its evaluator plays.
+        games: of each slot of the evaluator; None plays none, and leaves the scores out.
+        seed: of the games; one that no evaluation of the run has used.
+
+    Returns:
+        ``random_score`` and ``random_standard_error``, if games were played, and ``networks``.
+    """
+    played: dict[str, Any] = {"rows": {}}
+    if games is not None:
+        monitor.evaluator.quota = games
+        scores, played = compared_scores(monitor.best, monitor.evaluator, seed=seed)
+        for name, row in played["rows"].items():
+            row.update(_scores_of_the_run(monitor, name), final_score=_of_last_weights(monitor, name, scores, seed))
+    rows = played.pop("rows")
+    ratios = _during_training(monitor, played.get("random_score"))
+    shown = monitor.evaluator.env.reset()
+    networks = [
+        {**size, "latency_ms": _latency(monitor.best[name], shown), **rows.get(name, {}), **ratios.get(name, {})}
+        for name, size in network_sizes(monitor.best).items()
+    ]
+    return {**played, "networks": networks}
+
+
+def _latency(network: TensorDictModule, shown: TensorDictBase) -> float | None:
+    """Time of one decision, None for a network of several inputs."""
+    return latency_ms(network, shown[network.in_keys[0]][:1]) if len(network.in_keys) == 1 else None
+
+
+def _scores_of_the_run(monitor: RunMonitor, name: str) -> dict[str, float | None]:
+    kept, last = monitor.best_scores.get(name), monitor.last_scores.get(name)
+    return {"kept_score": kept.mean if kept else None, "last_score": last.mean if last else None}
+
+
+def _of_last_weights(monitor: RunMonitor, name: str, kept: Mapping[str, Scores], seed: int) -> float:
+    """Score of the last weights, which often are the kept ones."""
+    state, last = monitor.best[name].state_dict(), monitor.networks[name].state_dict()
+    same = all(torch.equal(state[key], value) for key, value in last.items())
+    return kept[name].mean if same else monitor.evaluator(monitor.networks[name], seed=seed).mean
+
+
+def _during_training(monitor: RunMonitor, random_score: float | None) -> dict[str, dict[str, float | None]]:
+    """The paper's Max and Mean of each student, and sane ratios beside them, from the evaluations of the run."""
+    teacher = teacher_name(monitor.best)
+    if random_score is None or teacher is None:
+        return {}
+    metrics = read_metrics(monitor.metrics.path)
+    scores = {name: _finite(metrics[f"{name}/score"]) for name in monitor.best}
+    if not scores[teacher]:
+        return {}
+    return {
+        name: paper_percentages(own, scores[teacher], random_score) for name, own in scores.items() if name != teacher
+    }
+
+
+def _finite(values: Sequence[float]) -> list[float]:
+    return [value for value in values if not math.isnan(value)]
