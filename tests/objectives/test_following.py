@@ -232,3 +232,24 @@ def test_evaluate_runs_forward_hooks_and_keeps_selected_keys() -> None:
     loss.select_out_keys("loss_distill")
     batch = TensorDict({"observation": torch.ones(5, 4), ("teacher", "action_value"): torch.eye(5, 3)}, [5])
     assert list(loss.evaluate(batch).keys()) == ["loss_distill"]
+
+
+class Doubled(DistillationLoss):
+    """A user's loss with TorchRL's own signature of forward."""
+
+    def forward(self, tensordict: TensorDict) -> TensorDict:
+        losses = super().forward(tensordict)
+        return losses.set("loss_distill", 2 * losses["loss_distill"])
+
+
+class DoubledAgain(Doubled):
+    pass
+
+
+@pytest.mark.parametrize("kind", [Doubled, DoubledAgain])
+def test_a_forward_of_a_users_own_is_called_and_always_measures(kind: type) -> None:
+    network = actor()
+    batch = TensorDict({"observation": torch.ones(5, 4), ("teacher", "action_value"): torch.eye(5, 3)}, [5])
+    expected = 2 * DistillationLoss(network).evaluate(batch)["loss_distill"]
+    losses = kind(network).evaluate(batch, metrics=False)
+    assert losses["loss_distill"].item() == pytest.approx(expected.item()) and "agreement" in losses.keys()

@@ -20,6 +20,7 @@ on inputs from ``selected``, which names what a batch lacks, and reads their out
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -80,6 +81,7 @@ class PolicyDistillationLoss(LossModule):
     tensor_keys: _AcceptedKeys
     default_keys = _AcceptedKeys
     _has_target = False
+    _takes_metrics = True  # False for a subclass whose own forward(tensordict) knows no such argument
 
     student_network: TensorDictModule
     student_network_params: TensorDictParams
@@ -90,6 +92,9 @@ class PolicyDistillationLoss(LossModule):
         if "forward" not in cls.__dict__:
             # TorchRL wraps forward again for every class, around the wrapper of its base: one is enough.
             cls.forward = cls.forward.__wrapped__  # type: ignore[attr-defined, method-assign]
+        else:
+            parameters = inspect.signature(cls.forward).parameters.values()
+            cls._takes_metrics = any(p.name == "metrics" or p.kind is p.VAR_KEYWORD for p in parameters)
 
     def __init__(
         self,
@@ -233,7 +238,7 @@ class PolicyDistillationLoss(LossModule):
         Returns:
             Losses, whose names begin with "loss", and metrics; see the class.
         """
-        return self(batch, metrics=metrics)
+        return self(batch, metrics=metrics) if self._takes_metrics else self(batch)
 
     @dispatch(auto_batch_size=False)  # observations as wide as there are actions would pass for a batch [*B, A]
     def forward(self, tensordict: TensorDictBase, *, metrics: bool = True) -> TensorDictBase:
