@@ -144,3 +144,12 @@ def test_choices_that_do_not_add_up_are_refused(var_nums: tuple[int, ...]) -> No
     message = re.escape(f"got var_nums={list(var_nums)}, in all {sum(var_nums)}, for 8 values")
     with pytest.raises(ValueError, match=message):
         RF.policy_log_probs(torch.zeros(2, 8), 1.0, var_nums=var_nums)
+
+
+@pytest.mark.parametrize("by_mask", [True, False])
+def test_regret_of_a_choice_without_possible_actions_is_that_of_the_others(by_mask: bool) -> None:
+    """Two and a deviation of 1 in the first choice; the second is wholly forbidden, by a mask or by the teacher."""
+    forbidden = 0.0 if by_mask else -float("inf")
+    teacher, student = torch.tensor([1.0, 3.0, forbidden, forbidden]), torch.tensor([1.0, 0.0, 0.0, 1.0])
+    mask = torch.tensor([True, True, False, False]) if by_mask else None
+    assert RF.teacher_regret(teacher, student, mask, (2, 2)).item() == 2.0

@@ -343,6 +343,7 @@ def _gap_and_deviation(teacher: Tensor, student: Tensor, action_mask: Tensor | N
         student = torch.where(action_mask, student, -math.inf)
         teacher = torch.where(action_mask, teacher, -math.inf)
     worst = torch.where(teacher == -math.inf, math.inf, teacher).amin(-1, keepdim=True)
+    worst = torch.where(worst == math.inf, 0.0, worst)  # no action is possible: nothing can be lost
     teacher = torch.maximum(teacher, worst)
     gap = teacher.amax(-1) - teacher.gather(-1, student.argmax(-1, keepdim=True)).squeeze(-1)
     return gap, value_spread(teacher, action_mask)
