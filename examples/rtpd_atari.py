@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import copy
 import time
-import warnings
 from functools import partial
 from typing import Any
 
@@ -26,6 +25,7 @@ from hydra.core.hydra_config import HydraConfig
 from learning import batch_steps, compile_towers, distiller, go_on, settle
 from methods import METHODS, Task
 from omegaconf import OmegaConf
+from scoreboard import quiet
 from settings import RENAMED, Config, check, resumed
 from tensordict.nn import TensorDictModule
 from torchrl.data import ReplayBuffer
@@ -237,10 +237,8 @@ def claim(config: Config) -> RunFolder:
 
 
 def start(config: Config, task: Task = ATARI) -> None:
-    """What a command line asks for: a run, or one that goes on; without warnings that help nobody."""
-    # TorchRL says that DQNTrainer is experimental and that its own optimiser hook will be replaced; neither helps here.
-    warnings.filterwarnings("ignore", message="DQNTrainer is an experimental", category=UserWarning)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torchrl")
+    """What a command line asks for: a run, or one that goes on."""
+    quiet()
     run(config if config.resume is None else resumed(config, HydraConfig.get().overrides.task), task)
 
 

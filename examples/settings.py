@@ -213,8 +213,8 @@ def check(config: Config) -> None:
         )
     if config.td_coeff == 0 and config.distill_coeff == 0:
         raise ValueError("students learn nothing with td_coeff=0 and distill_coeff=0; set one of them.")
-    METHODS[config.method].check(config)
     _check_device(config)
+    METHODS[config.method].check(config)
 
 
 def _check_device(config: Config) -> None:
@@ -222,8 +222,6 @@ def _check_device(config: Config) -> None:
         raise ValueError(f"device={config.device} needs a GPU that torch can see: there is none; use device=cpu.")
     if config.cudagraph and not config.device.startswith("cuda"):
         raise ValueError(f"cudagraph=true needs device=cuda: got device={config.device}; use compile=true on a CPU.")
-    if config.cudagraph and config.method == "two_stage":
-        raise ValueError("cudagraph=true captures the teacher's update: got method=two_stage, whose teacher is frozen.")
 
 
 def resumed(config: Config, overrides: Sequence[str]) -> Config:
