@@ -148,11 +148,11 @@ def build_collector(
     config: Config, env: AtariVecEnv, networks: dict[str, TensorDictModule], exploration: EGreedyModule, task: Task
 ) -> DualNetworkCollector:
     """Plays the games: the first network acts, or students do now and then."""
-    method, ((_, actor), *students) = METHODS[config.method], networks.items()
+    method, (actor, *_) = METHODS[config.method], networks.values()
     return DualNetworkCollector(
         env,
         actor,
-        dict(students) if config.acting != "teacher" else None,
+        dict(list(networks.items())[1:]) if config.acting != "teacher" else None,
         acting=config.acting,
         acting_seed=config.seed,
         exploration=exploration,
@@ -225,8 +225,7 @@ def run(config: Config, task: Task = ATARI) -> dict[str, Any]:
         torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
         folder.once_begun(partial(OmegaConf.save, config, folder.path / "config.yaml", resolve=True))
-        experiment = build(config, folder, task)
-        return experiment.run(final_episodes=config.final_episodes, final_seed=config.seed)
+        return build(config, folder, task).run(final_episodes=config.final_episodes, final_seed=config.seed)
 
 
 def claim(config: Config) -> RunFolder:
@@ -244,7 +243,6 @@ def start(config: Config, task: Task = ATARI) -> None:
 
 @hydra.main(config_path="config", config_name="rtpd_atari", version_base="1.3")
 def main(config: Config) -> None:
-    """Run with the resolved configuration."""
     start(config)
 
 

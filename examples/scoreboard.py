@@ -20,7 +20,7 @@ from torchrl_rtpd.runs.report import results_table
 
 
 def quiet() -> None:
-    """Leave out what TorchRL says and nobody can act on: that trainers are experimental, that hooks will be replaced."""
+    """Leave out what nobody can act on: TorchRL says that its trainers are experimental, and hooks to be replaced."""
     warnings.filterwarnings("ignore", message=r"\w+Trainer is an experimental", category=UserWarning)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torchrl")
     torchrl_logger.setLevel("WARNING")

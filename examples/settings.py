@@ -145,9 +145,7 @@ class Config:
     )
 
     # What a run survives; docs/promises.md says more
-    resume: str | None = setting(
-        None, "a checkpoint, or a run's folder, to go on from with the configuration that run had"
-    )
+    resume: str | None = setting(None, "a checkpoint, or a run's folder, to go on from as that run was configured")
     schedules: str = setting(
         "stretch",
         "a resumed run with other total_steps: schedules keep their steps, or stretch to the same shares of the run",
@@ -208,8 +206,8 @@ def check(config: Config) -> None:
             raise ValueError(f"{key} must be two shares of the run, such as [0.6, 0.9]: got {list(share)}.")
     if config.final_episodes % config.evaluation_episodes:
         raise ValueError(
-            "final_episodes must be a multiple of evaluation_episodes: got "
-            f"{config.final_episodes} and {config.evaluation_episodes}."
+            f"final_episodes must be a multiple of evaluation_episodes: got {config.final_episodes} and "
+            f"{config.evaluation_episodes}."
         )
     if config.td_coeff == 0 and config.distill_coeff == 0:
         raise ValueError("students learn nothing with td_coeff=0 and distill_coeff=0; set one of them.")
