@@ -59,6 +59,7 @@ OPTIONS = {
     "learn_from": ("latest", "method=rtpd, whose teacher changes"),
     "teacher_from": (None, "method=two_stage"),
     "teacher_checkpoint": (None, "methods with a teacher"),
+    "cudagraph": (False, "methods whose first network learns"),
 }
 """Keys that only some methods have a use for: the value that means nothing, and where others belong."""
 
@@ -66,7 +67,7 @@ OPTIONS = {
 class Method:
     """``rtpd``: which networks there are, for how many steps the first one acts, and how it learns meanwhile."""
 
-    takes: tuple[str, ...] = ("learn_from", "teacher_checkpoint")
+    takes: tuple[str, ...] = ("learn_from", "teacher_checkpoint", "cudagraph")
 
     def check(self, config: Any) -> None:
         """Refuse students and options that the method has no use for."""
@@ -123,7 +124,7 @@ class Method:
 class TeacherOnly(Method):
     """The teacher alone; students that are named are left out."""
 
-    takes = ("teacher_checkpoint",)
+    takes = ("teacher_checkpoint", "cudagraph")
 
     def _check_students(self, config: Any) -> None:
         student_sizes(config)
@@ -135,7 +136,7 @@ class TeacherOnly(Method):
 class Scratch(Method):
     """One student, which acts and learns by DQN alone."""
 
-    takes = ()
+    takes = ("cudagraph",)
 
     def _check_students(self, config: Any) -> None:
         if len(student_sizes(config)) != 1:

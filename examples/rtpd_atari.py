@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import copy
 import time
-import warnings
 from functools import partial
 from typing import Any
 
@@ -26,6 +25,7 @@ from hydra.core.hydra_config import HydraConfig
 from learning import batch_steps, compile_towers, distiller, go_on, settle
 from methods import METHODS, Task
 from omegaconf import OmegaConf
+from scoreboard import quiet
 from settings import RENAMED, Config, check, resumed
 from tensordict.nn import TensorDictModule
 from torchrl.data import ReplayBuffer
@@ -148,11 +148,11 @@ def build_collector(
     config: Config, env: AtariVecEnv, networks: dict[str, TensorDictModule], exploration: EGreedyModule, task: Task
 ) -> DualNetworkCollector:
     """Plays the games: the first network acts, or students do now and then."""
-    method, ((_, actor), *students) = METHODS[config.method], networks.items()
+    method, (actor, *_) = METHODS[config.method], networks.values()
     return DualNetworkCollector(
         env,
         actor,
-        dict(students) if config.acting != "teacher" else None,
+        dict(list(networks.items())[1:]) if config.acting != "teacher" else None,
         acting=config.acting,
         acting_seed=config.seed,
         exploration=exploration,
@@ -225,8 +225,7 @@ def run(config: Config, task: Task = ATARI) -> dict[str, Any]:
         torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
         folder.once_begun(partial(OmegaConf.save, config, folder.path / "config.yaml", resolve=True))
-        experiment = build(config, folder, task)
-        return experiment.run(final_episodes=config.final_episodes, final_seed=config.seed)
+        return build(config, folder, task).run(final_episodes=config.final_episodes, final_seed=config.seed)
 
 
 def claim(config: Config) -> RunFolder:
@@ -237,16 +236,13 @@ def claim(config: Config) -> RunFolder:
 
 
 def start(config: Config, task: Task = ATARI) -> None:
-    """What a command line asks for: a run, or one that goes on; without warnings that help nobody."""
-    # TorchRL says that DQNTrainer is experimental and that its own optimiser hook will be replaced; neither helps here.
-    warnings.filterwarnings("ignore", message="DQNTrainer is an experimental", category=UserWarning)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torchrl")
+    """What a command line asks for: a run, or one that goes on."""
+    quiet()
     run(config if config.resume is None else resumed(config, HydraConfig.get().overrides.task), task)
 
 
 @hydra.main(config_path="config", config_name="rtpd_atari", version_base="1.3")
 def main(config: Config) -> None:
-    """Run with the resolved configuration."""
     start(config)
 
 

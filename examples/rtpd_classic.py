@@ -17,7 +17,6 @@ from methods import Task
 from rtpd_atari import start
 from settings import Config
 from torch import nn
-from torchrl import torchrl_logger
 from torchrl.data import LazyTensorStorage, MultiStep, TensorDictReplayBuffer
 from torchrl.envs import EnvBase, GymWrapper, RewardSum
 from torchrl.modules import QValueActor
@@ -72,7 +71,6 @@ CLASSIC = Task(make_env, make_mlp, make_replay, make_postproc, terminated="termi
 @hydra.main(config_path="config", config_name="rtpd_classic", version_base="1.3")
 def main(config: Config) -> None:
     """Run with the resolved configuration."""
-    torchrl_logger.setLevel("WARNING")
     start(config, CLASSIC)
 
 

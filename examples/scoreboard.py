@@ -19,12 +19,16 @@ from torchrl_rtpd.runs.metrics import write_json
 from torchrl_rtpd.runs.report import results_table
 
 
-def begin() -> None:
-    """Prepare the process of a script with tiny networks: one thread, and no warnings that help nobody."""
-    # TorchRL says that some of its trainers are experimental and that its own optimiser hook will be replaced.
+def quiet() -> None:
+    """Leave out what nobody can act on: TorchRL says that its trainers are experimental, and hooks to be replaced."""
     warnings.filterwarnings("ignore", message=r"\w+Trainer is an experimental", category=UserWarning)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torchrl")
     torchrl_logger.setLevel("WARNING")
+
+
+def begin() -> None:
+    """Prepare the process of a script: quiet, and in one thread, since its networks are too small for more."""
+    quiet()
     torch.set_num_threads(1)
 
 

@@ -145,9 +145,7 @@ class Config:
     )
 
     # What a run survives; docs/promises.md says more
-    resume: str | None = setting(
-        None, "a checkpoint, or a run's folder, to go on from with the configuration that run had"
-    )
+    resume: str | None = setting(None, "a checkpoint, or a run's folder, to go on from as that run was configured")
     schedules: str = setting(
         "stretch",
         "a resumed run with other total_steps: schedules keep their steps, or stretch to the same shares of the run",
@@ -208,13 +206,13 @@ def check(config: Config) -> None:
             raise ValueError(f"{key} must be two shares of the run, such as [0.6, 0.9]: got {list(share)}.")
     if config.final_episodes % config.evaluation_episodes:
         raise ValueError(
-            "final_episodes must be a multiple of evaluation_episodes: got "
-            f"{config.final_episodes} and {config.evaluation_episodes}."
+            f"final_episodes must be a multiple of evaluation_episodes: got {config.final_episodes} and "
+            f"{config.evaluation_episodes}."
         )
     if config.td_coeff == 0 and config.distill_coeff == 0:
         raise ValueError("students learn nothing with td_coeff=0 and distill_coeff=0; set one of them.")
-    METHODS[config.method].check(config)
     _check_device(config)
+    METHODS[config.method].check(config)
 
 
 def _check_device(config: Config) -> None:
@@ -222,8 +220,6 @@ def _check_device(config: Config) -> None:
         raise ValueError(f"device={config.device} needs a GPU that torch can see: there is none; use device=cpu.")
     if config.cudagraph and not config.device.startswith("cuda"):
         raise ValueError(f"cudagraph=true needs device=cuda: got device={config.device}; use compile=true on a CPU.")
-    if config.cudagraph and config.method == "two_stage":
-        raise ValueError("cudagraph=true captures the teacher's update: got method=two_stage, whose teacher is frozen.")
 
 
 def resumed(config: Config, overrides: Sequence[str]) -> Config:

@@ -265,8 +265,10 @@ def _folder(place: str | os.PathLike | RunFolder | None) -> RunFolder:
 
 
 def _distiller(trainer: Trainer) -> RealTimeDistillTrainer | None:
-    """The hook of the students, if there are any."""
-    return next((hook for hook in hooks_of(trainer).values() if isinstance(hook, RealTimeDistillTrainer)), None)
+    """The hook of the students, if there are any: registered with the trainer, or inside its stepper."""
+    inside = getattr(getattr(trainer, "optimization_stepper", None), "hook", None)
+    hooks = [*hooks_of(trainer).values(), inside]
+    return next((hook for hook in hooks if isinstance(hook, RealTimeDistillTrainer)), None)
 
 
 def _device(network: TensorDictModule) -> Any:
