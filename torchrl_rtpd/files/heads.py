@@ -5,7 +5,7 @@ Shapes: ``A`` actions, ``N`` quantiles, ``U`` units before the head.
 
 from __future__ import annotations
 
-import os
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -118,7 +118,9 @@ def _sum_of_streams(tensors: Mapping[str, Tensor], actions: int) -> dict[str, Te
 def _streams(tensors: Mapping[str, Tensor]) -> tuple[list[Layer], list[Layer]]:
     """Dense layers of the advantages and of the value; the part that all names begin with says nothing."""
     layers = layers_of(tensors)
-    common = os.path.commonprefix([layer.name for layer in layers]).rpartition(".")[0]
+    parents = [layer.name.split(".")[:-1] for layer in layers]
+    shared = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*parents, strict=False))
+    common = ".".join(parts[0] for parts in shared)
     dense = [layer for layer in layers if len(layer.names) == 2 and _weight(layer, tensors) is not None]
     named = [(layer, set(words(layer.name.removeprefix(common)))) for layer in dense]
     advantage = [layer for layer, parts in named if parts & _ADVANTAGE]

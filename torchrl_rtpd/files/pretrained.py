@@ -68,7 +68,7 @@ def load_pretrained(
         FileNotFoundError: nothing at that place.
 
     Examples:
-        >>> import tempfile
+        >>> import tempfile, torch
         >>> path = tempfile.mkdtemp() + "/dqn.pt"
         >>> torch.save({"target": {"weight": torch.zeros(2, 3)}, "online": {"weight": torch.ones(2, 3)}}, path)
         >>> layer = nn.Linear(3, 2, bias=False)
