@@ -5,173 +5,193 @@ Nothing but tensors is read. Files that would need to run code to be understood 
 
 from __future__ import annotations
 
-import json
 import os
-import pickle
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from tensordict import TensorDict
 from torch import Tensor, nn
 
-from torchrl_rtpd.files.verified import StateAdapter, VerifiedCheckpoint
+from torchrl_rtpd.files.foreign import Contents, read_contents, words
+from torchrl_rtpd.files.heads import collapsed, with_rows
+from torchrl_rtpd.files.layers import Candidate, candidates, layers_of, named_candidates, same_tensors, stands_alone
+from torchrl_rtpd.files.mismatch import explained
+from torchrl_rtpd.files.variants import check_recording, first_that_plays, variants
+from torchrl_rtpd.networks.compiled import load_plain_state_dict, plain_state_dict
 from torchrl_rtpd.networks.running import bare_network
 
 __all__ = ["load_pretrained"]
 
-_ONLINE = "value_network_params."  # of a TorchRL DQN loss, beside target_value_network_params
-_SHOWN = 4  # differences in a message
+_COPY = {"target", "targ", "tgt", "old", "frozen", "previous", "prev", "lagged", "lagging"}
+_ONLINE = {"online", "new", "current", "local", "main"}
+_CRITIC = {"critic", "vf"}
+_LOSS = "value_network_params."  # of a TorchRL DQN loss
 
 
-def load_pretrained(network: nn.Module, path: str | os.PathLike) -> str:
-    """Give a network the weights of a file, whatever wrote it, if they are those of its architecture and actions.
+def load_pretrained(
+    network: nn.Module,
+    path: str | os.PathLike,
+    *,
+    check_frames: tuple[Tensor, Tensor] | None = None,
+    reads_bytes: bool | None = None,
+    rows: Sequence[int] | None = None,
+) -> str:
+    """Give a network the weights of a file, whatever wrote it, if they are all of its layers and no others.
 
-    Read are files of safetensors and of ``torch.save`` (state dicts, also within larger ones such as those of TorchRL's
-    trainers), and folders written by TorchRL's :class:`~torchrl.checkpoint.Checkpoint`, by its older memory-mapped
-    backend and by :class:`~torchrl_rtpd.files.verified.VerifiedCheckpoint`. Of a DQN loss the online network is
-    taken, not the target. Tensors are found by name under any prefix; where names differ altogether but the shapes
-    agree one by one in their order, as for the same layers written otherwise, by order.
+    Read are files of safetensors, of ``torch.save`` (state dicts, also within larger ones) and of ``numpy.savez``; zips
+    of stable-baselines3; and folders written by TorchRL's :class:`~torchrl.checkpoint.Checkpoint`, by its older
+    memory-mapped backend and by :class:`~torchrl_rtpd.files.verified.VerifiedCheckpoint`. Tensors are found by name
+    under any prefix, otherwise layer by layer by the shapes of weight and bias together. Of an online network and its
+    target or old copy the online one is taken; moments of optimisers are passed over. Quantile heads of sb3-contrib
+    and dueling heads become one linear head of the same action values.
+
+    Warning: shapes do not tell if a dense layer reads its frames channels first or channels last (TensorFlow, JAX), nor
+    always if a network was trained on pixels in [0, 1] or in 0..255. Give ``check_frames`` if in doubt.
 
     Args:
-        network: an actor or a plain module; changed in place, or not at all.
+        network: an actor of any number of parts or a plain module; changed in place, or not at all.
         path: the file or folder.
+        check_frames: observations ``[N, ...]`` and the greedy actions ``[N]`` that the file's own network took in them.
+            The network must take 99 % of them; layouts and scales of the input are tried until it does.
+        reads_bytes: True if the file's network reads pixels in 0..255, which is then folded into the first layer; False
+            if it reads [0, 1]. None lets the file tell: its settings, or a first layer of weights near zero, for
+            networks that scale pixels themselves.
+        rows: the file's action for each action of the network, to take the minimal action set from a teacher of all 18.
 
     Returns:
         What was loaded, one sentence.
 
     Raises:
-        ValueError: a file that cannot be read as tensors, another architecture, another number of actions or values
-            that are not finite; the message says what differs.
-        FileNotFoundError: nothing there.
+        ValueError: a file that cannot be read as tensors; several networks that may be meant; another architecture;
+            another number of actions; values that are not finite; other greedy actions than in ``check_frames``.
+        FileNotFoundError: nothing at that place.
 
     Examples:
-        >>> import tempfile
+        >>> import tempfile, torch
         >>> path = tempfile.mkdtemp() + "/dqn.pt"
-        >>> torch.save({"loss_module": {"value_network_params.module.0.weight": torch.ones(2, 3)}}, path)
+        >>> torch.save({"target": {"weight": torch.zeros(2, 3)}, "online": {"weight": torch.ones(2, 3)}}, path)
         >>> layer = nn.Linear(3, 2, bias=False)
-        >>> load_pretrained(nn.Sequential(layer), path)[:26]
-        '1 tensors of 6 values, by '
+        >>> load_pretrained(nn.Sequential(layer), path)[:72]
+        "1 tensors of 6 values, by layers; 'online.' was taken, not 'target.', fr"
         >>> layer.weight.sum().item()
         6.0
     """
     path = Path(path)
     bare = bare_network(network)
-    wanted = bare.state_dict()
-    saved = dict(_flat(_read(path)))
-    found, how = _matched(wanted, saved)
-    differences = list(_differences(wanted, found))
-    if differences:
-        raise ValueError(_explained(path, wanted, found, differences))
-    broken = next((name for name, tensor in found.items() if not tensor.isfinite().all()), None)
+    wanted = plain_state_dict(bare)
+    contents = read_contents(path)
+    if check_frames is not None:
+        check_recording(*check_frames)
+    if rows is not None:
+        contents = contents._replace(tensors=with_rows(contents.tensors, _head(wanted), rows))
+    choice = _choose(path, wanted, contents)
+    found = {own: choice.tensors[name].to(wanted[own].dtype) for own, name in choice.candidate.names.items()}
+    broken = next((choice.candidate.names[own] for own, tensor in found.items() if not tensor.isfinite().all()), None)
     if broken is not None:
         raise ValueError(f"the weights in {path} must be finite: {broken!r} is not; take an earlier file.")
-    bare.load_state_dict(found)
+    state, said = _in_our_layout(path, bare, {**wanted, **found}, choice, contents, check_frames, reads_bytes)
+    load_plain_state_dict(bare, state)
     count = sum(tensor.numel() for tensor in found.values())
-    return f"{len(found)} tensors of {count:,} values, by {how}, from {path}"
+    said = [f"{len(found)} tensors of {count:,} values, by {choice.candidate.how}", *choice.said, *said]
+    return f"{'; '.join(said)}, from {path}"
 
 
-def _read(path: Path) -> Any:
-    """Tensors in nested mappings."""
-    if not path.exists():
-        raise FileNotFoundError(f"no teacher at {path}: give a safetensors or torch file, or a checkpoint's folder.")
-    try:
-        if path.is_dir():
-            return _read_folder(path)
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return _load_torch(path)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, TypeError, KeyError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"{path} must hold tensors and nothing that runs: {reason}; write it with safetensors.torch.save_file, or "
-            "with torch.save of a state_dict()."
-        ) from error
-    except (EOFError, AttributeError, IndexError, UnicodeError, RecursionError, MemoryError) as error:
-        raise ValueError(f"{path} is damaged or no file of tensors: {type(error).__name__}: {error}.") from error
+class _Choice(NamedTuple):
+    """The network of a file that is meant, and sentences about the choice."""
+
+    candidate: Candidate
+    tensors: Mapping[str, Tensor]
+    said: list[str]
 
 
-def _load_torch(path: Path) -> Any:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Detected pickle protocol", category=UserWarning)  # refused anyway
-        return torch.load(path, map_location="cpu", weights_only=True)
+def _head(wanted: Mapping[str, Tensor]) -> Tensor:
+    """Weights ``[A, ...]`` of the last layer, or its only tensor."""
+    return max((wanted[name] for name in layers_of(wanted)[-1].names.values()), key=lambda tensor: tensor.ndim)
 
 
-def _read_folder(path: Path) -> Any:
-    if (path / "sealed.json").exists():
-        record = VerifiedCheckpoint.verify(path)["components"].get("loss_module")
-        if record is None:
-            raise ValueError("the checkpoint has no loss_module")
-        return StateAdapter("loss_module").read(path / record["path"])[1]
-    if not (path / "manifest.json").exists():  # CKPT_BACKEND=memmap
-        return TensorDict.load_memmap(path / "loss_module", allow_pickle=False).to_dict()
-    components = VerifiedCheckpoint.manifest(path)["components"]
-    name = next((name for name in ("loss_module", "policy") if name in components), None)
-    if name is None:
-        raise ValueError(f"the checkpoint has neither loss_module nor policy, but {sorted(components)}")
-    folder = path / components[name]["path"]
-    if (folder / "state.pt").exists():
-        return _load_torch(folder / "state.pt")
-    if not (folder / "state").is_dir():
-        raise ValueError("its state must be a folder or a torch file; save it with StateDictCheckpointAdapter()")
-    tensors = TensorDict.load_memmap(folder / "state", allow_pickle=False)
-    schema = json.loads((folder / "state.json").read_text())
-    named = [(key["value"], item) for key, item in schema["items"]]
-    return {key: tensors[item["key"]] for key, item in named if item["kind"] == "tensor"}
+def _choose(path: Path, wanted: Mapping[str, Tensor], contents: Contents) -> _Choice:
+    """Find the one network that is meant.
+
+    Raises:
+        ValueError: none, or several that may be.
+    """
+    copies = {name: tensor for name, tensor in contents.tensors.items() if _COPY.intersection(words(name))}
+    own = {name: tensor for name, tensor in contents.tensors.items() if name not in copies}
+    for tensors, others in ((own, copies), (_without_critic(own), copies), (copies, {})):
+        for state, said in ((tensors, ""), *collapsed(tensors, len(_head(wanted)))):
+            found = _all_candidates(wanted, state, contents.registered)
+            if found:
+                choice = _one_of(path, found, state)
+                rest = _all_candidates(wanted, others, contents.registered) if others else []
+                if rest:
+                    choice.said.append(_taken(choice.candidate, rest))
+                return choice._replace(said=[*choice.said, *([said] if said else [])])
+    raise ValueError(explained(path, wanted, own or contents.tensors))
 
 
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Tensors by dotted name."""
-    if isinstance(value, Tensor):
-        yield prefix.removesuffix("."), value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _flat(item, f"{prefix}{key}.")
+def _without_critic(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A policy's tensors without those that value states."""
+    critic = _CRITIC | ({"value"} if any("action_net" in name for name in tensors) else set())
+    return {name: tensor for name, tensor in tensors.items() if not critic.intersection(words(name))}
 
 
-def _matched(wanted: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """What may be the network's tensors, by its own names; and how they were found."""
-    online = {name: tensor for name, tensor in saved.items() if "target_" not in name}
-    best: dict[str, Tensor] = {}
-    for name in wanted:
-        for key in online:
-            if key == name or key.endswith(f".{name}"):
-                prefix = key.removesuffix(name)
-                found = {own: online[prefix + own] for own in wanted if prefix + own in online}
-                if len(found) > len(best):
-                    best = found
-        if best:
-            return best, "name"
-    of_loss = {name: tensor for name, tensor in online.items() if _ONLINE in name} or online
-    if [tensor.shape for tensor in of_loss.values()] == [tensor.shape for tensor in wanted.values()]:
-        return dict(zip(wanted, of_loss.values(), strict=True)), "order"
-    return of_loss, "nothing"
+def _all_candidates(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], registered: bool) -> list[Candidate]:
+    found = named_candidates(wanted, tensors) or candidates(wanted, tensors, registered)
+    together = {name: None for candidate in found for name in candidate.names.values()}
+    rest = {name: tensor for name, tensor in tensors.items() if name not in together}
+    return [candidate for candidate in found if stands_alone(candidate, wanted, rest)]
 
 
-def _differences(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> Iterator[str]:
-    for name in sorted(wanted.keys() | found.keys()):
-        own, theirs = (list(where[name].shape) if name in where else None for where in (wanted, found))
-        if own != theirs:
-            yield f"{name} is {theirs} in the file and {own} in the network"
-
-
-def _explained(path: Path, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], differences: list[str]) -> str:
-    """What does not match, the number of actions first: it is the commonest case."""
-    last = list(wanted)[-1]
-    if wanted.keys() == found.keys() and len(found[last]) != len(wanted[last]):
-        others = [text for text in differences if text.split()[0].rpartition(".")[0] != last.rpartition(".")[0]]
-        if not others:
-            return (
-                f"the network in {path} chooses among {len(found[last])} actions, this one among {len(wanted[last])}; "
-                "take a teacher of the same game and action set."
-            )
-    rest = len(differences) - _SHOWN
-    more = f", and {rest} more" if rest > 0 else ""
-    return (
-        f"the network in {path} has another architecture, {len(differences)} tensors differ: "
-        f"{'; '.join(differences[:_SHOWN])}{more}. Build the network with the sizes it was saved with."
+def _one_of(path: Path, found: list[Candidate], tensors: Mapping[str, Tensor]) -> _Choice:
+    """The only candidate, the one that is called online, or the first of equal ones."""
+    if len(found) == 1:
+        return _Choice(found[0], tensors, [])
+    for online in (
+        [candidate for candidate in found if _LOSS in candidate.prefix],
+        [candidate for candidate in found if _ONLINE.intersection(words(candidate.prefix))],
+    ):
+        if len(online) == 1:
+            others = [candidate for candidate in found if candidate is not online[0]]
+            return _Choice(online[0], tensors, [_taken(online[0], others)])
+    if all(same_tensors(found[0], candidate, tensors) for candidate in found[1:]):
+        return _Choice(found[0], tensors, [f"{len(found)} equal copies were found"])
+    raise ValueError(
+        f"{path} holds {len(found)} networks of these shapes, under {_listed(found)}; "
+        "save the state_dict() of the one that is meant."
     )
+
+
+def _taken(chosen: Candidate, others: Sequence[Candidate]) -> str:
+    return f"{chosen.prefix!r} was taken, not {_listed(others)}"
+
+
+def _listed(found: Sequence[Candidate]) -> str:
+    return ", ".join(repr(candidate.prefix) for candidate in found)
+
+
+def _in_our_layout(
+    path: Path,
+    bare: nn.Module,
+    state: dict[str, Tensor],
+    choice: _Choice,
+    contents: Contents,
+    check_frames: tuple[Tensor, Tensor] | None,
+    reads_bytes: bool | None,
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the state as the network reads its input, and sentences about it."""
+    if reads_bytes is None:
+        reads_bytes = contents.reads_bytes
+    ours = choice.candidate.how == "name"
+    possible = variants(bare, state, reads_bytes, ours)
+    if check_frames is not None:
+        chosen = first_that_plays(path, bare, possible, *check_frames)
+    else:
+        chosen = possible[0]
+        if not ours and not contents.library and len(possible) > 1 and possible[0].doubt:
+            warnings.warn(
+                f"{path} does not tell {possible[0].doubt}: this file is read as {possible[0].name}; "
+                "pass check_frames=(frames, actions) with greedy actions that its own network took.",
+                stacklevel=3,
+            )
+    return chosen.state, [chosen.said] if chosen.said else []

@@ -9,6 +9,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from torchrl_rtpd.networks.compiled import load_plain_state_dict, plain_name, plain_state_dict
+
 __all__ = ["load_weights", "save_weights"]
 
 
@@ -16,7 +18,7 @@ def save_weights(network: nn.Module, path: str | os.PathLike) -> Path:
     """Write a network's state as safetensors, whole or not at all: a crash leaves an earlier file as it was.
 
     Args:
-        network: any module.
+        network: any module; a compiled one is written under the names that it has uncompiled.
         path: file to write; its folder is made if need be.
 
     Returns:
@@ -29,7 +31,8 @@ def save_weights(network: nn.Module, path: str | os.PathLike) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(path.suffix + ".partial")
     try:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}, partial)
+        state = plain_state_dict(network)
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, partial)
         os.replace(partial, path)
     except SafetensorError as error:
         raise OSError(f"{path} could not be written: {error}") from error
@@ -42,20 +45,20 @@ def load_weights(network: nn.Module, path: str | os.PathLike) -> None:
     """Load what :func:`save_weights` wrote. No code in the file is run.
 
     Args:
-        network: a module of the same architecture; changed in place.
+        network: a module of the same architecture, compiled or not; changed in place.
         path: file to read.
 
     Raises:
         ValueError: another architecture, with the first difference; a file that is not safetensors.
     """
     try:
-        saved = load_file(path)
+        saved = {plain_name(name): tensor for name, tensor in load_file(path).items()}
     except SafetensorError as error:
         raise ValueError(
             f"{path} must be a safetensors file written by save_weights: {error}; load files of torch.save with "
-            "torch.load(..., weights_only=True) and save them anew."
+            "torch.load(..., weights_only=True) and write them by save_weights."
         ) from error
-    wanted = network.state_dict()
+    wanted = plain_state_dict(network)
     shapes = {name: list(tensor.shape) for name, tensor in saved.items()}
     differ = sorted(name for name in shapes.keys() | wanted.keys() if shapes.get(name) != _shape(wanted.get(name)))
     if differ:
@@ -65,7 +68,7 @@ def load_weights(network: nn.Module, path: str | os.PathLike) -> None:
             f"{shapes.get(name)}, the network {_shape(wanted.get(name))}; build the network with the sizes and actions "
             "it was saved with."
         )
-    network.load_state_dict(saved)
+    load_plain_state_dict(network, saved)
 
 
 def _shape(tensor: Tensor | None) -> list[int] | None:
