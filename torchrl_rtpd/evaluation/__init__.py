@@ -9,7 +9,7 @@ from torchrl_rtpd.evaluation.comparison import (
     time_to_teacher,
 )
 from torchrl_rtpd.evaluation.evaluator import EvaluationStopped, Evaluator
-from torchrl_rtpd.evaluation.scores import Scores, agreement_with_teacher, latency_ms
+from torchrl_rtpd.evaluation.scores import Scores, agreement_with_teacher, latency_ms, regret_of_students
 
 __all__ = [
     "EvaluationStopped",
@@ -22,5 +22,6 @@ __all__ = [
     "latency_ms",
     "paper_percentages",
     "probability_of_improvement",
+    "regret_of_students",
     "time_to_teacher",
 ]

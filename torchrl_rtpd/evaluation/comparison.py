@@ -1,4 +1,4 @@
-"""How methods compare over seeds and games: time to the teacher's level, the paper's percentages, robust statistics.
+"""Comparison of methods over seeds and games: time to the teacher's level, the paper's percentages, robust statistics.
 
 Scores are raw unless they are called normalised: 0 for a random player, 1 for the final teacher. ``K`` evaluations of a
 run come in the order of training. Many scores are one sequence a game, of one number a seed each.
@@ -32,7 +32,7 @@ COSTS = ("steps", "updates", "training_seconds", "cpu_seconds")
 
 
 def first_held(scores: Sequence[float], threshold: float, *, consecutive: int = 2) -> int | None:
-    """The first evaluation at which a score is reached and held.
+    """Return the first evaluation at which a score is reached and held.
 
     Args:
         scores: of the ``K`` evaluations.
@@ -40,7 +40,7 @@ def first_held(scores: Sequence[float], threshold: float, *, consecutive: int = 
         consecutive: evaluations in a row that must reach it, so that a lucky one does not count.
 
     Returns:
-        Index of the first of the evaluations in a row; None if there never were so many.
+        Index of the first of the evaluations in a row; None where no run of them is that long.
 
     Raises:
         ValueError: ``consecutive`` less than one.
@@ -68,7 +68,7 @@ def time_to_teacher(
     share: float = 0.95,
     consecutive: int = 2,
 ) -> dict[str, float] | None:
-    """What a run had spent when a network first held a share of the final teacher's level.
+    """Return what a run had spent when a network first held a share of the final teacher's level.
 
     The level is random-normalised, ``random + share * (teacher - random)``, so it means the same for negative scores.
 
@@ -105,7 +105,7 @@ def time_to_teacher(
 def paper_percentages(
     student_scores: Sequence[float], teacher_scores: Sequence[float], random_score: float, *, last: int = 10
 ) -> dict[str, float | None]:
-    """Max and Mean of Sun & Fazli 2019, Section 4, and random-normalised ratios beside them.
+    """Return Max and Mean of Sun & Fazli 2019, Section 4, and random-normalised ratios beside them.
 
     Args:
         student_scores: raw scores of the ``K`` evaluations.
@@ -163,7 +163,7 @@ def interquartile_mean(scores: ScoresByGame) -> float:
 
 
 def probability_of_improvement(scores: ScoresByGame, others: ScoresByGame) -> float:
-    """How likely a run of one method scores higher than a run of another in the same game; equal scores count half.
+    """Probability that a run of one method scores higher than one of another in the same game; equal scores count half.
 
     Args:
         scores: of one method, one sequence a game.
@@ -192,7 +192,7 @@ def bootstrap_interval(
     resamples: int = 2_000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Percentile interval of a statistic by stratified bootstrap: seeds are drawn anew within each game.
+    """Percentile interval of a statistic by stratified bootstrap: seeds are drawn again within each game.
 
     Args:
         statistic: called with scores like each of ``methods``, such as :func:`interquartile_mean` with one of them or
