@@ -4,70 +4,153 @@ from __future__ import annotations
 
 import signal
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from multiprocessing import connection
 from typing import Any
 
-from tensordict import TensorDict, TensorDictBase
-from tensordict.nn import TensorDictModuleBase
-from torchrl.collectors import MultiAsyncCollector, MultiSyncCollector
-from torchrl.collectors.distributed import RayCollector
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModule
+from torchrl.collectors import BaseCollector, MultiAsyncCollector, MultiSyncCollector
+from torchrl.envs import EnvBase
+from torchrl.weight_update import SharedMemWeightSyncScheme
 
+from torchrl_rtpd.collectors._torchrl import WholePolicyRayCollector, actor_ids, is_closed
+from torchrl_rtpd.collectors.arguments import (
+    check_actions,
+    check_random_steps,
+    check_shared_storage,
+    lacks_starts,
+    transition_writer,
+    workers_env,
+)
 from torchrl_rtpd.collectors.policy import TeacherStudentPolicy
-from torchrl_rtpd.schedules import RunState
+from torchrl_rtpd.collectors.weights import PolicyWeights
 
-__all__ = []
+__all__ = ["collector_on"]
+
+_POLICY_ARGUMENTS = ("acting", "exploration", "record", "keep", "frame_stack")
 
 
-class _PolicyWeights:
-    """What our collectors add to TorchRL's: weights may be sent in parts, and students are sent by the trainer's hook.
+def collector_on(
+    create_env_fn: Any,
+    teacher: TensorDictModule,
+    student: TensorDictModule | Mapping[str, TensorDictModule] | None = None,
+    *,
+    backend: str,
+    options: dict[str, Any],
+    num_collectors: int | None,
+    sync: bool,
+    acting_seed: int | None = None,
+    **kwargs: Any,
+) -> BaseCollector:
+    """Return TorchRL's collector of an engine, with a policy and an environment for each worker.
 
-    Attributes:
-        dual_policy: the policy as it was built here, of the very networks that were given; workers have copies.
+    Args:
+        create_env_fn: a function that makes an environment, or one for each worker.
+        teacher: a module that writes ``action``.
+        student: a module that writes ``action``, or such modules by name.
+        backend: ``"process"`` or ``"ray"``.
+        options: arguments of that engine's collector alone.
+        num_collectors: workers.
+        sync: whether a batch is made of a part from every worker.
+        acting_seed: seed of the first worker's draws, and of the environments of all others.
+        kwargs: further arguments of :class:`~torchrl_rtpd.collectors.DualNetworkCollector`.
+
+    Raises:
+        ValueError: see :class:`~torchrl_rtpd.collectors.DualNetworkCollector`.
+        TypeError: an environment instead of a function that makes one.
     """
-
-    dual_policy: TeacherStudentPolicy
-
-    def update_policy_weights_(self, policy_or_weights: Any = None, **kwargs: Any) -> None:
-        """Update what is given, and leave the rest.
-
-        That may be a whole policy or its weights, parts of them (:meth:`TeacherStudentPolicy.weights`), or the teacher
-        alone by its network or weights, which is what TorchRL's ``DQNTrainer`` sends without exploration. Everything
-        else is as in TorchRL's collectors.
-        """
-        weights = policy_or_weights
-        if isinstance(weights, TensorDictModuleBase):
-            weights = TensorDict.from_module(weights)
-        if isinstance(weights, TensorDictBase):
-            own = TensorDict.from_module(self.dual_policy.teacher)
-            if set(weights.keys(True, True)) == set(own.keys(True, True)):
-                weights = TensorDict({"module": TensorDict({"0": weights})})
-        super().update_policy_weights_(weights, **kwargs)  # type: ignore[misc]
-
-    def update_students(self, state: RunState) -> dict[str, float]:
-        """Set who acts from now on and send the students' weights to whoever collects.
-
-        TorchRL's trainers send the teacher's. Called by :class:`~torchrl_rtpd.trainers.RealTimeDistillTrainer` once a
-        batch. Where no student may act or be recorded it does nothing.
-
-        Args:
-            state: the run now, for an ``acting`` that depends on it.
-
-        Returns:
-            The probability of each student that may act, by name.
-        """
-        policy = self.dual_policy
-        probabilities = policy.update_acting(state) if policy.mixed else {}
-        if policy.mixed or policy.record:
-            self.update_policy_weights_(policy.weights("students"))
-        return probabilities
+    if backend not in ("process", "ray"):
+        raise ValueError(
+            f"backend must be 'direct', 'process' or 'ray': got {backend!r}; on other engines of TorchRL's give "
+            "its collector a TeacherStudentPolicy."
+        )
+    if kwargs.pop("overlap", False):
+        raise ValueError(
+            f"overlap=True is for backend='direct': got backend={backend!r}, whose workers collect while the caller "
+            "learns anyway; leave it out."
+        )
+    own = {name: kwargs.pop(name) for name in _POLICY_ARGUMENTS if name in kwargs}
+    policy = TeacherStudentPolicy(teacher, student, seed=acting_seed, **own)
+    check_random_steps(policy, kwargs)
+    check_shared_storage(kwargs.get("replay_buffer"))
+    env_fns = _workers_env_fns(create_env_fn, num_collectors, policy, kwargs.get("create_env_kwargs"))
+    kwargs["policy_factory"] = [partial(policy.with_seed, policy.seed + worker) for worker in range(len(env_fns))]
+    return (_in_processes if backend == "process" else _on_ray)(env_fns, policy, sync, kwargs, options)
 
 
-class _WatchedWorkers(_PolicyWeights):
-    """Worker processes. If one dies, that is said while batches are awaited or weights sent.
+def _in_processes(
+    env_fns: list, policy: TeacherStudentPolicy, sync: bool, kwargs: dict[str, Any], options: dict[str, Any]
+) -> BaseCollector:
+    kwargs = {"auto_register_policy_transforms": False, **kwargs, **transition_writer(kwargs)}
+    kwargs.setdefault("weight_sync_schemes", {"policy": SharedMemWeightSyncScheme()})
+    collector = (_SyncCollector if sync else _AsyncCollector)(env_fns, policy, **kwargs, **options)
+    collector.dual_policy = policy
+    return collector
 
-    TorchRL looks after those it waits for, but not while they write into a replay buffer on their own, and its report
-    can fail itself where it closes a process that has not ended yet.
+
+def _on_ray(
+    env_fns: list, policy: TeacherStudentPolicy, sync: bool, kwargs: dict[str, Any], options: dict[str, Any]
+) -> BaseCollector:
+    # What its actors' collectors take beside the common arguments goes by an argument of its own: a mapping for each,
+    # since TorchRL writes each one's policy into it.
+    register = kwargs.pop("auto_register_policy_transforms", False)
+    inner = {"auto_register_policy_transforms": register, **transition_writer(kwargs)}
+    given = options.get("collector_kwargs") or {}
+    given = given if isinstance(given, list) else [given] * len(env_fns)
+    options["collector_kwargs"] = [{**inner, **own} for own in given]
+    return _RayCollector(env_fns, policy=policy, sync=sync, **kwargs, **options)
+
+
+def _workers_env_fns(
+    create_env_fn: Any, num_collectors: int | None, policy: TeacherStudentPolicy, env_kwargs: Any
+) -> list[Any]:
+    """A function for each worker.
+
+    Workers that share one would all play the same games where it seeds its environment. So all but the first are given
+    seeds of their own.
+    """
+    env_fns = list(create_env_fn) if isinstance(create_env_fn, Sequence) else [create_env_fn] * (num_collectors or 1)
+    if any(isinstance(env_fn, EnvBase) for env_fn in env_fns):
+        raise TypeError("workers make their own environments: got an environment; give a function that makes one.")
+    each_kwargs = env_kwargs if isinstance(env_kwargs, (list, tuple)) else [env_kwargs or {}] * len(env_fns)
+    env = env_fns[0](**each_kwargs[0])
+    check_actions(policy, env)
+    tells_starts = lacks_starts(policy, env)
+    if not env.is_closed:
+        env.close()
+    made = []
+    for worker, env_fn in enumerate(env_fns):
+        twins = any(
+            _makes_the_same(other, env_fn) and each_kwargs[before] == each_kwargs[worker]
+            for before, other in enumerate(env_fns[:worker])
+        )
+        seed = _worker_seed(policy.seed, worker) if twins else None
+        plain = seed is None and not tells_starts
+        made.append(env_fn if plain else partial(workers_env, env_fn, seed, tells_starts))
+    return made
+
+
+def _makes_the_same(one: Any, other: Any) -> bool:
+    """True for one function given twice, or bound to equal arguments."""
+    if isinstance(one, partial) and isinstance(other, partial):
+        return (one.func, one.args, one.keywords) == (other.func, other.args, other.keywords)
+    return one is other
+
+
+def _worker_seed(seed: int, worker: int) -> int:
+    """Seed of a worker's environment: far from its neighbours', since slots count up from it."""
+    generator = torch.Generator().manual_seed(seed + worker)
+    return int(torch.randint(2**31 - 1, (), generator=generator))
+
+
+class _WatchedWorkers(PolicyWeights):
+    """Worker processes. One that dies is named while batches are awaited or weights sent.
+
+    TorchRL looks after those it waits for, but not while they write into a replay buffer on their own. Its report can
+    fail itself where it closes a process that has not ended yet.
     """
 
     procs: list[Any]
@@ -78,7 +161,7 @@ class _WatchedWorkers(_PolicyWeights):
             yield from super().iterator()  # type: ignore[misc]
         except Exception as error:
             # A worker's connection breaks a moment before its sentinel, and that a moment before it has an exit code.
-            workers = {process.sentinel: process for process in self.procs if not process._closed}
+            workers = {process.sentinel: process for process in self.procs if not is_closed(process)}
             for sentinel in connection.wait(workers, timeout=1.0):
                 workers[sentinel].join(timeout=1.0)
             self._check_workers(error)
@@ -93,7 +176,7 @@ class _WatchedWorkers(_PolicyWeights):
         dead = [
             (process.exitcode == -signal.SIGTERM, number, process.exitcode)  # TorchRL ends the others by this signal
             for number, process in enumerate(getattr(self, "procs", ()))
-            if not process._closed and process.exitcode
+            if not is_closed(process) and process.exitcode
         ]
         if dead:
             _, number, exit_code = min(dead)
@@ -111,9 +194,7 @@ class _AsyncCollector(_WatchedWorkers, MultiAsyncCollector):
     pass
 
 
-class _RayCollector(_PolicyWeights, RayCollector):
-    """Ray's weight transport knows whole policies only: what is not given is sent as it was sent last."""
-
+class _RayCollector(PolicyWeights, WholePolicyRayCollector):
     def __init__(self, *args: Any, policy: TeacherStudentPolicy, **kwargs: Any) -> None:
         with warnings.catch_warnings():
             # Untrue here: without a policy of its own it takes the weights that are sent below.
@@ -121,21 +202,15 @@ class _RayCollector(_PolicyWeights, RayCollector):
             super().__init__(*args, **kwargs)
         self.requested_frames_per_batch = self.frames_per_batch  # what len() asks for
         self.dual_policy = policy
-        self._sent = policy.weights().data.clone()
-        RayCollector.update_policy_weights_(self, self._sent)
+        self.start_from(policy.weights().data.clone())
 
     def iterator(self) -> Iterator[TensorDictBase]:
         """TorchRL's batches; an actor that dies is named."""
         from ray.exceptions import RayActorError
 
-        ids = [collector._actor_id for collector in self.remote_collectors]
+        ids = actor_ids(self)
         try:
             yield from super().iterator()
         except RayActorError as error:
-            number = next((str(number) for number, own in enumerate(ids) if own.hex() == error.actor_id), "?")
+            number = ids.index(error.actor_id) if error.actor_id in ids else "?"
             raise RuntimeError(f"worker {number} of the {len(ids)} Ray actors that collect died: {error}") from error
-
-    def _weight_update_impl(self, policy_or_weights: Any = None, **kwargs: Any) -> None:
-        if isinstance(policy_or_weights, TensorDictBase):
-            self._sent.update_(policy_or_weights.data)
-        super()._weight_update_impl(self._sent, **kwargs)

@@ -1,4 +1,4 @@
-"""Stacks of frames for whoever acts, so that nobody else needs to copy them.
+"""Stacks of frames for the network that acts, so that nothing else needs to copy them.
 
 Letters: ``N`` slots (games side by side), ``S`` frames a stack, ``H`` and ``W`` height and width.
 """
@@ -14,14 +14,14 @@ __all__ = ["FrameStacker"]
 
 
 class FrameStacker:
-    """Remembers the last frames of each game and stacks them, oldest first, zeros before a game's first.
+    """Stack of the last frames of each game, oldest first, with zeros before a game's first.
 
-    No module, since its memory is neither weight nor state to be sent: each copy of a policy has its own.
+    Not a module, since its memory is neither weight nor state to be sent: each copy of a policy has its own.
 
     Args:
         frame_stack: frames ``S`` in a stack.
         pixels_key: where the newest frame uint8 ``[N, 1, H, W]`` is read, and the stack ``[N, S, H, W]`` written.
-        start_key: bool ``[N, 1]``, whether a game begins with this frame.
+        start_key: bool ``[N, 1]``, True where a game begins with this frame.
 
     Raises:
         ValueError: fewer than two frames; at a call, stacks instead of frames, or nothing under ``start_key``.
@@ -48,7 +48,7 @@ class FrameStacker:
         self._before: Tensor | None = None  # as returned before that
 
     def __call__(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """A shallow copy of the step ``[N]`` with stacks in place of frames."""
+        """Return a shallow copy of the step ``[N]`` with stacks in place of frames."""
         frame, starts = tensordict.get(self.pixels_key), tensordict.get(self.start_key, None)
         if starts is None or frame.ndim != 4 or frame.shape[1] != 1:
             raise ValueError(

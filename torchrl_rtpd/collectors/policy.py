@@ -1,4 +1,4 @@
-"""The policy of a teacher and its students: any of them may act, all may be recorded.
+"""Policy of a teacher and its students: any of them may act, all may be recorded.
 
 It is the core of collection, so that every TorchRL collector can run it. ``N`` is the environment's batch, ``S`` the
 number of students. One step::
@@ -8,28 +8,26 @@ number of students. One step::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import copy
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule, TensorDictSequential
-from tensordict.utils import NestedKey
+from tensordict.utils import NestedKey, unravel_key_list
 from torch import Tensor
 
+from torchrl_rtpd.collectors.acting import TEACHER, Acting, drawn, probabilities
 from torchrl_rtpd.collectors.frames import FrameStacker
+from torchrl_rtpd.networks.keys import last_part
+from torchrl_rtpd.networks.memory import START_KEY, Memory, next_key
 from torchrl_rtpd.schedules import RunState
 
 __all__ = ["TeacherStudentPolicy"]
 
-Shares = str | float | Mapping[str, float]
-Acting = Shares | Callable[[RunState], Shares]
-"""Who acts: a name, the probability of a student, probabilities by student, or what gives one of these."""
-
-TEACHER = 1
-"""``acted_by`` of the teacher; 0 is nobody (TorchRL's random steps), 2 the first student."""
-
 _GENERATOR_KEY = "acting_generator"
+_RECORDED = ({"action_value"}, {"logits"}, {"loc", "scale"})  # by which a policy is known; the first it writes counts
 
 
 class TeacherStudentPolicy(TensorDictSequential):
@@ -40,8 +38,15 @@ class TeacherStudentPolicy(TensorDictSequential):
     ``[N]``: 1 for the teacher, 2 for the first student and so on; the random steps of ``init_random_frames``, which run
     no policy, hold 0.
 
-    Who acts is drawn for every slot and step, from a generator of its own. Probabilities are a buffer,
+    The network that acts is drawn for every slot and step, from a generator of its own. Probabilities are a buffer,
     ``acting_probabilities`` ``[S]``, so that they travel to worker processes with the students' weights.
+
+    A recurrent network is handed at each step what it wrote under ``"next"`` at the step before, whichever acted then,
+    and begins again with each game. Where the environment has the entry, from its
+    :class:`~torchrl.envs.TensorDictPrimer`, the first network of that key writes it into the data, as in TorchRL. What
+    other networks remember, of the same key too, stays inside the policy. They need ``"is_init"``, which
+    :class:`~torchrl.envs.InitTracker` writes and a :class:`DualNetworkCollector` adds by itself. The random steps of
+    ``init_random_frames``, which run no network, are not remembered.
 
     Args:
         teacher: a module that writes ``action``.
@@ -52,19 +57,22 @@ class TeacherStudentPolicy(TensorDictSequential):
             probability that a student acts; probabilities by student name, the rest being the teacher's; or a
             function of :class:`~torchrl_rtpd.schedules.RunState` that returns one of these, such as a
             :class:`~torchrl_rtpd.schedules.Schedule`, asked by :meth:`update_acting`.
-        exploration: a module such as :class:`~torchrl.modules.EGreedyModule`, applied to whichever acts. A stochastic
-            network besides samples on its own, as TorchRL's exploration type says.
+        exploration: a module such as :class:`~torchrl.modules.EGreedyModule`, applied to the chosen action. A
+            stochastic network also samples on its own, as TorchRL's exploration type says.
         record: write the action values of all networks, ``("teacher", "action_value")`` and ``(<student's name>,
-            "action_value")`` ``[N, A]``; a single student without a name is ``"student"``.
+            "action_value")`` ``[N, A]``; a single student without a name is ``"student"``. Of a network without action
+            values its ``"logits"``, or its ``"loc"`` and ``"scale"``, are written.
         frame_stack: stack so many single frames for the networks, which read ``"pixels"``: for environments that show
             one frame and ``is_init`` (``AtariVecEnv(frame_stack=1)``). What is stored stays a frame. The stacks of
             random steps, which run no policy, are not seen: the first after them have zeros for older frames. None
             takes what the environment shows.
-        keep: further outputs of whichever acts, such as ``"action_log_prob"``, which PPO needs.
+        keep: further outputs of the network that acts, such as ``"action_log_prob"``, which PPO needs.
         seed: seed of the generator that draws who acts; None is torch's default seed. ``state_dict()`` holds its state.
 
     Raises:
-        ValueError: ``acting`` is none of these, or there is no student to act or be recorded.
+        ValueError: ``acting`` is none of these; there is no student to act or be recorded; a network that does not
+            write ``"action"``, or nothing that could be recorded, or not what it remembers.
+        KeyError: at a call, no ``"is_init"`` for what stays inside the policy.
 
     Examples:
         >>> from torchrl.data import Categorical
@@ -89,11 +97,13 @@ class TeacherStudentPolicy(TensorDictSequential):
         seed: int | None = None,
     ) -> None:
         students = dict(student) if isinstance(student, Mapping) else {} if student is None else {"student": student}
-        probabilities = _probabilities(acting, list(students))
+        shares = probabilities(acting, list(students))
         if not students and (record or callable(acting)):
             raise ValueError(
                 f"acting={acting!r} and record={record} need a student: got None; pass one or let the teacher act."
             )
+        networks = {"teacher": teacher, **students}
+        _check_writes_action(networks)
         # Teacher and exploration come first, as in the weights that TorchRL's DQNTrainer sends.
         super().__init__(*(module for module in (teacher, exploration, *students.values()) if module is not None))
         self._has_exploration = exploration is not None
@@ -102,19 +112,34 @@ class TeacherStudentPolicy(TensorDictSequential):
         self.record = record
         self.keep = list(keep)
         self._stacker = None if frame_stack is None else FrameStacker(frame_stack)
-        self.register_buffer("acting_probabilities", probabilities)
+        self.register_buffer("acting_probabilities", shares)
         self._decided: TensorDictBase | None = None  # outputs of the next call, if it was made before its turn
         self._generator = torch.Generator()
         if seed is not None:
             self._generator.manual_seed(seed)
-        self.mixed = callable(acting) or bool(probabilities.any())
-        """Whether a student may ever act."""
+        self.mixed = callable(acting) or bool(shares.any())
+        """True if a student may ever act."""
+        self._recorded = {name: _recorded_keys(name, network) for name, network in networks.items()} if record else {}
+        self._memories = {
+            name: Memory(network) for name, network in networks.items() if name == "teacher" or self.mixed or record
+        }
+        self._set_keys()
+
+    def _set_keys(self) -> None:
+        """Name what is read and written, and which network of each key of a memory writes it into the data."""
+        owners: dict[NestedKey, str] = {}
+        for name, memory in self._memories.items():
+            for key in memory.keys:
+                owners.setdefault(key, name)
+        self._owners = owners
         out_keys: list[NestedKey] = ["action", *self.keep]
         if self.mixed:
             out_keys.append("acted_by")
-        if record:
-            out_keys += [(name, "action_value") for name in ("teacher", *students)]
-        self.out_keys = out_keys
+        out_keys += [(name, *_parts(key)) for name, keys in self._recorded.items() for key in keys]
+        self.out_keys = out_keys + [next_key(key) for key in owners]
+        start_keys = [START_KEY] if owners else []
+        start_keys += [] if self._stacker is None else [self._stacker.start_key]
+        self.in_keys: list[NestedKey] = list(dict.fromkeys([*self.in_keys, *start_keys]))
 
     @property
     def teacher(self) -> TensorDictModule:
@@ -140,16 +165,15 @@ class TeacherStudentPolicy(TensorDictSequential):
         if self._decided is not None:
             decided, self._decided = self._decided, None
             return tensordict.update(decided)
-        acted_by = self._draw(tensordict.shape) if self.mixed else None
-        networks = {"teacher": self.teacher, **self.students}
+        acted_by = drawn(self.acting_probabilities, tensordict.shape, self._generator) if self.mixed else None
         seen = tensordict if self._stacker is None else self._stacker(tensordict)
         outputs: dict[str, TensorDictBase] = {}
         chosen: dict[NestedKey, Tensor] = {}
-        for number, (name, network) in enumerate(networks.items(), TEACHER):
+        for number, (name, network) in enumerate({"teacher": self.teacher, **self.students}.items(), TEACHER):
             rows = None if acted_by is None else acted_by == number
             acts = number == TEACHER if rows is None else bool(rows.any())
-            if acts or self.record:
-                outputs[name] = network(seen.select(*network.in_keys))
+            if acts or self.record or self._memories.get(name):  # a memory must not miss a step
+                outputs[name] = self._run(name, network, seen)
             if acts:
                 for key in ("action", *self.keep):
                     chosen[key] = _where(rows, outputs[name].get(key), chosen.get(key))
@@ -159,10 +183,49 @@ class TeacherStudentPolicy(TensorDictSequential):
             tensordict.set("acted_by", acted_by.to(chosen["action"].device))
         if self.exploration is not None:
             self.exploration(tensordict)
-        if self.record:
-            for name, output in outputs.items():
-                tensordict.set((name, "action_value"), output.get("action_value"))
+        self._write(outputs, tensordict)
         return tensordict
+
+    def _run(self, name: str, network: TensorDictModule, seen: TensorDictBase) -> TensorDictBase:
+        """Run a network on what it reads, with what it remembers."""
+        memory = self._memories.get(name)
+        if not memory or self._in_data(name, seen):
+            return network(seen.select(*network.in_keys))
+        starts = seen.get(START_KEY, None)
+        if starts is None:
+            raise KeyError(
+                f"a network that remembers must know where a game begins: got no {START_KEY!r} for the {name}; append "
+                "an InitTracker to the environment."
+            )
+        outputs = network(memory.recall(seen.select(*network.in_keys, strict=False), starts.reshape(seen.shape)))
+        memory.remember(outputs)
+        return outputs
+
+    def _in_data(self, name: str, data: TensorDictBase) -> bool:
+        """True where the data hold what this network remembers, and not another's of the same key."""
+        return self._held(name, {key for key in self._owners if data.get(key, None) is not None})
+
+    def _held(self, name: str, entries: Collection[NestedKey]) -> bool:
+        return all(self._owners[key] == name and key in entries for key in self._memories[name].keys)
+
+    def needs_starts(self, entries: Collection[NestedKey]) -> bool:
+        """Return True if ``"is_init"`` is read in an environment with these entries.
+
+        Args:
+            entries: keys of the environment's observations and states.
+        """
+        networks = {"teacher": self.teacher, **self.students}
+        return any(START_KEY in networks[name].in_keys or not self._held(name, entries) for name in self._memories)
+
+    def _write(self, outputs: Mapping[str, TensorDictBase], tensordict: TensorDictBase) -> None:
+        """Put into the data what is recorded, and what goes on to the next step there."""
+        for name, keys in self._recorded.items():
+            for key in keys:
+                tensordict.set((name, *_parts(key)), outputs[name].get(key))
+        for name in outputs.keys() & self._memories.keys():
+            if self._in_data(name, tensordict):
+                for key in self._memories[name].keys:
+                    tensordict.set(next_key(key), outputs[name].get(next_key(key)))
 
     def decide(self, tensordict: TensorDictBase) -> Tensor:
         """Choose the actions of the next call now: it will return them whatever it is given.
@@ -175,21 +238,37 @@ class TeacherStudentPolicy(TensorDictSequential):
         Returns:
             The actions ``[N]``, or one-hot ``[N, A]``.
         """
-        self._decided = self(tensordict.copy()).select(*self.out_keys)
+        self._decided = self(tensordict.copy()).select(*self.out_keys, strict=False)
         return self._decided.get("action")
 
     def forget_decision(self) -> None:
-        """Choose anew at the next call."""
-        if self._decided is not None and self._stacker is not None:
-            self._stacker.take_back()
+        """Choose again at the next call."""
+        if self._decided is not None:
+            for memory in self._memories.values():
+                memory.take_back()
+            if self._stacker is not None:
+                self._stacker.take_back()
         self._decided = None
 
-    def _draw(self, shape: torch.Size) -> Tensor:
-        """Who acts in each slot, uint8."""
-        limits = self.acting_probabilities.cpu().cumsum(0)
-        draws = torch.rand(shape, generator=self._generator, dtype=torch.float64)
-        student = torch.bucketize(draws, limits, right=True)  # S: none of them
-        return torch.where(student < len(limits), student + TEACHER + 1, TEACHER).to(torch.uint8)
+    def forget_memories(self) -> None:
+        """Forget what recurrent networks remember, as before the first step."""
+        for memory in self._memories.values():
+            memory.forget()
+
+    def with_seed(self, seed: int) -> TeacherStudentPolicy:
+        """Return a copy, with copies of the networks, that draws who acts by a seed of its own.
+
+        Args:
+            seed: of the copy's generator.
+        """
+        policy = copy.deepcopy(self)
+        policy._generator.manual_seed(seed)
+        return policy
+
+    @property
+    def seed(self) -> int:
+        """Seed by which it is drawn who acts."""
+        return self._generator.initial_seed()
 
     def update_acting(self, state: RunState) -> dict[str, float]:
         """Set who acts from now on, if ``acting`` is a schedule or a function.
@@ -204,7 +283,7 @@ class TeacherStudentPolicy(TensorDictSequential):
             ValueError: what the function returned is no name, probability or mapping of them.
         """
         if callable(self.acting):
-            self.acting_probabilities.copy_(_probabilities(self.acting(state), self.student_names))
+            self.acting_probabilities.copy_(probabilities(self.acting(state), self.student_names))
         return dict(zip(self.student_names, self.acting_probabilities.tolist(), strict=True))
 
     def weights(self, part: Literal["all", "teacher", "students"] = "all") -> TensorDict:
@@ -259,23 +338,26 @@ def _where(rows: Tensor | None, value: Tensor, otherwise: Tensor | None) -> Tens
     return torch.where(rows.reshape(rows.shape + (1,) * (value.ndim - rows.ndim)), value, otherwise)
 
 
-def _probabilities(acting: Acting, names: Sequence[str]) -> Tensor:
-    """The probability of each student ``[S]``."""
-    shares = acting(RunState()) if callable(acting) else acting
-    if shares in ("teacher", "student"):
-        shares = float(shares == "student")
-    if isinstance(shares, str) and shares in names:
-        shares = {shares: 1.0}
-    if isinstance(shares, (int, float)):
-        if shares > 0 and not names:
-            raise ValueError(f"acting={acting!r} needs a student: got None; pass one or let the teacher act.")
-        shares = {name: float(shares) / len(names) for name in names}
-    if isinstance(shares, Mapping) and shares.keys() <= set(names):
-        values = torch.tensor([float(shares.get(name, 0.0)) for name in names], dtype=torch.float64)
-        if (values >= 0).all() and values.sum() <= 1 + 1e-9:
-            return values
+def _parts(key: NestedKey) -> tuple[str, ...]:
+    return (key,) if isinstance(key, str) else key
+
+
+def _check_writes_action(networks: Mapping[str, TensorDictModule]) -> None:
+    for name, network in networks.items():
+        if "action" not in network.out_keys:
+            raise ValueError(
+                f"a network must write 'action': got {list(network.out_keys)} from the {name}; name its output so."
+            )
+
+
+def _recorded_keys(name: str, network: TensorDictModule) -> list[NestedKey]:
+    """Entries by which a network's policy is known."""
+    written = unravel_key_list(list(network.out_keys))
+    for names in _RECORDED:
+        keys = [key for key in written if last_part(key) in names]
+        if {last_part(key) for key in keys} == names:
+            return keys
     raise ValueError(
-        "acting must be 'teacher', 'student', the name of one, a student's probability in [0, 1], probabilities by "
-        f"name with a sum of at most 1, or a function that returns one of these: got {acting!r}; "
-        f"students are {', '.join(names) or 'none'}."
+        f"record=True stores action values, logits, or loc and scale: got {written} from the {name}; name its outputs "
+        "so, or collect with record=False."
     )

@@ -1,0 +1,57 @@
+"""Weights of a teacher and its students on the way to whatever collects: a process, workers or Ray actors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+
+from torchrl_rtpd.collectors.policy import TeacherStudentPolicy
+from torchrl_rtpd.schedules import RunState
+
+__all__ = ["PolicyWeights"]
+
+
+class PolicyWeights:
+    """Weight updates of our collectors: they may be sent in parts, and students are sent by the trainer's hook.
+
+    Attributes:
+        dual_policy: the policy as it was built here, of the very networks that were given; workers have copies.
+    """
+
+    dual_policy: TeacherStudentPolicy
+
+    def update_policy_weights_(self, policy_or_weights: Any = None, **kwargs: Any) -> None:
+        """Update what is given, and leave the rest.
+
+        That may be a whole policy or its weights, parts of them (:meth:`TeacherStudentPolicy.weights`), or the teacher
+        alone by its network or weights, which is what TorchRL's ``DQNTrainer`` sends without exploration. Everything
+        else is as in TorchRL's collectors.
+        """
+        weights = policy_or_weights
+        if isinstance(weights, TensorDictModuleBase):
+            weights = TensorDict.from_module(weights)
+        if isinstance(weights, TensorDictBase):
+            own = TensorDict.from_module(self.dual_policy.teacher)
+            if set(weights.keys(True, True)) == set(own.keys(True, True)):
+                weights = TensorDict({"module": TensorDict({"0": weights})})
+        super().update_policy_weights_(weights, **kwargs)  # type: ignore[misc]
+
+    def update_students(self, state: RunState) -> dict[str, float]:
+        """Set who acts from now on and send the students' weights to the process that collects.
+
+        TorchRL's trainers send the teacher's. Called by :class:`~torchrl_rtpd.trainers.RealTimeDistillTrainer` once a
+        batch. Where no student may act or be recorded it does nothing.
+
+        Args:
+            state: the run now, for an ``acting`` that depends on it.
+
+        Returns:
+            The probability of each student that may act, by name.
+        """
+        policy = self.dual_policy
+        probabilities = policy.update_acting(state) if policy.mixed else {}
+        if policy.mixed or policy.record:
+            self.update_policy_weights_(policy.weights("students"))
+        return probabilities
