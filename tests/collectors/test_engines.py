@@ -19,7 +19,7 @@ from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule
 from torchrl.collectors import BaseCollector
 from torchrl.data import Categorical, LazyMemmapStorage, LazyTensorStorage, RayReplayBuffer, TensorDictReplayBuffer
-from torchrl.envs import EnvBase, RewardSum, TransformedEnv
+from torchrl.envs import DoubleToFloat, EnvBase, GymEnv, RewardSum, SerialEnv, TransformedEnv
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import EGreedyModule
 
@@ -31,8 +31,8 @@ from torchrl_rtpd import (
     make_actor,
     make_replay_buffer,
 )
-from torchrl_rtpd.collectors.collector import DualNetworkCollector, _with_seed
-from torchrl_rtpd.collectors.engines import _WatchedWorkers
+from torchrl_rtpd.collectors.collector import DualNetworkCollector
+from torchrl_rtpd.collectors.engines import _WatchedWorkers, _worker_seed, _workers_env_fns
 from torchrl_rtpd.collectors.policy import TeacherStudentPolicy
 from torchrl_rtpd.schedules import RunState
 
@@ -57,7 +57,8 @@ def quick_ray(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
         yield
         return
     monkeypatch.setenv("RAY_worker_niceness", "0")
-    monkeypatch.setenv("PYTHONPATH", os.path.dirname(__file__))
+    folders = os.path.dirname(os.path.dirname(__file__)), os.environ.get("PYTHONPATH", "")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(folders))
     yield
     ray = pytest.importorskip("ray")
     ray.shutdown()
@@ -135,7 +136,7 @@ def test_workers_draw_who_acts_by_seeds_of_their_own() -> None:
     """The seed plus the worker's number, so that a run can be repeated."""
     policy = TeacherStudentPolicy(always(0), always(1), acting=0.5, seed=3)
     states = TensorDict({"observation": torch.zeros(64, 1)}, [64])
-    draws = [_with_seed(policy, 3 + worker)(states.clone())["acted_by"] for worker in range(2)]
+    draws = [policy.with_seed(3 + worker)(states.clone())["acted_by"] for worker in range(2)]
     assert torch.equal(draws[0], policy(states.clone())["acted_by"])
     assert not torch.equal(*draws)
 
@@ -270,6 +271,79 @@ def test_a_storage_that_workers_cannot_share_is_refused() -> None:
     buffer = make_replay_buffer(FrameStackStorage(64, num_envs=2, steps_per_write=4), batch_size=8)
     with pytest.raises(ValueError, match=r"a FrameStackStorage is written in order, by one writer: got workers"):
         collector_on(PROCESS, always(0), replay_buffer=buffer)
+
+
+# Seeds of workers
+
+
+def seeded_cartpole(seed: int = 0) -> EnvBase:
+    """Two slots whose seed is inside the function."""
+    env = SerialEnv(2, partial(GymEnv, "CartPole-v1", categorical_action_encoding=True))
+    env.set_seed(seed)
+    return TransformedEnv(env, DoubleToFloat())
+
+
+def test_workers_with_a_seed_inside_their_function_play_games_of_their_own() -> None:
+    """The first worker keeps the function's seed; the other gets a number that follows from acting_seed."""
+    collector = DualNetworkCollector(
+        seeded_cartpole, actor(), num_collectors=2, sync=True, frames_per_batch=40, total_frames=40, acting_seed=3
+    )
+    (batch,) = (batch.clone() for batch in collector)
+    collector.shutdown()
+    first, second = batch["observation"].reshape(2, 2, -1, 4)
+    assert not any(torch.equal(one, other) for one in first for other in second)
+    assert torch.equal(first[:, 0], seeded_cartpole().reset()["observation"])
+    env = seeded_cartpole()
+    env.set_seed(_worker_seed(3, 1))
+    assert torch.equal(second[:, 0], env.reset()["observation"])
+
+
+def first_observations(env_fns: Any, kwargs: Any, acting_seed: int = 0) -> list[torch.Tensor]:
+    """First observations of two workers, from the very functions that they are given."""
+    policy = TeacherStudentPolicy(actor(), seed=acting_seed)
+    made = _workers_env_fns(env_fns, 2, policy, kwargs)
+    each = kwargs if isinstance(kwargs, list) else [kwargs or {}] * 2
+    return [env_fn(**own).reset()["observation"] for env_fn, own in zip(made, each, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("env_fns", "kwargs"),
+    [
+        (seeded_cartpole, None),
+        ([seeded_cartpole] * 2, None),
+        ([partial(seeded_cartpole, seed=1), partial(seeded_cartpole, seed=1)], None),
+        (seeded_cartpole, {"seed": 1}),
+        (seeded_cartpole, [{"seed": 1}, {"seed": 1}]),
+    ],
+    ids=["one function", "one function twice", "equal partials", "one mapping", "equal mappings"],
+)
+def test_workers_of_equal_functions_are_told_apart_however_they_are_given(env_fns: Any, kwargs: Any) -> None:
+    """No slot of one shows what a slot of the other shows, and another acting_seed changes all but the first worker."""
+    first, second = first_observations(env_fns, kwargs)
+    assert not any(torch.equal(one, other) for one in first for other in second)
+    again, other = (first_observations(env_fns, kwargs, seed) for seed in (0, 1))
+    assert torch.equal(again[0], first)
+    assert torch.equal(again[1], second)
+    assert torch.equal(other[0], first)
+    assert not torch.equal(other[1], second)
+
+
+@pytest.mark.parametrize(
+    ("env_fns", "kwargs"),
+    [
+        ([partial(seeded_cartpole, seed=1), partial(seeded_cartpole, seed=2)], None),
+        (seeded_cartpole, [{"seed": 1}, {"seed": 2}]),
+    ],
+    ids=["partials", "mappings"],
+)
+def test_workers_that_the_caller_seeds_apart_keep_their_seeds(env_fns: Any, kwargs: Any) -> None:
+    for seen, seed in zip(first_observations(env_fns, kwargs), (1, 2), strict=True):
+        assert torch.equal(seen, seeded_cartpole(seed).reset()["observation"])
+
+
+def test_an_environment_instead_of_a_function_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"workers make their own environments: got an environment; give a function"):
+        DualNetworkCollector(Tape(), always(0), frames_per_batch=16, total_frames=16, num_collectors=2)
 
 
 # Errors

@@ -1,13 +1,23 @@
-"""Single frames from the environment, stacked for whoever acts, rebuilt when sampled: the same data as with stacks."""
+"""Single frames from the environment, stacked for the network that acts and rebuilt when sampled, as with stacks."""
 
 from __future__ import annotations
+
+from functools import partial
 
 import pytest
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torchrl.modules import EGreedyModule
 
-from torchrl_rtpd import AtariVecEnv, DualNetworkCollector, FrameStackStorage, make_actor, make_replay_buffer
+from torchrl_rtpd import (
+    AtariVecEnv,
+    DualNetworkCollector,
+    Evaluator,
+    FrameStackStorage,
+    TeacherStudentPolicy,
+    make_actor,
+    make_replay_buffer,
+)
 from torchrl_rtpd.collectors.frames import FrameStacker
 
 SLOTS, STEPS = 3, 4
@@ -38,7 +48,9 @@ def stacks() -> list[TensorDictBase]:
 
 
 @pytest.mark.parametrize("overlap", [False, True])
-def test_whoever_acts_sees_the_stacks_that_ale_would_have_shown(stacks: list[TensorDictBase], overlap: bool) -> None:
+def test_the_network_that_acts_sees_the_stacks_that_ale_would_have_shown(
+    stacks: list[TensorDictBase], overlap: bool
+) -> None:
     """So that actions and games are the same, and what is stored is the newest frame of each stack."""
     frames = collected(1, overlap=overlap)
     for one, other in zip(frames, stacks, strict=True):
@@ -109,3 +121,20 @@ def test_frames_are_stacked_from_single_ones_only() -> None:
         DualNetworkCollector(
             env, make_actor("net17", env.action_spec), frame_stack=4, frames_per_batch=4, total_frames=4
         )
+
+
+def test_a_policy_that_stacks_frames_is_evaluated_as_one_that_sees_stacks() -> None:
+    """The evaluator plays the same games with single frames and the policy's stacks as with ALE's."""
+    scores = []
+    for frame_stack in (4, 1):
+        make = partial(AtariVecEnv, "breakout", SLOTS, frame_stack=frame_stack, max_frames=48, noop_max=0)
+        evaluator = Evaluator(make, episodes=SLOTS, epsilon=0.0, seed=1)
+        teacher = make_actor("net17", evaluator.env.action_spec, seed=1)
+        policy = teacher if frame_stack == 4 else TeacherStudentPolicy(teacher, frame_stack=4)
+        actions: list[torch.Tensor] = []
+        policy.register_forward_hook(lambda module, args, out, actions=actions: actions.append(out["action"].clone()))
+        scores.append((evaluator(policy), torch.stack(actions)))
+        evaluator.close()
+    assert scores[0][0] == scores[1][0]
+    assert torch.equal(scores[0][1], scores[1][1])
+    assert len(scores[0][1].unique()) > 1

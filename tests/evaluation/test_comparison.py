@@ -1,4 +1,4 @@
-"""How methods compare: claims with numbers a reader can redo, and a loop in plain Python as an oracle."""
+"""Comparison of methods: claims with numbers a reader can redo, and a loop in plain Python as an oracle."""
 
 import math
 import statistics

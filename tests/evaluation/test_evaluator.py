@@ -1,126 +1,27 @@
-"""Scores of whole games, a fixed quota a slot, and comparisons of students with their teacher."""
+"""Scores of whole games, a fixed quota a slot, played by any policy."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from ale_py.vector_env import AtariVectorEnv
+from evaluation_parts import FixedLengths, PixelHash, Refuses, Remembers, always, cartpole, played
 from gymnasium.vector import AutoresetMode
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
-from torchrl.data import Categorical, Composite, OneHot, Unbounded
-from torchrl.envs import Compose, DoubleToFloat, EnvBase, GymEnv, RewardSum, SerialEnv, TransformedEnv
+from torchrl.data import Categorical, Unbounded
+from torchrl.envs import EnvBase, GymEnv, RewardSum, TransformedEnv
 from torchrl.modules import QValueActor
 
 from torchrl_rtpd.envs import AtariVecEnv
 from torchrl_rtpd.evaluation.evaluator import Evaluator
-from torchrl_rtpd.evaluation.scores import Scores, agreement_with_teacher, latency_ms
-from torchrl_rtpd.functional.scores import normalised_score
 from torchrl_rtpd.networks.towers import make_actor
-
-
-class FixedLengths(EnvBase):
-    """Slot ``i`` plays games of ``lengths[i]`` steps worth ``i + 1`` points each; it sees [slot, steps so far]."""
-
-    def __init__(self, lengths: Sequence[int], *, num_actions: int = 2, one_hot: bool = False) -> None:
-        slots = len(lengths)
-        super().__init__(batch_size=[slots])
-        self.lengths = torch.tensor(lengths)[:, None]
-        self.actions: list[Tensor] = []
-        flag = (slots, 1)
-        self.observation_spec = Composite(
-            observation=Unbounded((slots, 2)), episode_reward=Unbounded(flag), shape=[slots]
-        )
-        self.action_spec = (OneHot if one_hot else Categorical)(
-            num_actions, shape=(slots, num_actions) if one_hot else (slots,)
-        )
-        self.reward_spec = Unbounded(flag)
-        self.count = torch.zeros(flag, dtype=torch.long)
-        self.points = torch.arange(1.0, slots + 1)[:, None]
-
-    def _set_seed(self, seed: int | None) -> None:
-        pass
-
-    def _seen(self) -> dict[str, Tensor]:
-        slot = torch.arange(len(self.count))[:, None]
-        return {
-            "observation": torch.cat([slot, self.count], -1).float(),
-            "episode_reward": self.points * self.count,
-        }
-
-    def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: object) -> TensorDictBase:
-        mask = None if tensordict is None else tensordict.get("_reset", None)
-        self.count = torch.zeros_like(self.count) if mask is None else torch.where(mask, 0, self.count)
-        return TensorDict(self._seen(), [len(self.count)])
-
-    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        self.actions.append(tensordict.get("action").clone())
-        self.count = self.count + 1
-        done = self.count >= self.lengths
-        return TensorDict({**self._seen(), "reward": self.points, "done": done, "terminated": done}, [len(done)])
-
-
-class PixelHash(nn.Module):
-    """Action values that depend on every pixel and on nothing else."""
-
-    def __init__(self, num_actions: int) -> None:
-        super().__init__()
-        self.num_actions = num_actions
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        total = pixels.flatten(1).sum(1, dtype=torch.int64)
-        return nn.functional.one_hot((total // 7) % self.num_actions, self.num_actions).float()
-
-
-class Refuses(nn.Module):
-    """A network that must not be run."""
-
-    def forward(self, observation: Tensor) -> Tensor:
-        raise RuntimeError("this network was run")
-
-
-class Remembers(nn.Module):
-    """A network that remembers in which mode it ran, and fails when asked to."""
-
-    def __init__(self, fails: bool = False) -> None:
-        super().__init__()
-        self.inner = nn.Dropout(0.5)
-        self.modes: set[bool] = set()
-        self.fails = fails
-
-    def forward(self, observation: Tensor) -> Tensor:
-        self.modes |= {self.training, self.inner.training}
-        if self.fails:
-            raise RuntimeError("no values today")
-        return observation[..., :2]
-
-
-def always(action: int, *, num_actions: int = 2, one_hot: bool = False) -> QValueActor:
-    """A policy that takes one action whatever it sees."""
-    network = nn.Linear(2, num_actions)
-    nn.init.zeros_(network.weight)
-    with torch.no_grad():
-        network.bias.copy_(nn.functional.one_hot(torch.tensor(action), num_actions))
-    return QValueActor(network, in_keys=["observation"], spec=(OneHot if one_hot else Categorical)(num_actions))
-
-
-def played(lengths: Sequence[int], episodes: int, max_steps: int = 1_000_000) -> Scores:
-    return Evaluator(lambda: FixedLengths(lengths), episodes=episodes, max_steps=max_steps)(always(0))
-
-
-def cartpole() -> EnvBase:
-    return TransformedEnv(
-        SerialEnv(2, lambda: GymEnv("CartPole-v1", categorical_action_encoding=True)),
-        Compose(DoubleToFloat(), RewardSum(in_keys=["reward"], out_keys=["episode_reward"])),
-    )
-
-
-# Which games count
 
 
 def test_every_slot_plays_its_quota_however_short_its_games() -> None:
@@ -149,9 +50,6 @@ def test_games_cut_by_max_frames_are_reported() -> None:
     scores = evaluator(make_actor("net17", evaluator.env.action_spec, seed=0))
     assert (scores.episodes, scores.cut) == (4, 4)
     evaluator.close()
-
-
-# What a score is
 
 
 @pytest.mark.parametrize(("game", "max_frames", "cut"), [("assault", 600, True), ("ms_pacman", 8_000, False)])
@@ -199,19 +97,6 @@ def test_scores_of_gym_environments_are_their_undiscounted_returns() -> None:
     evaluator.close()
 
 
-def test_means_and_errors_are_the_textbook_ones() -> None:
-    """1, 2, 3, 4: sample variance 5/3, standard error its root over 2."""
-    scores = Scores((1.0, 2.0, 3.0, 4.0), cut=0, steps=40)
-    assert scores.mean == 2.5
-    assert scores.std == pytest.approx((5 / 3) ** 0.5)
-    assert scores.standard_error == pytest.approx((5 / 3) ** 0.5 / 2)
-    single = Scores((7.0,), cut=0, steps=1)
-    assert (single.mean, single.std, single.standard_error) == (7.0, 0.0, 0.0)
-
-
-# Randomness
-
-
 def test_one_seed_gives_one_score_whatever_was_played_in_between() -> None:
     evaluator = Evaluator(lambda: AtariVecEnv("breakout", 2, max_frames=600), episodes=2, epsilon=0.3)
     policy = make_actor("net17", evaluator.env.action_spec, seed=0)
@@ -249,39 +134,6 @@ def test_evaluating_draws_nothing_from_the_global_generators_and_leaves_training
         env.close()
 
 
-@pytest.mark.parametrize("one_hot", [False, True])
-def test_epsilon_is_the_share_of_steps_with_a_uniform_action(one_hot: bool) -> None:
-    """Of 4 actions at epsilon 0.4, 3 in 10 differ from the policy's; 2000 draws, standard deviation 1 %."""
-    evaluator = Evaluator(
-        lambda: FixedLengths([500] * 4, num_actions=4, one_hot=one_hot), episodes=4, epsilon=0.4, seed=1
-    )
-    evaluator(always(2, num_actions=4, one_hot=one_hot))
-    actions = torch.stack(evaluator.env.actions)
-    assert actions.shape[1:] == evaluator.env.action_spec.shape
-    index = actions.long().argmax(-1) if one_hot else actions
-    shares = torch.bincount(index.flatten(), minlength=4) / index.numel()
-    torch.testing.assert_close(shares, torch.tensor([0.1, 0.1, 0.7, 0.1]), atol=0.04, rtol=0)
-
-
-@pytest.mark.parametrize("one_hot", [False, True])
-def test_the_random_player_needs_no_sensible_policy(one_hot: bool) -> None:
-    evaluator = Evaluator(lambda: FixedLengths([300, 300], num_actions=4, one_hot=one_hot), episodes=2)
-    evaluator(TensorDictModule(Refuses(), in_keys=["observation"], out_keys=["action"]), epsilon=1.0)
-    actions = torch.stack(evaluator.env.actions)
-    index = actions.long().argmax(-1) if one_hot else actions
-    shares = torch.bincount(index.flatten(), minlength=4) / index.numel()
-    torch.testing.assert_close(shares, torch.full((4,), 0.25), atol=0.06, rtol=0)
-
-
-def test_epsilon_zero_is_the_policy_itself() -> None:
-    evaluator = Evaluator(lambda: FixedLengths([50, 50]), episodes=2, epsilon=0.0)
-    evaluator(always(1))
-    assert torch.stack(evaluator.env.actions).eq(1).all()
-
-
-# The network
-
-
 @pytest.mark.parametrize("fails", [False, True])
 def test_networks_play_in_eval_mode_and_get_their_own_back(fails: bool) -> None:
     """Module by module, also after an error."""
@@ -307,114 +159,6 @@ def test_no_gradient_is_recorded_while_playing() -> None:
     assert all(parameter.grad is None for parameter in policy.parameters())
 
 
-# Observations
-
-
-def test_kept_observations_are_those_of_counted_games_spread_evenly() -> None:
-    """One game each of 4 and 41 steps: nothing of slot 0 after its game, 12 states over the whole of slot 1's."""
-    scores = Evaluator(lambda: FixedLengths([4, 41]), episodes=2, epsilon=0.0)(always(0), keep_observations=12)
-    assert list(scores.observations.keys()) == ["observation"]
-    slots, steps = scores.observations["observation"].unbind(-1)
-    assert steps[slots == 0].tolist() == [0]
-    assert steps[slots == 1].tolist() == list(range(0, 41, 4))
-
-
-def test_few_observations_of_a_long_play_cover_all_of_it() -> None:
-    """Five of 1000 steps; the states in between are dropped on the way."""
-    scores = Evaluator(lambda: FixedLengths([1_000]), episodes=1, epsilon=0.0)(always(0), keep_observations=5)
-    steps = scores.observations["observation"][:, 1]
-    assert steps[0] == 0
-    assert len(steps) == 5
-    gaps = steps.diff()
-    assert 120 < gaps.min() <= gaps.max() < 300
-    assert steps[-1] > 720
-
-
-def test_observations_are_kept_only_when_asked_for() -> None:
-    assert played([3], episodes=1).observations is None
-
-
-# Comparisons
-
-
-@pytest.mark.parametrize(
-    ("score", "random_score", "teacher_score", "expected"),
-    [
-        (-5.0, -20.0, 10.0, 0.5),
-        (21.0, -21.0, 21.0, 1.0),
-        (-21.0, -20.0, -10.0, -0.1),  # worse than random
-        (-8.0, -20.0, -10.0, 1.2),  # better than a teacher with a negative score
-        (5.0, 3.0, 3.0, None),
-        (5.0, 3.0, 2.0, None),
-    ],
-)
-def test_a_normalised_score_lies_between_random_and_teacher(
-    score: float, random_score: float, teacher_score: float, expected: float | None
-) -> None:
-    """And there is none where the teacher is no better than random."""
-    normalised = normalised_score(score, random_score, teacher_score)
-    assert normalised == (None if expected is None else pytest.approx(expected))
-
-
-def test_agreement_is_the_share_of_equal_greedy_actions() -> None:
-    """Four states, the teacher takes 0, 1, 0, 1; one student differs in the last."""
-    states = TensorDict(
-        {
-            "observation": torch.tensor([[1.0, 0.0], [0.0, 1.0], [3.0, 2.0], [-2.0, -1.0]]),
-            "other": torch.tensor([[9.0, 8.0], [1.0, 2.0], [0.1, 0.0], [5.0, 4.0]]),
-        },
-        [4],
-    )
-    teacher = TensorDictModule(nn.Identity(), in_keys=["observation"], out_keys=["action_value"])
-    student = TensorDictModule(nn.Identity(), in_keys=["other"], out_keys=["action_value"])
-    before = states.clone()
-    assert agreement_with_teacher(teacher, {"itself": teacher, "net": student}, states) == {"itself": 1.0, "net": 0.75}
-    assert (states == before).all()
-    assert set(states.keys()) == {"observation", "other"}
-
-
-def test_agreement_is_measured_in_eval_mode() -> None:
-    """A teacher with dropout agrees with itself."""
-    teacher = TensorDictModule(
-        nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.9)), in_keys=["observation"], out_keys=["action_value"]
-    )
-    states = TensorDict({"observation": torch.randn(64, 8, generator=torch.Generator().manual_seed(0))}, [64])
-    assert agreement_with_teacher(teacher, {"itself": teacher}, states) == {"itself": 1.0}
-    assert all(module.training for module in teacher.modules())
-
-
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        lambda network: QValueActor(network, in_keys=["observation"], spec=Categorical(2)),
-        lambda network: TensorDictModule(network, in_keys=["observation"], out_keys=["action_value"]),
-        lambda network: network,
-    ],
-    ids=["actor", "tensordict module", "plain module"],
-)
-def test_latency_is_positive_and_measured_on_a_copy(wrap: Callable[[nn.Module], nn.Module]) -> None:
-    network = wrap(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)))
-    calls = []
-    for module in network.modules():
-        module.register_forward_pre_hook(lambda *_: calls.append(torch.is_grad_enabled()))
-    before = [parameter.clone() for parameter in network.parameters()]
-    assert latency_ms(network, torch.ones(1, 2), repeats=3) > 0
-    assert all(module.training for module in network.modules())
-    assert all(map(torch.equal, network.parameters(), before))
-    assert calls  # copies of the hooks were called, ...
-    assert not any(calls)  # ... without gradient
-
-
-def test_latency_grows_with_the_network() -> None:
-    """The paper's teacher costs several times net17's 29,214 parameters."""
-    pixels = torch.zeros(1, 4, 84, 84, dtype=torch.uint8)
-    teacher, small = (latency_ms(make_actor(name, Categorical(6), seed=0), pixels) for name in ("teacher", "net17"))
-    assert teacher > small
-
-
-# Errors
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -429,16 +173,117 @@ def test_numbers_out_of_range_are_refused(arguments: dict, message: str) -> None
         Evaluator(lambda: FixedLengths([2, 2]), **arguments)
 
 
-def test_an_epsilon_out_of_range_is_refused_at_a_call_too() -> None:
-    with pytest.raises(ValueError, match=r"epsilon is a probability in \[0, 1\]: got -0\.1"):
-        Evaluator(lambda: FixedLengths([2]), episodes=1)(always(0), epsilon=-0.1)
+# Where a score is read
 
 
-def test_an_environment_without_episode_reward_is_refused() -> None:
-    env = GymEnv("CartPole-v1")
-    with pytest.raises(ValueError, match=r"scores are read from 'episode_reward', which .*CartPole.* lacks; append"):
-        Evaluator(lambda: env, episodes=1)
-    env.close()
+def clipped(env: EnvBase) -> TransformedEnv:
+    """TorchRL's usual line, which sums up what the environment calls its reward."""
+    return TransformedEnv(env, RewardSum())
+
+
+class Raw(FixedLengths):
+    """Rewards are clipped to 1; the raw score, 10 points a step, has an entry of its own."""
+
+    def __init__(self, key: str = "raw_episode_reward") -> None:
+        super().__init__([4, 2])
+        self.key = key
+        self.observation_spec[key] = Unbounded((2, 1))
+
+    def _seen(self) -> dict[str, Tensor]:
+        seen = super()._seen()
+        return {**seen, "episode_reward": 10.0 * self.count, self.key: 10.0 * self.count}
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        step = super()._step(tensordict)
+        return step.set("reward", torch.ones(2, 1))
+
+
+def test_the_raw_score_is_read_though_rewards_are_clipped_and_summed() -> None:
+    """40 and 20 points, not the 4 and 2 of RewardSum."""
+    evaluator = Evaluator(lambda: clipped(Raw()), episodes=2)
+    assert evaluator.score_key == "raw_episode_reward"
+    assert evaluator(always(0)).scores == (40.0, 20.0)
+
+
+def test_ales_raw_score_is_read_though_rewards_are_clipped_and_summed() -> None:
+    """The same games as without the transform; Ms. Pac-Man's dots are 10 points each."""
+    scores = []
+    for transform in (lambda env: env, clipped):
+        make = partial(AtariVecEnv, "ms_pacman", 2, max_frames=1_200)
+        evaluator = Evaluator(lambda make=make, transform=transform: transform(make()), episodes=2, epsilon=0.3)
+        scores.append(evaluator(make_actor("net17", evaluator.env.action_spec, seed=0)))
+        evaluator.close()
+    assert scores[0] == scores[1]
+    assert min(scores[0].scores) >= 40
+
+
+def test_an_own_score_that_a_transform_overwrites_is_refused() -> None:
+    """Without a raw entry the usual line would report the sum of clipped rewards as the score."""
+    with pytest.raises(ValueError, match=r"own 'episode_reward' must not be overwritten: got RewardSum.* score_key"):
+        Evaluator(lambda: clipped(Raw("score")), episodes=2)
+    assert Evaluator(lambda: clipped(Raw("score")), episodes=2, score_key="score")(always(0)).scores == (40.0, 20.0)
+
+
+def test_rewards_are_summed_up_where_no_entry_tells_the_score() -> None:
+    """CartPole's return is its number of steps; games begin from nothing each."""
+    evaluator = Evaluator(lambda: GymEnv("CartPole-v1", categorical_action_encoding=True), episodes=3, epsilon=0.0)
+    assert evaluator.score_key is None
+    scores = evaluator(TensorDictModule(lambda seen: torch.ones((), dtype=torch.long), ["observation"], ["action"]))
+    assert sum(scores.scores) == scores.steps
+    assert all(8 <= score <= 12 for score in scores.scores)
+    evaluator.close()
+
+
+def test_a_game_without_a_score_entry_that_is_cut_counts_its_own_rewards_only() -> None:
+    """Two points a step: one game of 4 steps, and 2 steps of the next."""
+
+    class Unsaid(FixedLengths):
+        def __init__(self) -> None:
+            super().__init__([1, 4])
+            del self.observation_spec["episode_reward"]
+
+        def _seen(self) -> dict[str, Tensor]:
+            seen = super()._seen()
+            return {"observation": seen["observation"]}
+
+    scores = Evaluator(Unsaid, episodes=4, max_steps=6)(always(0))
+    assert scores.scores == (1.0, 1.0, 8.0, 4.0)
+    assert (scores.cut, scores.steps) == (1, 8)
+
+
+def test_an_environment_with_neither_score_nor_the_named_entry_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"score_key must name an entry .*: got 'points', it has \['episode_rew"):
+        Evaluator(lambda: FixedLengths([2]), episodes=1, score_key="points")
+
+
+# Global random streams
+
+
+class Draws(FixedLengths):
+    """Its rewards come from the global generators."""
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        step = super()._step(tensordict)
+        self.drawn = (float(torch.rand(())), float(np.random.rand()), random.random())
+        return step.set("episode_reward", torch.full((len(self.count), 1), sum(self.drawn)))
+
+
+def test_what_environments_draw_globally_is_the_seeds_and_put_back() -> None:
+    """Also after an error."""
+    evaluator = Evaluator(lambda: Draws([3]), episodes=2)
+    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    first = evaluator(always(0))
+    torch.rand(5), np.random.rand(5), random.random()
+    assert evaluator(always(0)) == first != evaluator(always(0), seed=1)
+    torch.set_rng_state(states[0])
+    np.random.seed(3)
+    random.setstate(states[2])
+    middle = np.random.get_state()[1].copy()
+    with pytest.raises(RuntimeError, match="this network was run"):
+        evaluator(TensorDictModule(Refuses(), in_keys=["observation"], out_keys=["action"]))
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert (np.random.get_state()[1] == middle).all()
+    assert random.getstate() == states[2]
 
 
 def test_closing_twice_is_harmless() -> None:
