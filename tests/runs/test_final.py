@@ -6,6 +6,10 @@ import pytest
 import torch
 from drop_in_dqn import make_actor, make_env
 from drop_in_ppo import make_policy
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModule, TensorDictSequential
+from torch import nn
+from torchrl.modules import QValueModule
 
 from torchrl_rtpd import Evaluator
 from torchrl_rtpd.evaluation.scores import Scores
@@ -128,3 +132,21 @@ def test_the_games_do_not_touch_the_global_stream(evaluator, networks):
     torch.manual_seed(0)
     compared_scores(networks, evaluator, seed=0)
     assert torch.equal(torch.rand(3), wanted)
+
+
+def test_a_student_that_cannot_be_compared_is_left_out_of_the_report_with_a_warning() -> None:
+    """A network of as many values in two choices: no run may end at its report."""
+    from torchrl_rtpd.runs.final import _agreement
+
+    def network(*parts: TensorDictModule) -> TensorDictSequential:
+        values = TensorDictModule(nn.Identity(), in_keys=["observation"], out_keys=["action_value"])
+        return TensorDictSequential(values, *parts)
+
+    networks = {
+        "teacher": network(),
+        "same": network(),
+        "several": network(QValueModule(action_space="mult_one_hot", var_nums=[2, 2])),
+    }
+    games = Scores((1.0,), 0, 1, TensorDict({"observation": torch.eye(4)}, [4]))
+    with pytest.warns(UserWarning, match=r"the report has no agreement of 'several': .* choices \(2, 2\)"):
+        assert _agreement(networks, "teacher", games) == {"teacher": 1.0, "same": 1.0}

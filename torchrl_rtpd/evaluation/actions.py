@@ -50,11 +50,11 @@ class RandomActions:
             allows nothing.
 
     Examples:
-        >>> from torchrl.testing.mocking_classes import DiscreteActionVecMockEnv
-        >>> actions = RandomActions(DiscreteActionVecMockEnv())
-        >>> drawn = actions(TensorDict(), torch.tensor(True), torch.Generator().manual_seed(0))
-        >>> drawn["action"].sum()  # one-hot
-        tensor(1)
+        >>> from torchrl.envs import GymEnv
+        >>> env = GymEnv("CartPole-v1")  # one-hot
+        >>> drawn = RandomActions(env)(env.reset(), torch.tensor(True), torch.Generator().manual_seed(0))
+        >>> drawn["action"]
+        tensor([1, 0])
     """
 
     def __init__(self, env: EnvBase, mask_key: NestedKey | None = None) -> None:

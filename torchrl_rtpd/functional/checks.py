@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["at_least_single", "check_integers", "check_same_shape", "check_within"]
+__all__ = ["at_least_single", "check_integers", "check_same_shape", "check_within", "lies_within"]
 
 
 def at_least_single(dtype: torch.dtype) -> torch.dtype:
@@ -41,15 +42,23 @@ def check_within(interval: str, remedy: str = "", **numbers: float | None) -> No
         Traceback (most recent call last):
         ValueError: num_actions must lie in [1, inf): got 0.
     """
-    low, high = (float(bound) for bound in interval[1:-1].split(","))
     for name, number in numbers.items():
-        if number is None:
-            continue
-        valid = isinstance(number, (int, float)) and not isinstance(number, bool) and not math.isnan(number)
-        above = valid and (number > low or (number == low and interval[0] == "["))
-        below = valid and (number < high or (number == high and interval[-1] == "]"))
-        if not (above and below):
+        if number is not None and not lies_within(number, interval):
             raise ValueError(f"{name} must lie in {interval}: got {number!r}{'; ' if remedy else ''}{remedy}.")
+
+
+def lies_within(value: Any, interval: str) -> bool:
+    """Return True for a number in an interval; what is no number lies in none.
+
+    Examples:
+        >>> lies_within(0.5, "(0, 1]"), lies_within(0.0, "(0, 1]"), lies_within(True, "[0, inf)")
+        (True, False, False)
+    """
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or math.isnan(value):
+        return False
+    low, high = (float(bound) for bound in interval[1:-1].split(","))
+    above = value > low or (value == low and interval[0] == "[")
+    return above and (value < high or (value == high and interval[-1] == "]"))
 
 
 def check_integers(lowest: int, **values: object) -> None:

@@ -17,8 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from torchrl.checkpoint import CheckpointError
 
 from torchrl_rtpd.files.verified import VerifiedCheckpoint
+from torchrl_rtpd.functional.checks import lies_within
 from torchrl_rtpd.runs.checkpoints import newest_checkpoint
-from torchrl_rtpd.runs.ranges import lies_within
 
 __all__ = [
     "changed_settings",

@@ -6,6 +6,7 @@ Scores are raw returns of whole games; ``normalised`` is 0 for the random player
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -109,7 +110,13 @@ def _agreement(networks: Mapping[str, TensorDictModule], teacher: str, games: Sc
         for name, network in networks.items()
         if "action_value" in network.out_keys and seen.issuperset(network.in_keys)
     }
-    return agreement_with_teacher(networks[teacher], comparable, states)
+    shares: dict[str, float] = {}
+    for name, network in comparable.items():
+        try:
+            shares |= agreement_with_teacher(networks[teacher], {name: network}, states)
+        except ValueError as error:  # a report of a run of days must not end here
+            warnings.warn(f"the report has no agreement of {name!r}: {error}", stacklevel=2)
+    return shares
 
 
 def final_results(monitor: RunMonitor, *, games: int | None, seed: int) -> dict[str, Any]:

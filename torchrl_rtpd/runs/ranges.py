@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["check_choices", "check_ranges", "lies_within"]
+from torchrl_rtpd.functional.checks import check_within
+
+__all__ = ["check_choices", "check_ranges"]
 
 
 def check_ranges(config: Any, ranges: Mapping[str, str]) -> None:
@@ -28,22 +29,7 @@ def check_ranges(config: Any, ranges: Mapping[str, str]) -> None:
     for interval, keys in ranges.items():
         for key in keys.split():
             value = config[key] if isinstance(config, Mapping) else getattr(config, key)
-            if value is not None and not lies_within(value, interval):
-                raise ValueError(f"{key} must lie in {interval}: got {value!r}.")
-
-
-def lies_within(value: Any, interval: str) -> bool:
-    """Return True for a number in an interval; what is no number lies in none.
-
-    Examples:
-        >>> lies_within(0.5, "(0, 1]"), lies_within(0.0, "(0, 1]"), lies_within(True, "[0, inf)")
-        (True, False, False)
-    """
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or math.isnan(value):
-        return False
-    low, high = (float(bound) for bound in interval[1:-1].split(","))
-    above = value > low or (value == low and interval[0] == "[")
-    return above and (value < high or (value == high and interval[-1] == "]"))
+            check_within(interval, **{key: value})
 
 
 def check_choices(config: Any, **choices: Sequence[str]) -> None:
