@@ -216,3 +216,10 @@ def test_no_file_names_a_registry_host() -> None:
     assert ROOT / "README.md" in files
     naming = [f"{path}: {host.decode()}" for path in files for host in hosts if host in path.read_bytes()]
     assert naming == []
+
+
+def test_each_test_file_has_a_name_of_its_own() -> None:
+    """Folders of tests are no packages, so pytest knows a file by its last name alone."""
+    names = [path.stem for path in (ROOT / "tests").rglob("test_*.py")]
+    assert len(names) > 50
+    assert sorted(names) == sorted(set(names))
