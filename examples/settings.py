@@ -70,7 +70,7 @@ class Config:
     temperature: Any = setting(
         0.1,
         "of both networks, in units of the action values; auto follows the teacher's values",
-        within="(0, inf)",
+        within="(0, 1e12]",
         choices=["auto"],
     )
     student_temperature: float | None = setting(

@@ -167,7 +167,7 @@ def test_failing_run_leaves_metrics_and_weights(tmp_path, monkeypatch):
         ("teacher_optimizer=sgd", "teacher_optimizer must be one of adam, rmsprop: got 'sgd'"),
         ("divergence=kl", "divergence must be one of"),
         ("cudagraph=true", "cudagraph=true needs device=cuda: got device=cpu; use compile=true on a CPU"),
-        ("temperature=0", r"temperature must lie in \(0, inf\), or be auto: got 0"),
+        ("temperature=0", r"temperature must lie in \(0, 1e12\], or be auto: got 0"),
         ("acting=1.5", r"acting must lie in \[0, 1\], or be teacher, or be student: got 1.5"),
         ("student_settles=[0.9,0.5]", r"student_settles must be two shares of the run.*got \[0\.9, 0\.5\]"),
         ("teacher_settles=[0.5]", r"teacher_settles must be two shares of the run.*got \[0\.5\]"),

@@ -19,15 +19,26 @@ def parts(tmp_path):
     evaluator.close()
 
 
-def test_a_batch_is_watched_then_judged_then_saved(parts):
-    """Registered in this order, and called in it: TorchRL keeps the order of registration."""
+def test_a_batch_is_watched_then_judged_then_saved(parts, monkeypatch):
+    """Hooks are called in the order in which they are registered, by TorchRL's contract."""
     trainer, monitor, folder = parts
-    before = list(trainer._modules)
+    before, registered, register = list(trainer._modules), [], trainer.register_op
+
+    def spy(dest, op, **kwargs):
+        registered.append((dest, getattr(op, "__self__", None)))
+        register(dest, op, **kwargs)
+
+    monkeypatch.setattr(trainer, "register_op", spy)
     found = protect(trainer, monitor, folder, Protection(stop_after_evaluations=2))
     assert list(trainer._modules)[len(before) :] == ORDER
-    called = [getattr(op, "__self__", None) for op, _ in trainer._post_steps_ops]
-    places = [called.index(hook) for hook in (monitor, found.guard, found.saver)]
-    assert places == sorted(places)
+    after_steps = [hook for dest, hook in registered if dest == "post_steps"]
+    assert [type(hook).__name__ for hook in after_steps] == [
+        "RunMonitor",
+        "StopWhenCaughtUp",
+        "DivergenceGuard",
+        "SaveCheckpoints",
+    ]
+    assert after_steps[0] is monitor and after_steps[2:] == [found.guard, found.saver]
     assert found.guard.saver is found.saver and found.guard.monitor is monitor and found.saver.monitor is monitor
 
 
