@@ -48,6 +48,7 @@ torch.manual_seed(0)
 
 def add_toctree(app, docname, source):
     """Make the sidebar of the links that a page lists under *Pages*, so that GitHub shows the same list."""
+    source[0] = source[0].replace("(../CHANGELOG.md)", "(changelog.md)")  # the copy made above
     _, found, listed = source[0].partition("\n## Pages\n")
     if found:
         links = re.findall(r"^- \[[^]]+\]\(([\w/]+)\.md\)", listed, flags=re.MULTILINE)

@@ -223,3 +223,11 @@ def test_each_test_file_has_a_name_of_its_own() -> None:
     names = [path.stem for path in (ROOT / "tests").rglob("test_*.py")]
     assert len(names) > 50
     assert sorted(names) == sorted(set(names))
+
+
+def test_readme_names_the_releases_that_are_required() -> None:
+    """One minor release of TorchRL, and torch from some release on."""
+    required = {Requirement(line).name: Requirement(line).specifier for line in PROJECT["dependencies"]}
+    torchrl, torch = re.search(r"It takes TorchRL\s+([\d.]+) and torch ([\d.]+) or later", README).groups()
+    assert f"{torchrl}.1" in required["torchrl"] and f"{torchrl}.0" not in required["torchrl"]
+    assert f"{torch}.0" in required["torch"] and "2.10.0" not in required["torch"]
