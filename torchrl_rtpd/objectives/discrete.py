@@ -170,6 +170,8 @@ class DistillationLoss(PolicyDistillationLoss):
         self.divergence = divergence
         check_same_actions(teacher_network, student_network)
         self._var_nums = agreed_var_nums(teacher_network, student_network, var_nums)
+        if self._var_nums is not None:
+            self._told.add("var_nums")
         self._warned_of_stored = False
         self._student_part = NetworkPart(self.student_network)
         self._set_support(teacher_support)
@@ -205,6 +207,14 @@ class DistillationLoss(PolicyDistillationLoss):
         return [self.tensor_keys.teacher_action_value]
 
     # Loss
+
+    def _settings(self) -> dict[str, Any]:
+        return {**super()._settings(), "var_nums": self._var_nums}
+
+    def _take(self, settings: Mapping[str, Any]) -> None:
+        super()._take(settings)
+        if "var_nums" in settings:
+            self._var_nums = settings["var_nums"]
 
     def _terms(self, tensordict: TensorDictBase, metrics: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         per_sample, measured = self._distilled(tensordict, self.student_q_values(tensordict), metrics)

@@ -10,6 +10,8 @@ from torchrl.modules import QValueModule
 from torchrl.objectives.utils import ValueEstimators, default_value_kwargs
 from torchrl.objectives.value import ValueEstimatorBase
 
+from torchrl_rtpd.networks.choices import declared_var_nums
+
 __all__ = ["FOLLOWED_KEYS", "TD_LOSS_FUNCTIONS", "estimator_settings", "known_of_teacher"]
 
 FOLLOWED_KEYS = ("action", "reward", "done", "terminated", "priority_weight", "action_mask", "teacher_action_value")
@@ -27,7 +29,8 @@ def known_of_teacher(teacher_loss: nn.Module) -> dict[str, Any]:
 
     Returns:
         Keys by their names in :data:`FOLLOWED_KEYS`, ``"gamma"`` and ``"average_rewards"`` of its value estimator, and
-        ``"loss_function"``; unknown ones are left out.
+        ``"loss_function"``, and ``"var_nums"``, the actions of each choice that its network declares; unknown ones are
+        left out.
 
     Examples:
         >>> from torchrl.objectives import DQNLoss
@@ -43,6 +46,9 @@ def known_of_teacher(teacher_loss: nn.Module) -> dict[str, Any]:
     for module in (module for network in networks for module in network.modules()):
         if isinstance(module, QValueModule) and module.action_mask_key is not None:
             known["action_mask"] = module.action_mask_key
+    choices = next(filter(None, map(declared_var_nums, networks)), None)
+    if choices is not None:
+        known["var_nums"] = choices
     estimator = getattr(teacher_loss, "_value_estimator", None)
     if isinstance(estimator, ValueEstimatorBase):
         known.update(estimator_settings(estimator))

@@ -25,6 +25,9 @@ __all__ = ["RunFolder"]
 _LOCK = "run.lock"
 _RESULTS = ("checkpoints/checkpoint-*", "checkpoint-*", "results.json", "metrics.csv", "weights/*")
 
+_IDENTITY = {"run", "host", "process", "process_started", "folder"}  # entries that every lock has
+_HELD: set[str] = set()  # runs of this process that hold a folder
+
 
 class RunFolder:
     """A folder that one run writes, from :meth:`claim` to :meth:`release`.
@@ -111,10 +114,13 @@ class RunFolder:
         if self.held:
             self.check()
             return self
+        if self.path.exists() and not self.path.is_dir():
+            raise RuntimeError(f"a run's folder must be a folder: got {self.path}, which is a file; choose another name.")
         if not resume:
             self._refuse_results()
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock()
+        _HELD.add(self._run)
         self._unlock = weakref.finalize(self, _unlock, self.path, self._run, os.getpid())
         if not resume:
             try:
@@ -129,6 +135,8 @@ class RunFolder:
         """Refuse to go on in a folder that is not held, or is another run's by now; call it before each writing."""
         if not self.held:
             raise RuntimeError(f"a run writes the folder it has claimed: {self.path} is not; call claim() before.")
+        if not self.path.is_dir():
+            raise RuntimeError(f"{self.path} was moved or deleted during the run: nothing more is written; put it back.")
         holder = _holder(self.path)
         if holder is None:  # deleted by hand
             self._lock()
@@ -233,7 +241,7 @@ def _holder(folder: Path) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError):
         return {}
-    return holder if isinstance(holder, dict) else {}
+    return holder if isinstance(holder, dict) and holder.keys() >= _IDENTITY else {}
 
 
 def _left_behind(holder: dict[str, Any], folder: Path) -> bool:
@@ -244,7 +252,9 @@ def _left_behind(holder: dict[str, Any], folder: Path) -> bool:
         return True
     if holder["host"] != socket.gethostname():  # out of sight
         return False
-    return holder["process"] == os.getpid() or _started(holder["process"]) != holder["process_started"]
+    if holder["process"] == os.getpid():  # a number that came again, or a run of this very process
+        return holder["run"] not in _HELD
+    return _started(holder["process"]) != holder["process_started"]
 
 
 def _started(process: int) -> str | None:
@@ -267,6 +277,7 @@ def _started(process: int) -> str | None:
 
 def _unlock(folder: Path, run: str, process: int) -> None:
     """Remove a lock at the end of its run; a forked child ends nothing."""
+    _HELD.discard(run)
     holder = _holder(folder)
     if os.getpid() == process and holder is not None and holder.get("run") == run:
         with contextlib.suppress(OSError):

@@ -40,7 +40,8 @@ class RealTimeDistillTrainer(TrainerHookBase):
     """Hook that distils students from the policy a TorchRL trainer is learning.
 
     Sun & Fazli 2019 (https://arxiv.org/abs/1912.12630). ``hook.register(trainer)`` is the whole integration. The
-    teacher learns bit for bit as it would without students. Its values are those of the moment. A student that is to
+    teacher learns bit for bit as it would without students, unless a student has dropout or noisy layers, which draw
+    from the random stream of training. Its values are those of the moment. A student that is to
     learn from stored ones reads them under a key of its own, which is left as it is
     (``loss.set_keys(teacher_action_value=("stored", "action_value"))``).
 
@@ -126,6 +127,7 @@ class RealTimeDistillTrainer(TrainerHookBase):
         self._averages = Averages(metrics_every_updates)
         self._returns = Returns()
         self._collector: Any = None  # the trainer's
+        self._teacher_loss: Any = None  # likewise
         self._began = False  # in this process
 
     def __repr__(self) -> str:
@@ -163,17 +165,34 @@ class RealTimeDistillTrainer(TrainerHookBase):
         """:meth:`register` without the updates, for a stepper that makes them."""
         if has_module(trainer, name):
             raise RuntimeError(f"the trainer has a part called {name!r} already; register under another name.")
-        others = (hook for hook in hooks_of(trainer).values() if isinstance(hook, RealTimeDistillTrainer))
+        others = [hook for hook in hooks_of(trainer).values() if isinstance(hook, RealTimeDistillTrainer)]
         refuse_shared_parameters(self.learners, *(hook.learners for hook in others))
+        for hook in others:
+            self._refuse_shared_parts(hook)
         self.attach(trainer)
         count_learned_minibatches(trainer)
         self._collector = trainer.collector
         trainer.register_op("post_optim_complete_log", self.log)
         trainer.register_module(name, self)
 
+    def _refuse_shared_parts(self, other: RealTimeDistillTrainer) -> None:
+        """Refuse names of metrics and parts with a state that another hook of the same trainer has already."""
+        names = sorted(self.learners.keys() & other.learners.keys())
+        if names:
+            raise ValueError(
+                f"students of one trainer must differ in name: got {names} in two hooks, whose metrics would mix; name "
+                "them by a mapping."
+            )
+        shared = [part for part in [*self.checks, self._copy] if part is not None and part in [*other.checks, other._copy]]
+        if shared:
+            raise ValueError(
+                f"a {type(shared[0]).__name__} serves one hook: got it in two hooks of one trainer; build one for each."
+            )
+
     def attach(self, trainer: Any) -> None:
         """Find the trainer's teacher, and let students follow its loss; called by :meth:`register`, or by a stepper."""
         refuse_shared_parameters(self.learners, trainer=trainer)
+        self._teacher_loss = trainer.loss_module
         self._values = find_values(trainer.loss_module, self._copy)
         for student in self.learners.values():
             student.attach(trainer)
@@ -196,6 +215,8 @@ class RealTimeDistillTrainer(TrainerHookBase):
         batch = self._values.add_to(sub_batch, losses)
         if not self._began:
             self._began = True
+            for student in self.learners.values():  # the user may have set the teacher's loss since the hook was attached
+                student.follow(self._teacher_loss)
             self._values.warn_of_stored(sub_batch, batch, losses)
             for check in self.checks:
                 check.before_first_update(self.learners, batch)

@@ -80,18 +80,24 @@ class Student:
         self.target_updater: TargetNetUpdater | None = None
         self.metric_names: list[str] = []
         self._make_updater = target_updater
+        self._warned_of: dict[str, Any] = {}  # settings that differ from those of the teacher's loss
         self._saved_updater: Any = None  # state of a target updater that attach() is still to build
 
-    def attach(self, trainer: Any) -> None:
-        """Follow the trainer's own loss where this one was not told otherwise, and build the target updater."""
-        differing = self.loss.follow(trainer.loss_module)
-        if differing:
+    def follow(self, teacher_loss: nn.Module) -> None:
+        """Follow the trainer's own loss where this one was not told otherwise, and warn once of what differs."""
+        differing = self.loss.follow(teacher_loss)
+        if differing and differing != self._warned_of:
+            self._warned_of = differing
             list_of = ", ".join(f"{name} is {own!r}, not {other!r}" for name, (own, other) in differing.items())
             warnings.warn(
                 f"student {self.name!r} was told other things than its teacher's loss: {list_of}. Leave them out to "
                 "follow the teacher, or ignore this warning if that is the purpose.",
                 stacklevel=2,
             )
+
+    def attach(self, trainer: Any) -> None:
+        """Follow the trainer's own loss, and build the target updater."""
+        self.follow(trainer.loss_module)
         if "target_student_network_params" not in dict(self.loss.named_children()):
             return
         restored = copy.deepcopy(self.loss.state_dict()) if self._saved_updater is not None else None
