@@ -2,46 +2,54 @@
 
 A teacher is trained by reinforcement learning and, in the same run and from the same minibatches, distilled into one
 or more far smaller students (Sun & Fazli 2019, https://arxiv.org/abs/1912.12630).
+
+Names are imported from their modules when they are asked for: ``import torchrl_rtpd`` alone needs no torch, so that an
+exported student can be checked on a machine that has none.
 """
 
-from torchrl_rtpd.collectors import DualNetworkCollector, TeacherStudentPolicy
-from torchrl_rtpd.deploy import export_student
-from torchrl_rtpd.envs import AtariVecEnv
-from torchrl_rtpd.evaluation import Evaluator, Scores
-from torchrl_rtpd.files import load_pretrained, load_weights, save_weights
-from torchrl_rtpd.networks import TOWERS, NatureTower, Tower, UnitRecycler, make_actor, recycle_dormant
-from torchrl_rtpd.objectives import ContinuousDistillationLoss, DistillationLoss, StudentDQNLoss, TeacherDQNLoss
-from torchrl_rtpd.replay import FrameStackStorage, make_replay_buffer
-from torchrl_rtpd.runs import (
-    DivergenceGuard,
-    Experiment,
-    Protection,
-    SaveCheckpoints,
-    StopOnSignal,
-    StopWhenCaughtUp,
-)
-from torchrl_rtpd.schedules import (
-    ExponentialSchedule,
-    GapSchedule,
-    KLGate,
-    LinearSchedule,
-    PiecewiseSchedule,
-)
-from torchrl_rtpd.trainers import (
-    AverageTeacher,
-    BestTeacher,
-    BoundedHistory,
-    CudaGraphStepper,
-    DormancyCheck,
-    DriftCheck,
-    KeepWarmupData,
-    LaggingTeacher,
-    RealTimeDistillStepper,
-    RealTimeDistillTrainer,
-    RecyclingCheck,
-    SampleToDevice,
-    hard_update_every,
-)
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torchrl_rtpd.collectors import DualNetworkCollector, TeacherStudentPolicy
+    from torchrl_rtpd.deploy import export_student
+    from torchrl_rtpd.envs import AtariVecEnv
+    from torchrl_rtpd.evaluation import Evaluator, Scores
+    from torchrl_rtpd.files import load_pretrained, load_weights, save_weights
+    from torchrl_rtpd.networks import TOWERS, NatureTower, Tower, UnitRecycler, make_actor, recycle_dormant
+    from torchrl_rtpd.objectives import ContinuousDistillationLoss, DistillationLoss, StudentDQNLoss, TeacherDQNLoss
+    from torchrl_rtpd.replay import FrameStackStorage, make_replay_buffer
+    from torchrl_rtpd.runs import (
+        DivergenceGuard,
+        Experiment,
+        Protection,
+        SaveCheckpoints,
+        StopOnSignal,
+        StopWhenCaughtUp,
+    )
+    from torchrl_rtpd.schedules import (
+        ExponentialSchedule,
+        GapSchedule,
+        KLGate,
+        LinearSchedule,
+        PiecewiseSchedule,
+    )
+    from torchrl_rtpd.trainers import (
+        AverageTeacher,
+        BestTeacher,
+        BoundedHistory,
+        CudaGraphStepper,
+        DormancyCheck,
+        DriftCheck,
+        KeepWarmupData,
+        LaggingTeacher,
+        RealTimeDistillStepper,
+        RealTimeDistillTrainer,
+        RecyclingCheck,
+        SampleToDevice,
+        hard_update_every,
+    )
 
 __version__ = "0.1.0"
 
@@ -92,3 +100,87 @@ __all__ = [
     "recycle_dormant",
     "save_weights",
 ]
+
+# The module that holds each name.
+_HOMES = {
+    "collectors": (
+        "DualNetworkCollector",
+        "TeacherStudentPolicy",
+    ),
+    "deploy": ("export_student",),
+    "envs": ("AtariVecEnv",),
+    "evaluation": (
+        "Evaluator",
+        "Scores",
+    ),
+    "files": (
+        "load_pretrained",
+        "load_weights",
+        "save_weights",
+    ),
+    "networks": (
+        "TOWERS",
+        "NatureTower",
+        "Tower",
+        "UnitRecycler",
+        "make_actor",
+        "recycle_dormant",
+    ),
+    "objectives": (
+        "ContinuousDistillationLoss",
+        "DistillationLoss",
+        "StudentDQNLoss",
+        "TeacherDQNLoss",
+    ),
+    "replay": (
+        "FrameStackStorage",
+        "make_replay_buffer",
+    ),
+    "runs": (
+        "DivergenceGuard",
+        "Experiment",
+        "Protection",
+        "SaveCheckpoints",
+        "StopOnSignal",
+        "StopWhenCaughtUp",
+    ),
+    "schedules": (
+        "ExponentialSchedule",
+        "GapSchedule",
+        "KLGate",
+        "LinearSchedule",
+        "PiecewiseSchedule",
+    ),
+    "trainers": (
+        "AverageTeacher",
+        "BestTeacher",
+        "BoundedHistory",
+        "CudaGraphStepper",
+        "DormancyCheck",
+        "DriftCheck",
+        "KeepWarmupData",
+        "LaggingTeacher",
+        "RealTimeDistillStepper",
+        "RealTimeDistillTrainer",
+        "RecyclingCheck",
+        "SampleToDevice",
+        "hard_update_every",
+    ),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name, or a module of the package, when it is first asked for."""
+    home = next((module for module, names in _HOMES.items() if name in names), None)
+    if home is not None:
+        value = getattr(import_module(f"{__name__}.{home}"), name)
+        globals()[name] = value
+        return value
+    if any(module.name == name for module in iter_modules(__path__)):
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Return the public names and the modules."""
+    return sorted({*__all__, *globals(), *(module.name for module in iter_modules(__path__))})

@@ -1,5 +1,22 @@
-"""A student as a file that runs without this package."""
+"""A student as a file that runs without this package.
 
-from torchrl_rtpd.deploy.export import export_student
+Names are imported when they are asked for, so that ``python -m torchrl_rtpd.deploy check FILE`` needs no torch.
+"""
 
-__all__ = ["export_student"]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torchrl_rtpd.deploy.export import ExportReport, FileReport, export_student
+    from torchrl_rtpd.deploy.latency import Latency, deployed_latency
+
+__all__ = ["ExportReport", "FileReport", "Latency", "deployed_latency", "export_student"]
+
+_HOMES = {"Latency": "latency", "deployed_latency": "latency"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from the module that holds it."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'export')}"), name)

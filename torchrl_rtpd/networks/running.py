@@ -307,6 +307,24 @@ class BareNetwork(nn.Module):
                 f"a recurrent network is no function of its observation alone: it reads {self._remembered} and writes "
                 "them for the next step; run the actor itself, step by step."
             )
+        entries = self.entries(*observations)
+        results = tuple(entries[key] for key in self.out_keys)
+        return results if len(results) > 1 else results[0]
+
+    @property
+    def remembered(self) -> list[NestedKey]:
+        """Entries that a recurrent network reads and writes under ``"next"`` for the step that follows."""
+        return list(self._remembered)
+
+    def entries(self, *observations: Tensor) -> dict[NestedKey, Any]:
+        """Return everything that the parts read and write, by key.
+
+        Args:
+            observations: tensors as in :attr:`in_keys`.
+
+        Raises:
+            TypeError: another number of observations.
+        """
         if len(observations) != len(self.in_keys):
             raise TypeError(f"the network reads {self.in_keys}: got {len(observations)} tensors; pass one for each.")
         entries: dict[NestedKey, Any] = dict(zip(self.in_keys, observations, strict=True))
@@ -320,8 +338,7 @@ class BareNetwork(nn.Module):
                 outputs = part(TensorDict(dict(zip(part.in_keys, inputs, strict=True)), []))
             taken = [outputs.get(key) for key in part.out_keys] if isinstance(outputs, TensorDictBase) else outputs
             entries.update(zip(map(unravel_key, part.out_keys), taken, strict=True))
-        results = tuple(entries[key] for key in self.out_keys)
-        return results if len(results) > 1 else results[0]
+        return entries
 
     def __deepcopy__(self, memo: dict[int, Any]) -> BareNetwork:
         new = type(self).__new__(type(self))

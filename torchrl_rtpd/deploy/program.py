@@ -1,0 +1,267 @@
+"""A student as one module on plain tensors: observations in, values and the greedy action out.
+
+The module holds everything that the actor does before it draws: encoder, normaliser, scaling. It is a copy in float32
+on the CPU, in eval mode and uncompiled.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import ProbabilisticTensorDictModule, TensorDictModuleBase
+from tensordict.utils import NestedKey, unravel_key
+from torch import Tensor, nn
+from torchrl.modules import QValueModule
+
+from torchrl_rtpd.networks.choices import declared_var_nums
+from torchrl_rtpd.networks.compiled import uncompiled
+from torchrl_rtpd.networks.running import BareNetwork, bare_network
+from torchrl_rtpd.networks.towers import NatureTower
+
+__all__ = ["Port", "Program", "multiply_adds", "outputs_of", "traced"]
+
+Example: TypeAlias = "Tensor | Mapping[Any, Tensor] | TensorDictBase | None"
+
+
+class Port(NamedTuple):
+    """One input or output of a file.
+
+    Attributes:
+        name: "pixels", "action_value" and the like; "next_h" for what goes back in as "h".
+        shape: without the batch dimension.
+        dtype: "uint8", "float32", "int64", "bool".
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class Program(nn.Module):
+    """All of a student that a device needs.
+
+    Args:
+        student: an actor or a plain module; not changed.
+        example: observations ``[B, ...]``, several by key; None takes zeros for a
+            :class:`~torchrl_rtpd.networks.towers.NatureTower`.
+
+    Raises:
+        ValueError: no example for a network whose inputs are unknown; a network that needs an action mask.
+        TypeError: something that is no network.
+
+    Attributes:
+        inputs, outputs: ports in order.
+        example: two observations for each input.
+    """
+
+    def __init__(self, student: nn.Module, example: Example = None) -> None:
+        super().__init__()
+        if not isinstance(student, nn.Module):
+            raise TypeError(f"student must be a network: got {type(student).__name__}.")
+        actor = _plain_copy(student)
+        _refuse_masks(actor)
+        self.network = _plain_towers(bare_network(actor)).to(memory_format=torch.contiguous_format)
+        self._choose = _chooser(actor)
+        bare = self.network
+        self._in_keys: list[NestedKey] = bare.in_keys if isinstance(bare, BareNetwork) else _only_key(actor)
+        self._out_keys: list[NestedKey] = bare.out_keys if isinstance(bare, BareNetwork) else _value_key(actor)
+        self._remembered: list[NestedKey] = bare.remembered if isinstance(bare, BareNetwork) else []
+        self.example = _examples(student, example, self._in_keys)
+        self.inputs = [_port(key, tensor) for key, tensor in zip(self._in_keys, self.example, strict=True)]
+        names = [*map(_name, self._out_keys), "action", *(f"next_{_name(key)}" for key in self._remembered)]
+        self.outputs = [Port(name, *_described(tensor)) for name, tensor in zip(names, self.run(), strict=True)]
+
+    def forward(self, *observations: Tensor) -> tuple[Tensor, ...]:
+        """Return the outputs of a batch of observations, as in :attr:`outputs`."""
+        if isinstance(self.network, BareNetwork):
+            entries = self.network.entries(*observations)
+            values = tuple(entries[key] for key in self._out_keys)
+            memory = tuple(entries[unravel_key(("next", key))] for key in self._remembered)
+        else:
+            values, memory = (self.network(*observations),), ()
+        return (*values, self._choose(dict(zip(self._out_keys, values, strict=True))), *memory)
+
+    def run(self, *observations: Tensor) -> tuple[Tensor, ...]:
+        """Return the outputs without gradients; those of :attr:`example` if no observations are given."""
+        with torch.no_grad():
+            return self(*(observations or self.example))
+
+
+def traced(program: Program) -> torch.export.ExportedProgram:
+    """Return the program as a graph of any batch size.
+
+    Raises:
+        ValueError: a network that :func:`torch.export.export` cannot follow.
+        RuntimeError: a graph that computes other values, as of a network that draws random numbers.
+    """
+    wanted = program.run()
+    sizes = ({0: torch.export.Dim.DYNAMIC},) * len(program.inputs)
+    try:
+        with torch.no_grad():
+            graph = torch.export.export(program, tuple(program.example), dynamic_shapes=(sizes,))
+    except Exception as error:  # torch raises of many kinds here
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ValueError(
+            f"the student must be a network that torch.export can follow: {type(error).__name__}: {reason[:200]}; "
+            "remove what depends on the values of tensors."
+        ) from error
+    with torch.no_grad():
+        found = graph.module()(*program.example)
+    check_same(wanted, found)
+    return graph
+
+
+def check_same(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> None:
+    """Refuse outputs that are not the student's.
+
+    Raises:
+        RuntimeError: they differ.
+    """
+    for own, other in zip(wanted, found, strict=True):
+        if not torch.allclose(own.double(), other.double(), atol=1e-4 * max(1.0, own.double().abs().max().item())):
+            raise RuntimeError(
+                "the exported program must compute the student's values: they differ by up to "
+                f"{(own.double() - other.double()).abs().max():.3g}; a student that draws random numbers cannot be "
+                "exported."
+            )
+
+
+class _Scaled(nn.Module):
+    """A :class:`NatureTower` without what concerns training alone: contexts of autocast and checks of its input."""
+
+    def __init__(self, tower: NatureTower) -> None:
+        super().__init__()
+        self.trunk, self.head = tower.trunk, tower.head
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.head(self.trunk(pixels.to(torch.float32) * (1 / 255)))
+
+
+def _plain_copy(student: nn.Module) -> nn.Module:
+    """A copy in float32 on the CPU, in eval mode, with every compiled module as it was before."""
+    actor = copy.deepcopy(uncompiled(student)).cpu().eval()
+    for module in list(actor.modules()):
+        for name, child in list(module.named_children()):
+            if uncompiled(child) is not child:
+                module._modules[name] = uncompiled(child)
+    return actor.float().requires_grad_(False)
+
+
+def _plain_towers(network: nn.Module) -> nn.Module:
+    if isinstance(network, NatureTower):
+        return _Scaled(network)
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, NatureTower):
+                module._modules[name] = _Scaled(child)
+    return network
+
+
+def _refuse_masks(actor: nn.Module) -> None:
+    for module in actor.modules():
+        if isinstance(module, QValueModule) and module.action_mask_key is not None:
+            raise ValueError(
+                f"an action mask cannot be exported: got a QValueModule that reads {module.action_mask_key!r}; export "
+                "an actor without it and apply the mask to action_value on the device."
+            )
+
+
+def _chooser(actor: nn.Module) -> Callable[[dict[NestedKey, Tensor]], Tensor]:
+    """The function from values, logits or parameters of a distribution to the action of a greedy player."""
+    for part in actor.modules():
+        if isinstance(part, ProbabilisticTensorDictModule):
+            return _of_distribution(part)
+    sizes = declared_var_nums(actor) if isinstance(actor, TensorDictModuleBase) else None
+    if isinstance(sizes, Sequence):
+        return lambda values: torch.stack([group.argmax(-1) for group in _only(values).split(list(sizes), -1)], -1)
+    return lambda values: _only(values).argmax(-1)
+
+
+def _only(values: dict[NestedKey, Tensor]) -> Tensor:
+    return next(iter(values.values()))
+
+
+def _of_distribution(part: ProbabilisticTensorDictModule) -> Callable[[dict[NestedKey, Tensor]], Tensor]:
+    keys = {name: unravel_key(key) for name, key in zip(part.dist_keys, part.in_keys, strict=True)}
+
+    def choose(values: dict[NestedKey, Tensor]) -> Tensor:
+        if len(keys) == 1 and next(iter(keys)) in ("logits", "probs"):
+            return _only(values).argmax(-1)
+        given = {name: values[key] for name, key in keys.items()}
+        distribution = part.distribution_class(**given, **part.distribution_kwargs)
+        if hasattr(distribution, "deterministic_sample"):
+            return distribution.deterministic_sample
+        return distribution.mode if hasattr(distribution, "mode") else distribution.mean
+
+    return choose
+
+
+def _only_key(actor: nn.Module) -> list[NestedKey]:
+    keys = list(map(unravel_key, actor.in_keys)) if isinstance(actor, TensorDictModuleBase) else []
+    if isinstance(actor, NatureTower):
+        return ["pixels"]
+    return keys[:1] or ["observation"]
+
+
+def _value_key(actor: nn.Module) -> list[NestedKey]:
+    """The name of what a bare network writes: that which the choice reads, otherwise the part's own."""
+    for part in actor.modules():
+        if isinstance(part, QValueModule):
+            return [part.action_value_key]
+        if isinstance(part, ProbabilisticTensorDictModule):
+            return [unravel_key(key) for key in part.in_keys]
+    return [unravel_key(actor.out_keys[0])] if isinstance(actor, TensorDictModuleBase) else ["action_value"]
+
+
+def _examples(student: nn.Module, example: Example, keys: Sequence[NestedKey]) -> list[Tensor]:
+    """Two observations for each input, in memory of their own."""
+    if example is None:
+        towers = [module for module in student.modules() if isinstance(module, NatureTower)]
+        if len(towers) != 1 or len(keys) != 1:
+            raise ValueError(
+                f"example must hold the observations that the student reads, {list(keys)}: got None; "
+                "give a batch of each."
+            )
+        return [torch.zeros(2, *towers[0].input_size, dtype=torch.uint8)]
+    if isinstance(example, Tensor):
+        example = {keys[0]: example}
+    missing = [key for key in keys if example.get(key) is None]
+    if missing:
+        raise ValueError(f"example must hold the observations that the student reads: got none of {missing}.")
+    found: list[Any] = [example.get(key) for key in keys]
+    tensors = [tensor.detach().cpu() for tensor in found]
+    if any(not len(tensor) for tensor in tensors):
+        raise ValueError("example must hold at least one observation: got none.")
+    return [torch.cat([tensor[:1], tensor[-1:]]).clone() for tensor in tensors]
+
+
+def _port(key: NestedKey, tensor: Tensor) -> Port:
+    return Port(_name(key), *_described(tensor))
+
+
+def _described(tensor: Tensor) -> tuple[tuple[int, ...], str]:
+    return tuple(tensor.shape[1:]), str(tensor.dtype).removeprefix("torch.")
+
+
+def _name(key: NestedKey) -> str:
+    return key if isinstance(key, str) else "_".join(key)
+
+
+def multiply_adds(program: Program) -> int:
+    """Number of multiply-adds for one observation, as PyTorch counts them."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counter = FlopCounterMode(display=False)
+    with counter:
+        program.run()
+    return counter.get_total_flops() // (2 * len(program.example[0]))
+
+
+def outputs_of(program: Program, states: Sequence[Any]) -> tuple[Tensor, ...]:
+    """Outputs of many observations, batch by batch."""
+    parts = [program.run(*part) for part in zip(*(tensor.split(256) for tensor in states), strict=True)]
+    return tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
