@@ -115,7 +115,7 @@ class RunFolder:
             self.check()
             return self
         if self.path.exists() and not self.path.is_dir():
-            raise RuntimeError(f"a run's folder must be a folder: got {self.path}, which is a file; choose another name.")
+            raise RuntimeError(f"a run's folder must be a folder: got a file, {self.path}; choose another name.")
         if not resume:
             self._refuse_results()
         self.path.mkdir(parents=True, exist_ok=True)
@@ -136,7 +136,7 @@ class RunFolder:
         if not self.held:
             raise RuntimeError(f"a run writes the folder it has claimed: {self.path} is not; call claim() before.")
         if not self.path.is_dir():
-            raise RuntimeError(f"{self.path} was moved or deleted during the run: nothing more is written; put it back.")
+            raise RuntimeError(f"{self.path} was moved or deleted: this run writes nothing more; put it back.")
         holder = _holder(self.path)
         if holder is None:  # deleted by hand
             self._lock()

@@ -183,7 +183,8 @@ class RealTimeDistillTrainer(TrainerHookBase):
                 f"students of one trainer must differ in name: got {names} in two hooks, whose metrics would mix; name "
                 "them by a mapping."
             )
-        shared = [part for part in [*self.checks, self._copy] if part is not None and part in [*other.checks, other._copy]]
+        theirs = [*other.checks, other._copy]
+        shared = [part for part in [*self.checks, self._copy] if part is not None and part in theirs]
         if shared:
             raise ValueError(
                 f"a {type(shared[0]).__name__} serves one hook: got it in two hooks of one trainer; build one for each."
@@ -215,7 +216,7 @@ class RealTimeDistillTrainer(TrainerHookBase):
         batch = self._values.add_to(sub_batch, losses)
         if not self._began:
             self._began = True
-            for student in self.learners.values():  # the user may have set the teacher's loss since the hook was attached
+            for student in self.learners.values():  # the teacher's loss may have been set since this was attached
                 student.follow(self._teacher_loss)
             self._values.warn_of_stored(sub_batch, batch, losses)
             for check in self.checks:
