@@ -9,10 +9,15 @@ from typing import Any
 import pytest
 import torch
 from tensordict import TensorDict
-from tensordict.nn import ProbabilisticTensorDictModule, ProbabilisticTensorDictSequential, TensorDictModule
+from tensordict.nn import (
+    ProbabilisticTensorDictModule,
+    ProbabilisticTensorDictSequential,
+    TensorDictModule,
+    TensorDictSequential,
+)
 from torch import nn
 from torchrl.data import Categorical
-from torchrl.modules import DistributionalQValueActor, QValueActor
+from torchrl.modules import DistributionalQValueActor, QValueActor, QValueModule
 from torchrl.objectives import DistributionalDQNLoss, DQNLoss, PPOLoss, SoftUpdate, ValueEstimators
 
 from torchrl_rtpd.objectives import ContinuousDistillationLoss, DistillationLoss, StudentDQNLoss, TeacherDQNLoss
@@ -253,3 +258,25 @@ def test_a_forward_of_a_users_own_is_called_and_always_measures(kind: type) -> N
     expected = 2 * DistillationLoss(network).evaluate(batch)["loss_distill"]
     losses = kind(network).evaluate(batch, metrics=False)
     assert losses["loss_distill"].item() == pytest.approx(expected.item()) and "agreement" in losses.keys()
+
+
+def teacher_of_two_choices() -> TensorDictSequential:
+    values = TensorDictModule(nn.Linear(4, 8), in_keys=["observation"], out_keys=["action_value"])
+    return TensorDictSequential(values, QValueModule(action_space="mult_one_hot", var_nums=[5, 3]))
+
+
+@pytest.mark.parametrize("kind", [DistillationLoss, StudentDQNLoss])
+def test_the_choices_of_an_action_are_taken_over(kind: type) -> None:
+    """A student whose second group of values is shifted is the same policy, though it declares no choices itself."""
+    teacher = teacher_of_two_choices()
+    student = QValueActor(copy.deepcopy(teacher[0].module), in_keys=["observation"], spec=Categorical(8))
+    student.module[0].module.bias.data[5:] += 4.0
+    loss = kind(student)
+    loss.follow(DQNLoss(teacher, action_space="mult_one_hot", delay_value=True))
+    assert loss.var_nums(torch.zeros(2, 8)) == (5, 3)
+
+
+def test_other_choices_than_the_teachers_are_a_difference() -> None:
+    teacher = teacher_of_two_choices()
+    loss = DistillationLoss(QValueActor(nn.Linear(4, 8), in_keys=["observation"], spec=Categorical(8)), var_nums=[4, 4])
+    assert loss.follow(DQNLoss(teacher, action_space="mult_one_hot")) == {"var_nums": ((4, 4), (5, 3))}

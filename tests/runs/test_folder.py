@@ -141,6 +141,27 @@ def test_a_lock_that_cannot_be_read_is_refused(tmp_path):
         RunFolder(tmp_path).claim()
 
 
+def test_a_lock_without_an_identity_is_refused(tmp_path):
+    """Whatever wrote it, a person has to look."""
+    (tmp_path / "run.lock").write_text('{"run": 1}')
+    with pytest.raises(RuntimeError, match=r"whose run\.lock cannot be read"):
+        RunFolder(tmp_path).claim()
+
+
+def test_a_file_in_place_of_a_folder_is_named(tmp_path):
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(RuntimeError, match=r"must be a folder: got a file, .*run; choose another name"):
+        RunFolder(tmp_path / "run").claim()
+    assert (tmp_path / "run").read_text() == "mine"
+
+
+def test_a_folder_that_was_moved_during_the_run_is_named(tmp_path):
+    folder = RunFolder(tmp_path / "run").claim()
+    (tmp_path / "run").rename(tmp_path / "elsewhere")
+    with pytest.raises(RuntimeError, match=r"run was moved or deleted: this run writes nothing more"):
+        folder.check()
+
+
 def test_a_later_run_of_this_process_takes_the_folder_and_the_earlier_one_may_not_write(tmp_path):
     """As in a notebook, where a failed run's objects live on."""
     earlier = RunFolder(tmp_path).claim()

@@ -6,7 +6,9 @@ from functools import partial
 import pytest
 import torch
 from parts import BATCH_STEPS, ForgetfulEnv, bits, small_run, whole_state
+from tensordict import TensorDict
 from torchrl.checkpoint import CheckpointError
+from torchrl.data import LazyTensorStorage, ListStorage, TensorDictReplayBuffer
 
 from torchrl_rtpd.files.verified import VerifiedCheckpoint
 from torchrl_rtpd.runs.checkpoints import newest_checkpoint
@@ -150,7 +152,7 @@ def test_the_games_before_a_resume_are_closed(tmp_path):
     storage = resumed.buffer.storage
     newest = torch.arange(storage._num_written - 2, storage._num_written) % storage.max_size
     assert storage._stop[newest].all()
-    assert (storage._final_index[newest] >= 0).all()
+    assert (storage._ring._final_index[newest] >= 0).all()
 
 
 def test_without_the_replay_it_is_filled_by_playing_and_those_steps_do_not_count(tmp_path):
@@ -419,3 +421,12 @@ def test_what_a_killed_process_left_behind_is_tidied_up(tmp_path):
     resumed.trainer.train()
     assert latest.exists()
     assert not list(folder.glob(".*"))
+
+
+@pytest.mark.parametrize("make", [LazyTensorStorage, ListStorage])
+def test_a_replay_with_entries_that_are_no_tensors_is_refused(make) -> None:
+    """TorchRL leaves them out of a storage's state without a word."""
+    buffer = TensorDictReplayBuffer(storage=make(4), batch_size=2)
+    buffer.extend(TensorDict({"a": torch.zeros(2), "said": {"text": ["x", "y"]}}, [2]))
+    with pytest.raises(ValueError, match=r"holds tensors only: got \('said', 'text'\), which is none"):
+        ReplayState(buffer).state_dict()

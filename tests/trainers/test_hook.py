@@ -38,6 +38,7 @@ from torchrl_rtpd.schedules import LinearSchedule
 from torchrl_rtpd.trainers._torchrl import hooks_of
 from torchrl_rtpd.trainers.checks import DormancyCheck, RecyclingCheck
 from torchrl_rtpd.trainers.hook import RealTimeDistillTrainer
+from torchrl_rtpd.trainers.teacher_copies import AverageTeacher
 
 
 @pytest.mark.parametrize("double_dqn", [False, True])
@@ -130,7 +131,9 @@ def test_updates_are_counted_exactly(updates_per_step: int) -> None:
 
 def test_several_updates_a_step_equal_several_steps_on_one_minibatch() -> None:
     trainer = filled(cartpole_trainer(loss_class=TeacherDQNLoss))
-    thrice, once = (RealTimeDistillTrainer(student_loss(), optimizer=FAST, updates_per_step=n) for n in (3, 1))
+    thrice, once = (
+        RealTimeDistillTrainer({f"by{n}": student_loss()}, optimizer=FAST, updates_per_step=n) for n in (3, 1)
+    )
     for hook in (thrice, once):
         hook.register(trainer, f"hook{hook.updates_per_step}")
     (batch,) = minibatches(trainer, 1)
@@ -139,14 +142,15 @@ def test_several_updates_a_step_equal_several_steps_on_one_minibatch() -> None:
     thrice.step(batch)
     for _ in range(3):
         once.step(batch)
-    assert student_state(thrice, "student") == student_state(once, "student")
+    assert student_state(thrice, "by3") == student_state(once, "by1")
     assert (thrice.updates, once.updates) == (1, 3)
 
 
 def test_two_hooks_share_nothing() -> None:
     """Stepping one changes neither the other's students nor its counters nor its metrics."""
     trainer = filled(cartpole_trainer())
-    hooks = [RealTimeDistillTrainer(fleet(3), optimizer=FAST) for _ in range(2)]
+    students = {f"again {name}": loss for name, loss in fleet(3).items()}
+    hooks = [RealTimeDistillTrainer(losses, optimizer=FAST) for losses in (fleet(3), students)]
     for name, hook in zip("ab", hooks, strict=True):
         hook.register(trainer, name)
     before = content(hooks[1].state_dict())
@@ -291,3 +295,33 @@ def test_a_student_of_the_teachers_own_size_learns_under_a_name_of_its_own() -> 
     assert hook.updates == 18
     assert content(dict(loss.state_dict())) != before
     assert {"distill/same_size/agreement", "distill/small/agreement"} <= hook.metrics.keys()
+
+
+def test_students_of_one_name_in_two_hooks_of_a_trainer_are_refused() -> None:
+    """Their metrics would mix; the name of a single loss is one as well."""
+    trainer = cartpole_trainer()
+    RealTimeDistillTrainer(student_loss(seed=1), optimizer=FAST).register(trainer, "first")
+    second = RealTimeDistillTrainer(student_loss(seed=2), optimizer=FAST)
+    with pytest.raises(ValueError, match=r"must differ in name: got \['student'\] in two hooks"):
+        second.register(trainer, "second")
+
+
+@pytest.mark.parametrize("part", [DormancyCheck(), AverageTeacher()])
+def test_a_part_with_a_state_serves_one_hook(part: Any) -> None:
+    """A copy of the teacher would be averaged twice an update."""
+    trainer = cartpole_trainer()
+    shared: dict[str, Any] = {"teacher": part} if isinstance(part, AverageTeacher) else {"checks": [part]}
+    RealTimeDistillTrainer({"a": student_loss(seed=1)}, optimizer=FAST, **shared).register(trainer, "first")
+    second = RealTimeDistillTrainer({"b": student_loss(seed=2)}, optimizer=FAST, **shared)
+    with pytest.raises(ValueError, match=f"a {type(part).__name__} serves one hook: got it in two"):
+        second.register(trainer, "second")
+
+
+def test_settings_made_after_the_hook_was_attached_are_followed_as_well() -> None:
+    """Up to the first minibatch."""
+    trainer = filled(cartpole_trainer())
+    hook = RealTimeDistillTrainer({"tiny": student_loss()}, optimizer=FAST)
+    hook.register(trainer)
+    trainer.loss_module.make_value_estimator(gamma=0.5)
+    update(trainer, hook, minibatches(trainer, 1)[0])
+    assert hook.students["tiny"].value_estimator.gamma.item() == 0.5

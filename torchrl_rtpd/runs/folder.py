@@ -26,7 +26,6 @@ _LOCK = "run.lock"
 _RESULTS = ("checkpoints/checkpoint-*", "checkpoint-*", "results.json", "metrics.csv", "weights/*")
 
 _IDENTITY = {"run", "host", "process", "process_started", "folder"}  # entries that every lock has
-_HELD: set[str] = set()  # runs of this process that hold a folder
 
 
 class RunFolder:
@@ -120,7 +119,6 @@ class RunFolder:
             self._refuse_results()
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock()
-        _HELD.add(self._run)
         self._unlock = weakref.finalize(self, _unlock, self.path, self._run, os.getpid())
         if not resume:
             try:
@@ -252,9 +250,7 @@ def _left_behind(holder: dict[str, Any], folder: Path) -> bool:
         return True
     if holder["host"] != socket.gethostname():  # out of sight
         return False
-    if holder["process"] == os.getpid():  # a number that came again, or a run of this very process
-        return holder["run"] not in _HELD
-    return _started(holder["process"]) != holder["process_started"]
+    return holder["process"] == os.getpid() or _started(holder["process"]) != holder["process_started"]
 
 
 def _started(process: int) -> str | None:
@@ -277,7 +273,6 @@ def _started(process: int) -> str | None:
 
 def _unlock(folder: Path, run: str, process: int) -> None:
     """Remove a lock at the end of its run; a forked child ends nothing."""
-    _HELD.discard(run)
     holder = _holder(folder)
     if os.getpid() == process and holder is not None and holder.get("run") == run:
         with contextlib.suppress(OSError):
