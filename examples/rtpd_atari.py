@@ -15,6 +15,7 @@ weights/, checkpoints/ and TensorBoard events. Method: Sun & Fazli 2019, https:/
 from __future__ import annotations
 
 import copy
+import sys
 import time
 from functools import partial
 from typing import Any
@@ -208,6 +209,7 @@ def protection(config: Config) -> Protection:
         checkpoint_replay=config.checkpoint_replay,
         on_divergence=config.on_divergence,
         stop_after_evaluations=config.stop_after_evaluations,
+        resume_hint=f"python {sys.argv[0]} resume={config.output_dir}",
         metadata={"config": OmegaConf.to_container(OmegaConf.create(config), resolve=True)},
     )
 

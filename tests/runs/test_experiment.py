@@ -141,8 +141,65 @@ def test_a_signal_ends_the_run_with_its_last_checkpoint_and_status(tmp_path, cap
         experiment.run()
     assert stopped.value.code == 128 + signal.SIGTERM
     assert not (tmp_path / "run" / "results.json").exists()
-    assert f"step {BATCH:,}" in capsys.readouterr().out
+    hint = f"To go on from step {BATCH:,}: build the run by the same lines and call experiment.resume().run()\n"
+    assert hint in capsys.readouterr().out
     assert made(tmp_path / "run", every=None).resume().run()["steps"] == STEPS
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_the_final_games_gives_them_up_and_the_resumed_run_plays_them_only(tmp_path, capfd, number):
+    """Nothing is trained again, and the results are those of a run that was never stopped."""
+    whole = made(tmp_path / "whole").run()
+    before, experiment, asked = signal.getsignal(number), made(tmp_path / "run"), []
+    shutdown, step = experiment.trainer.shutdown, experiment.monitor.evaluator.env.step_and_maybe_reset
+
+    def in_final_games():
+        shutdown()
+        experiment.monitor.evaluator.env.step_and_maybe_reset = signalled
+
+    def signalled(tensordict):
+        asked.append(os.kill(os.getpid(), number))
+        return step(tensordict)
+
+    experiment.trainer.shutdown = in_final_games
+    with pytest.raises(SystemExit) as stopped:
+        experiment.run()
+    assert stopped.value.code == 128 + number and len(asked) == 1
+    assert signal.getsignal(number) is before
+    printed = capfd.readouterr()
+    assert f"{number.name}: stopping without further games; a second one leaves at once." in printed.err
+    assert f"The final games are missing. To go on from step {STEPS}: build the run by the same lines" in printed.out
+    assert not (tmp_path / "run" / "results.json").exists() and not (tmp_path / "run" / "run.lock").exists()
+    resumed = made(tmp_path / "run").resume()
+    results = resumed.run()
+    scores = ("name", "score_mean", "kept_score", "final_score", "normalised")
+    assert results["steps"] == STEPS and results["updates"] == whole["updates"]
+    assert [[row[key] for key in scores] for row in results["networks"]] == [
+        [row[key] for key in scores] for row in whole["networks"]
+    ]
+
+
+def test_a_signal_in_the_report_lets_it_be_finished(tmp_path, monkeypatch):
+    experiment = made(tmp_path / "run", every=None)
+    report = experiment._report
+
+    def signalled(results):
+        os.kill(os.getpid(), signal.SIGTERM)
+        report(results)
+
+    monkeypatch.setattr(experiment, "_report", signalled)
+    with pytest.raises(SystemExit) as stopped:
+        experiment.run()
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert {"results.json", "table.md", "curves.png"} <= {path.name for path in (tmp_path / "run").iterdir()}
+    assert not (tmp_path / "run" / "run.lock").exists()
+
+
+def test_a_hint_of_the_scripts_own_is_printed_instead(tmp_path):
+    protection = Protection(resume_hint="python mine.py resume=here")
+    experiment = made(tmp_path / "run", every=None, protection=protection)
+    experiment.run()
+    assert experiment.protected.saver.how_to_resume == f"To go on from step {STEPS}: python mine.py resume=here"
 
 
 def test_a_run_that_fails_leaves_metrics_and_weights_and_says_where_to_go_on(tmp_path, capsys):
@@ -156,7 +213,7 @@ def test_a_run_that_fails_leaves_metrics_and_weights_and_says_where_to_go_on(tmp
     with pytest.raises(OSError, match="the emulator broke"):
         experiment.run()
     assert (tmp_path / "run" / "weights" / "last" / "student.safetensors").exists()
-    assert "Go on from step" in capsys.readouterr().out
+    assert "To go on from step" in capsys.readouterr().out
 
 
 def test_resuming_nothing_is_an_error_that_names_the_folder(tmp_path):

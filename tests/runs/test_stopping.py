@@ -49,7 +49,11 @@ def test_a_signal_ends_training_after_its_batch_with_a_checkpoint(tmp_path, capf
     assert signal.getsignal(number) is before
     assert run.evaluator(run.networks["teacher"]).episodes == 2  # games after the run go to their end
     assert "stopping after this batch; a second one leaves at once" in capfd.readouterr().err
-    assert "Go on from step 64 with: python" in run.saver.how_to_resume
+    latest = str(run.saver.latest())
+    assert run.saver.how_to_resume == (
+        f"To go on from step 64: build the trainer by the same lines and call saver.restore({latest!r}) right before "
+        "train()"
+    )
 
 
 def test_a_signal_during_an_evaluation_does_not_wait_for_its_games(tmp_path):

@@ -71,6 +71,7 @@ class SaveCheckpoints(TrainerHookBase):
         metadata: further entries of the manifest, such as the run's configuration; JSON.
         monitor: knows scores, so that the best checkpoint is kept, and holds the run's folder. Without one the
             ``directory`` itself is claimed for this run when training begins.
+        resume_hint: text that tells how this run is resumed, such as a command; None names :meth:`restore`.
 
     Raises:
         ValueError: numbers out of range.
@@ -93,12 +94,14 @@ class SaveCheckpoints(TrainerHookBase):
         replay: bool = False,
         metadata: Mapping[str, Any] | None = None,
         monitor: Watching | None = None,
+        resume_hint: str | None = None,
     ) -> None:
         check_ranges({"every_steps": every_steps, "keep_last": keep_last}, {"[1, inf)": "every_steps keep_last"})
         self.every_steps = every_steps
         self.replay = replay
         self.metadata = dict(metadata or {})
         self.monitor = monitor
+        self.resume_hint = resume_hint
         self.folder = RunFolder(directory) if monitor is None else monitor.folder
         self.rotation = _Rotation(directory, keep_last=keep_last, keep_best=(_SCORE, "max"))
         self.rotation.before_writing = self._claim
@@ -176,12 +179,13 @@ class SaveCheckpoints(TrainerHookBase):
 
     @property
     def how_to_resume(self) -> str:
-        """Command line that goes on from the newest checkpoint, for scripts with a ``resume`` key."""
+        """Sentence that names the newest checkpoint and tells how to go on from it."""
         latest = self.latest()
         if latest is None:
             return f"There is no checkpoint in {self.rotation.directory} to go on from."
         steps = int(latest.name.rpartition("-")[2])
-        return f"Go on from step {steps:,} with: python {sys.argv[0]} resume={self.rotation.directory.parent}"
+        by_hand = f"build the trainer by the same lines and call saver.restore({str(latest)!r}) right before train()"
+        return f"To go on from step {steps:,}: {self.resume_hint or by_hand}"
 
     def save(self, directory: str | os.PathLike | None = None) -> Path:
         """Save now, in addition to the schedule.

@@ -10,12 +10,13 @@ import os
 import re
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from tensordict.nn import TensorDictModule
 from torchrl.trainers import Trainer
 
-from torchrl_rtpd.evaluation.evaluator import Evaluator
+from torchrl_rtpd.evaluation.evaluator import EvaluationStopped, Evaluator
 from torchrl_rtpd.runs.checkpoints import newest_checkpoint
 from torchrl_rtpd.runs.environment import run_environment
 from torchrl_rtpd.runs.figures import plot_curves, plot_front
@@ -32,6 +33,7 @@ from torchrl_rtpd.trainers.hook import RealTimeDistillTrainer
 __all__ = ["Experiment"]
 
 _TEST_SEED = 10_000_000  # of the final games; those of evaluations during a run lie below
+_RESUME_HINT = "build the run by the same lines and call experiment.resume().run()"
 
 
 class Experiment:
@@ -54,7 +56,7 @@ class Experiment:
     Args:
         trainer: built, with all its hooks registered and nothing trained. It must not save checkpoints itself.
         networks: policies by name, the teacher first: the very modules that trainer and students' losses train. Of a
-            policy in several parts, the whole policy. A network alone is taken for a teacher if it is called so.
+            policy in several parts, the whole policy. With one network only, the name ``teacher`` says that it is one.
         evaluator: plays the games of evaluations and the final ones. It is closed at the end.
         output_dir: folder of the run; or a :class:`~torchrl_rtpd.runs.folder.RunFolder` that is claimed already, by a
             script that has files of its own to write there. None makes a new one, ``outputs/<date>_<time>``.
@@ -75,7 +77,8 @@ class Experiment:
     Raises:
         ValueError: a name that is no file name, or one network under two names.
         RuntimeError: a trainer that saves checkpoints already; at :meth:`run`, a folder that holds another run.
-        SystemExit: at :meth:`run`, after a signal that asked the run to end; its last checkpoint is whole.
+        SystemExit: at :meth:`run`, after a signal that asked the run to end; its last checkpoint is whole. One that
+            comes in the final games gives them up, and the resumed run plays them. A report that was begun is finished.
 
     Examples:
         >>> import tempfile, torch, warnings
@@ -145,6 +148,9 @@ class Experiment:
             progress_bar=progress_bar,
             spent_before=spent_before,
         )
+        protection = protection or Protection()
+        if protection.resume_hint is None:
+            protection = replace(protection, resume_hint=_RESUME_HINT)
         self.protected = protect(trainer, self.monitor, self.folder.path / "checkpoints", protection)
 
     def resume(self, path: str | os.PathLike | None = None) -> Experiment:
@@ -178,7 +184,7 @@ class Experiment:
             The content of ``results.json``.
         """
         games = self._final_games(final_episodes)
-        with self.folder.claim(resume=self._resumed):
+        with self.folder.claim(resume=self._resumed), self.protected.stopper.held():
             keep_freed_memory()
             try:
                 self._train()
@@ -186,7 +192,14 @@ class Experiment:
             finally:
                 self.monitor.evaluator.close()
             self._report(results)
+        self._leave_if_asked()
         return results
+
+    def _leave_if_asked(self) -> None:
+        """End the process as a shell reports one that a signal has ended, if there was one."""
+        received = self.protected.stopper.received
+        if received is not None:
+            raise SystemExit(128 + received)
 
     def _final_games(self, episodes: int | None) -> int | None:
         """Final games of each slot, None if no games are to be played."""
@@ -207,17 +220,23 @@ class Experiment:
         except Exception:
             print(saver.how_to_resume)
             raise
-        finally:  # a run that fails leaves its metrics and weights, too
-            stopper.give_back()
+        finally:  # a run that fails leaves its metrics and weights as well
             self.trainer.shutdown()
             self.monitor.save_last()
         if stopper.received is not None:
             print(saver.how_to_resume)
-            raise SystemExit(128 + stopper.received)
+        self._leave_if_asked()
 
     def _results(self, games: int | None, seed: int) -> dict[str, Any]:
-        clock = self.monitor.clock
-        final = final_results(self.monitor, games=games, seed=seed)
+        clock, stopper = self.monitor.clock, self.protected.stopper
+        try:
+            final = final_results(
+                self.monitor, games=games, seed=seed, should_stop=lambda: stopper.received is not None
+            )
+        except EvaluationStopped:
+            print(f"The final games are missing. {self.protected.saver.how_to_resume}")
+            self._leave_if_asked()
+            raise
         networks = final.pop("networks")
         return {
             **self.about,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -54,7 +54,11 @@ def network_sizes(networks: Mapping[str, TensorDictModule]) -> dict[str, dict[st
 
 
 def compared_scores(
-    networks: Mapping[str, TensorDictModule], evaluator: Evaluator, *, seed: int
+    networks: Mapping[str, TensorDictModule],
+    evaluator: Evaluator,
+    *,
+    seed: int,
+    should_stop: Callable[[], bool] | None = None,
 ) -> tuple[dict[str, Scores], dict[str, Any]]:
     """Play each network, and a random player, on the same games, and compare them with the teacher.
 
@@ -62,19 +66,25 @@ def compared_scores(
         networks: by name; see :func:`teacher_name`.
         evaluator: plays its quota of games.
         seed: of the games.
+        should_stop: asked after each step of the games; True gives up.
 
     Returns:
         Scores by name; and ``random_score``, ``random_standard_error`` and ``rows``, a mapping for each name with
         ``score_mean``, ``score_std``, ``score_standard_error``, ``episodes`` and ``cut_episodes``; if there is a
         teacher, also ``percent_of_teacher``, ``normalised`` and, where networks value actions and see what the teacher
         sees, ``agreement``.
+
+    Raises:
+        EvaluationStopped: games that were given up.
     """
     teacher = teacher_name(networks)
     scores = {
-        name: evaluator(network, seed=seed, keep_observations=_STATES if name == teacher else 0)
+        name: evaluator(
+            network, seed=seed, keep_observations=_STATES if name == teacher else 0, should_stop=should_stop
+        )
         for name, network in networks.items()
     }
-    chance = evaluator(next(iter(networks.values())), seed=seed, epsilon=1.0)
+    chance = evaluator(next(iter(networks.values())), seed=seed, epsilon=1.0, should_stop=should_stop)
     rows: dict[str, dict[str, Any]] = {
         name: {
             "score_mean": found.mean,
@@ -119,7 +129,9 @@ def _agreement(networks: Mapping[str, TensorDictModule], teacher: str, games: Sc
     return shares
 
 
-def final_results(monitor: RunMonitor, *, games: int | None, seed: int) -> dict[str, Any]:
+def final_results(
+    monitor: RunMonitor, *, games: int | None, seed: int, should_stop: Callable[[], bool] | None = None
+) -> dict[str, Any]:
     """Entries of ``results.json`` on the networks that a run has kept, a row each under ``networks``.
 
     ``kept_score`` is the score for which a network was kept, ``last_score`` that of the last evaluation, and
@@ -129,16 +141,21 @@ def final_results(monitor: RunMonitor, *, games: int | None, seed: int) -> dict[
         monitor: has watched the run; its evaluator plays.
         games: of each slot of the evaluator; None plays none, and leaves the scores out.
         seed: of the games; one that no evaluation of the run has used.
+        should_stop: asked after each step of the games; True gives up.
 
     Returns:
         ``random_score`` and ``random_standard_error``, if games were played, and ``networks``.
+
+    Raises:
+        EvaluationStopped: games that were given up.
     """
     played: dict[str, Any] = {"rows": {}}
     if games is not None:
         monitor.evaluator.quota = games
-        scores, played = compared_scores(monitor.best, monitor.evaluator, seed=seed)
+        scores, played = compared_scores(monitor.best, monitor.evaluator, seed=seed, should_stop=should_stop)
         for name, row in played["rows"].items():
-            row.update(_scores_of_the_run(monitor, name), final_score=_of_last_weights(monitor, name, scores, seed))
+            last = _of_last_weights(monitor, name, scores, seed, should_stop)
+            row.update(_scores_of_the_run(monitor, name), final_score=last)
     rows = played.pop("rows")
     ratios = _during_training(monitor, played.get("random_score"))
     shown = monitor.evaluator.env.reset()
@@ -159,11 +176,15 @@ def _scores_of_the_run(monitor: RunMonitor, name: str) -> dict[str, float | None
     return {"kept_score": kept.mean if kept else None, "last_score": last.mean if last else None}
 
 
-def _of_last_weights(monitor: RunMonitor, name: str, kept: Mapping[str, Scores], seed: int) -> float:
+def _of_last_weights(
+    monitor: RunMonitor, name: str, kept: Mapping[str, Scores], seed: int, should_stop: Callable[[], bool] | None
+) -> float:
     """Score of the last weights, which often are the kept ones."""
     state, last = monitor.best[name].state_dict(), monitor.networks[name].state_dict()
     same = all(torch.equal(state[key], value) for key, value in last.items())
-    return kept[name].mean if same else monitor.evaluator(monitor.networks[name], seed=seed).mean
+    if same:
+        return kept[name].mean
+    return monitor.evaluator(monitor.networks[name], seed=seed, should_stop=should_stop).mean
 
 
 def _during_training(monitor: RunMonitor, random_score: float | None) -> dict[str, dict[str, float | None]]:

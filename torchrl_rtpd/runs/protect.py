@@ -20,7 +20,7 @@ __all__ = ["Protected", "Protection", "protect"]
 
 @dataclass(frozen=True)
 class Protection:
-    """What a run is protected against, and how.
+    """Options of a run's protection: checkpoints, guard and stoppers.
 
     Attributes:
         checkpoint_every_steps: agent steps between two checkpoints.
@@ -31,6 +31,9 @@ class Protection:
         stop_after_evaluations: end the run when every student has caught up in so many evaluations in a row; None
             never does. See :class:`~torchrl_rtpd.runs.StopWhenCaughtUp`.
         metadata: more for the manifest of each checkpoint, such as the run's configuration; JSON.
+        resume_hint: text that tells how this run is resumed, such as a command; it is printed when the run ends early.
+            None names what the caller has: :meth:`Experiment.resume <torchrl_rtpd.runs.Experiment.resume>` or
+            :meth:`SaveCheckpoints.restore <torchrl_rtpd.runs.SaveCheckpoints.restore>`.
 
     Examples:
         >>> Protection(on_divergence="rollback").checkpoint_every_steps
@@ -43,6 +46,7 @@ class Protection:
     on_divergence: Literal["stop", "skip", "rollback"] = "stop"
     stop_after_evaluations: int | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    resume_hint: str | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,7 @@ def protect(
         keep_last=options.checkpoint_keep,
         replay=options.checkpoint_replay,
         metadata=options.metadata,
+        resume_hint=options.resume_hint,
         monitor=monitor,
     )
     guard = DivergenceGuard(monitor.distiller, policy=options.on_divergence, monitor=monitor, saver=saver)

@@ -10,6 +10,8 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from statistics import NormalDist
 from types import FrameType
 from typing import Any
@@ -31,7 +33,8 @@ class StopOnSignal(StatelessHook):
     """Hook that lets Ctrl-C, or a scheduler's SIGTERM, end training after the batch it is at.
 
     A second signal ends the process at once, without another write to the disk; the last checkpoint stays whole.
-    Signals are taken while ``train`` runs, in the process's main thread, and given back afterwards.
+    Signals are taken while ``train`` runs, in the process's main thread, and given back afterwards. Within
+    :meth:`held` they are kept beyond training, and ``received`` tells what follows it to give up.
 
     Attributes:
         received: the first signal that came, None before.
@@ -45,15 +48,35 @@ class StopOnSignal(StatelessHook):
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
+        self._held = False
+        self._training = True
 
     def register(self, trainer: Trainer, name: str = "stop_on_signal") -> None:
         """Attach to a trainer."""
         self._trainer = trainer
         trainer.register_op("setup", self.take)
-        trainer.register_op("shutdown", self.give_back)
+        trainer.register_op("shutdown", self._after_training)
+
+    @contextmanager
+    def held(self) -> Iterator[StopOnSignal]:
+        """Keep the signals for a ``with`` block: training and what comes after it, such as the final games."""
+        self.take()
+        self._held = True
+        try:
+            yield self
+        finally:
+            self._held = False
+            self.give_back()
+
+    def _after_training(self) -> None:
+        self._training = False
+        if not self._held:
+            self.give_back()
 
     def take(self) -> None:
-        """Take the signals; called when training begins."""
+        """Take the signals; called when training begins. Doing it again does nothing."""
+        if self._before:
+            return
         if threading.current_thread() is threading.main_thread():  # Python has others handle none
             self._before = {number: signal.signal(number, self._receive) for number in _SIGNALS}
 
@@ -67,7 +90,8 @@ class StopOnSignal(StatelessHook):
         if self.received is not None:
             os._exit(128 + number)
         self.received = signal.Signals(number)
-        sys.stderr.write(f"\n{self.received.name}: stopping after this batch; a second one leaves at once.\n")
+        when = "after this batch" if self._training else "without further games"
+        sys.stderr.write(f"\n{self.received.name}: stopping {when}; a second one leaves at once.\n")
         self._trainer.request_stop(self.received.name)
 
 
