@@ -61,6 +61,7 @@ def watch_and_tell(monitor):
     watch(monitor)
     print("steps", monitor.clock.steps, flush=True)
 RunMonitor.watch = watch_and_tell
+print("begins", flush=True)
 runpy.run_path("examples/rtpd_atari.py", run_name="__main__")
 """
 
@@ -70,6 +71,7 @@ class Life:
 
     def __init__(self, overrides: list[str]) -> None:
         self.steps = 0
+        self.times: list[float] = []  # when it had imported its libraries, and after each batch
         command = [sys.executable, "-c", LIFE, *overrides]
         self.process = subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1
@@ -81,7 +83,11 @@ class Life:
 
     def _read(self) -> None:
         for line in self.process.stdout or ():
-            if line.startswith("steps "):
+            if line.startswith(("begins", "steps ")):
+                self.times.append(time.monotonic())
+            if line.startswith("begins"):
+                pass
+            elif line.startswith("steps "):
                 self.steps = int(line.split()[1])
                 self.learning.set()
             else:
@@ -160,17 +166,17 @@ def kill_runs(folder: Path, kills: int, seed: int, longest_seconds: float = 8.0)
     return {**found, "interval": INTERVAL, "batch": BATCH, "seed": seed}
 
 
-def kill_starts(folder: Path, starts: int, seed: int, longest_seconds: float = 12.0) -> dict[str, int]:
-    """Kill second runs in a used folder.
+def kill_starts(folder: Path, starts: int, seed: int) -> dict[str, int]:
+    """Kill second runs in a used folder, between their imports and the end of their first batch.
 
     Args:
         folder: for the run.
         starts: number of second runs, every other one resumed.
         seed: of the moments.
-        longest_seconds: of a second run, from its start; it ends before if its first batch is over.
 
     Returns:
-        Counts: starts, those that ended by themselves, and those after which a file of the first run was another.
+        Counts: starts; those that ended by themselves, being refused; those that had time for a batch; and those
+        without one after which a file of the first run was another.
     """
     moments = random.Random(seed)
     run = folder / "first"
@@ -178,12 +184,15 @@ def kill_starts(folder: Path, starts: int, seed: int, longest_seconds: float = 1
     whole = Life([f"output_dir={run}", *settings])
     if whole.end():
         raise RuntimeError("".join(whole.output))
+    longest_seconds = 1.2 * (whole.times[1] - whole.times[0])
     before = _contents(run)
-    found = dict.fromkeys(("starts", "refused", "changed"), 0)
+    found = dict.fromkeys(("starts", "refused", "learned", "changed"), 0)
     for number in range(starts):
         life = Life([f"resume={run}", "total_steps=960"] if number % 2 else [f"output_dir={run}", *SETTINGS])
-        deadline = time.monotonic() + moments.uniform(0, longest_seconds)
-        while time.monotonic() < deadline and not life.steps and life.process.poll() is None:
+        share = moments.random()
+        while len(life.times) < 2 and life.process.poll() is None:
+            if life.times and time.monotonic() > life.times[0] + share * longest_seconds:
+                break
             time.sleep(0.002)
         found["refused"] += life.process.poll() is not None
         life.process.kill()
@@ -191,7 +200,8 @@ def kill_starts(folder: Path, starts: int, seed: int, longest_seconds: float = 1
         found["starts"] += 1
         after = _contents(run)
         found["changed"] += any(after.get(name) != content for name, content in before.items()) and not life.steps
-        if life.steps:  # killed too late: the run had begun to write what is its own by then
+        if life.steps:  # too late: by then the run had begun to write files of its own
+            found["learned"] += 1
             before = after
     return found
 
