@@ -52,12 +52,13 @@ ENGINES = [
 
 @pytest.fixture(autouse=True)
 def quick_ray(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Ray's workers are as important as the rest of the test, and find this folder's modules; it ends with the test."""
+    """Ray's workers are as important as the rest of the test, and find the tests' modules; it ends with the test."""
     if request.node.get_closest_marker("ray") is None:
         yield
         return
     monkeypatch.setenv("RAY_worker_niceness", "0")
-    folders = os.path.dirname(os.path.dirname(__file__)), os.environ.get("PYTHONPATH", "")
+    here = os.path.dirname(__file__)
+    folders = here, os.path.dirname(here), os.environ.get("PYTHONPATH", "")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(folders))
     yield
     ray = pytest.importorskip("ray")
