@@ -1,4 +1,4 @@
-"""How networks of the main example learn: optimisers, learning rates that settle, recycled units, a frozen teacher."""
+"""Learning of the main example's networks: optimisers, learning rates that settle, recycled units, a frozen teacher."""
 
 from __future__ import annotations
 

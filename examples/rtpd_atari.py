@@ -238,7 +238,7 @@ def claim(config: Config) -> RunFolder:
 
 
 def start(config: Config, task: Task = ATARI) -> None:
-    """What a command line asks for: a run, or one that goes on."""
+    """Start what a command line asks for: a run, or one that goes on."""
     quiet()
     run(config if config.resume is None else resumed(config, HydraConfig.get().overrides.task), task)
 

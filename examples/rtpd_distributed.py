@@ -3,7 +3,7 @@
     python examples/rtpd_distributed.py                                  two worker processes, out of step
     python examples/rtpd_distributed.py --backend ray --workers 2 --sync
     python examples/rtpd_distributed.py --acting 0.3                     the student acts in 30 % of the steps
-    python examples/rtpd_distributed.py --backend ray --learners 1       the updates are remote, too: with
+    python examples/rtpd_distributed.py --backend ray --learners 1       the updates are remote as well: with
                                                                  two workers on a machine of three cores or more
 
 TorchRL distributes: the collector is its own, made by one constructor for every engine. The trainer sends the teacher's

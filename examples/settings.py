@@ -36,7 +36,7 @@ RENAMED = {"teacher.checkpoint": "teacher_checkpoint"}  # keys of earlier versio
 
 @dataclass
 class Config:
-    """What the command line of rtpd_atari.py and rtpd_classic.py takes."""
+    """Keys that the command line of rtpd_atari.py and rtpd_classic.py takes."""
 
     method: str = setting("rtpd", "what is trained, see methods.py", choices=list(METHODS))
     game: str = setting(help="ALE's name in snake case; in rtpd_classic.py a key of its GAMES")

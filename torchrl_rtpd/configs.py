@@ -181,6 +181,7 @@ class SaveCheckpointsConfig(HookConfig):
     replay: bool = False
     metadata: Any = None
     monitor: Any = None
+    resume_hint: str | None = None
     _target_: str = "torchrl_rtpd.runs.SaveCheckpoints"
 
 

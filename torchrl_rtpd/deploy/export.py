@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import torchrl_rtpd
 from torchrl_rtpd.deploy.c_source import c_header, c_identifier, c_source
 from torchrl_rtpd.deploy.card import contract_of, contract_text, file_entry, page
 from torchrl_rtpd.deploy.chain import Chain, chain_of
@@ -61,7 +60,7 @@ class FileReport:
 
 @dataclass
 class ExportReport:
-    """What :func:`export_student` wrote.
+    """Report of the files that :func:`export_student` wrote.
 
     Attributes:
         files: by format; 8-bit integers of a C source are "c_int8".
@@ -389,7 +388,7 @@ class _Export:
 def _run_check(file: Path) -> list[dict[str, Any]]:
     """Outcomes of a file's self-check, run in a fresh process on one thread."""
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    root = str(Path(torchrl_rtpd.__file__).resolve().parent.parent)
+    root = str(Path(__file__).resolve().parents[2])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, **threads, "PYTHONPATH": os.pathsep.join(paths)}
     command = [sys.executable, "-m", "torchrl_rtpd.deploy", "check", "--json", str(file)]
