@@ -42,6 +42,8 @@ def deployed_latency(network: nn.Module, example: Example = None) -> Latency:
         ValueError: as :func:`~torchrl_rtpd.deploy.export_student`.
 
     Examples:
+        >>> import torch
+        >>> from torch import nn
         >>> latency = deployed_latency(nn.Linear(4, 2), torch.zeros(1, 4))
         >>> latency.milliseconds > 0, latency.runtime in ("onnxruntime", "torch")
         (True, True)
