@@ -2,7 +2,6 @@
 
     python examples/rtpd_atari.py                                   the quick run, ten minutes on two CPU cores
     python examples/rtpd_atari.py --help                            all keys, what they mean and what they may be
-    python examples/rtpd_atari.py game=pong students=[net1,net5] seed=3
     python examples/rtpd_atari.py preset=paper game=breakout device=cuda cudagraph=true
     python examples/rtpd_atari.py method=two_stage                  the teacher first, then the students; see methods.py
     python examples/rtpd_atari.py resume=outputs/...                a run that was interrupted, from its last checkpoint
@@ -31,7 +30,6 @@ from settings import RENAMED, Config, check, resumed
 from tensordict.nn import TensorDictModule
 from torchrl.data import ReplayBuffer
 from torchrl.modules import EGreedyModule, QValueActor
-from torchrl.objectives import HardUpdate
 from torchrl.record.loggers import Logger, TensorboardLogger
 from torchrl.trainers.algorithms.dqn import DQNTrainer
 
@@ -54,6 +52,7 @@ from torchrl_rtpd import (
 )
 from torchrl_rtpd.runs.config import resumed_steps, saved_config
 from torchrl_rtpd.runs.folder import RunFolder
+from torchrl_rtpd.trainers import hard_update_every
 
 
 def make_env(config: Config, slots: int, *, seed: int | None = None, evaluation: bool = False) -> AtariVecEnv:
@@ -126,8 +125,7 @@ def build_trainer(
         progress_bar=False,  # the experiment has its own
         log_interval=1_000,
         replay_buffer=replay_buffer,
-        # TorchRL's updater copies one update later than it is told.
-        target_net_updater=HardUpdate(loss, value_network_update_interval=config.target_every_updates),
+        target_net_updater=hard_update_every(loss, config.target_every_updates),
         greedy_module=exploration,
         episode_reward_key="episode_reward",
     )
