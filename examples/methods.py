@@ -41,6 +41,7 @@ class Task:
     """A kind of games, as far as the script must know it.
 
     Attributes:
+        check: refuses names of games and networks in a configuration, before anything is written.
         make_env: environments from the configuration, slots, a seed, and whether they are for evaluation.
         make_actor: a network from the configuration, the name of its size, the environment and a seed.
         make_replay: the replay buffer from the configuration.
@@ -48,6 +49,7 @@ class Task:
         terminated: the entry that ends bootstrapping.
     """
 
+    check: Callable[[Any], None]
     make_env: Callable[..., EnvBase]
     make_actor: Callable[..., QValueActor]
     make_replay: Callable[[Any], Any]

@@ -15,18 +15,16 @@ from __future__ import annotations
 
 import copy
 import sys
-import time
 from functools import partial
 from typing import Any
 
 import hydra
 import torch
-from hydra.core.hydra_config import HydraConfig
+from command import claimed, prepared
 from learning import batch_steps, compile_towers, distiller, go_on, settle
 from methods import METHODS, Task
 from omegaconf import OmegaConf
-from scoreboard import quiet
-from settings import RENAMED, Config, check, resumed
+from settings import RENAMED, Config
 from tensordict.nn import TensorDictModule
 from torchrl.data import ReplayBuffer
 from torchrl.modules import EGreedyModule, QValueActor
@@ -50,6 +48,8 @@ from torchrl_rtpd import (
     make_actor,
     make_replay_buffer,
 )
+from torchrl_rtpd.envs import check_game
+from torchrl_rtpd.networks.towers import check_tower
 from torchrl_rtpd.runs.config import resumed_steps, saved_config
 from torchrl_rtpd.runs.folder import RunFolder
 from torchrl_rtpd.trainers import hard_update_every
@@ -85,7 +85,14 @@ def make_replay(config: Config) -> ReplayBuffer:
     return make_replay_buffer(storage, batch_size=config.batch_size, minibatches_at_once=together)
 
 
-ATARI = Task(make_env, make_tower, make_replay, make_postproc=lambda config: None, terminated="end_of_life")
+def check_names(config: Config) -> None:
+    """Refuse a game or a network that there is not."""
+    check_game(config.game)
+    for name in config.students:
+        check_tower(name)
+
+
+ATARI = Task(check_names, make_env, make_tower, make_replay, lambda config: None, terminated="end_of_life")
 
 
 def build_networks(config: Config, env: AtariVecEnv, task: Task = ATARI) -> dict[str, TensorDictModule]:
@@ -212,10 +219,9 @@ def protection(config: Config) -> Protection:
     )
 
 
-def run(config: Config, task: Task = ATARI) -> dict[str, Any]:
-    """Train, distil, evaluate, report; returns the content of results.json."""
-    check(config)
-    with claim(config) as folder:
+def run(config: Config, task: Task = ATARI, folder: RunFolder | None = None) -> dict[str, Any]:
+    """Train, distil, evaluate, report, in a folder that is claimed or not yet; returns the content of results.json."""
+    with folder or claimed(config, task) as folder:
         config = copy.deepcopy(config)
         config.output_dir = str(folder.path)
         first = METHODS[config.method].first_phase(config)
@@ -228,17 +234,10 @@ def run(config: Config, task: Task = ATARI) -> dict[str, Any]:
         return build(config, folder, task).run(final_episodes=config.final_episodes, final_seed=config.seed)
 
 
-def claim(config: Config) -> RunFolder:
-    """Take the folder of the run, so that no other run writes there; without a name it is a new one in outputs/."""
-    if config.output_dir is None:
-        return RunFolder.fresh(f"outputs/{time.strftime('%Y-%m-%d_%H-%M-%S')}-{config.game}-seed{config.seed}")
-    return RunFolder(config.output_dir).claim(resume=config.resume is not None)
-
-
 def start(config: Config, task: Task = ATARI) -> None:
     """Start what a command line asks for: a run, or one that goes on."""
-    quiet()
-    run(config if config.resume is None else resumed(config, HydraConfig.get().overrides.task), task)
+    config, folder = prepared(config, task)
+    run(config, task, folder)
 
 
 @hydra.main(config_path="config", config_name="rtpd_atari", version_base="1.3")

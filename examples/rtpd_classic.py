@@ -25,10 +25,17 @@ GAMES = {"cartpole": "CartPole-v1", "acrobot": "Acrobot-v1"}
 UNITS = {"teacher": 256, "mlp64": 64, "mlp32": 32, "mlp16": 16}  # of both hidden layers
 
 
-def make_env(config: Config, slots: int, *, seed: int | None = None, evaluation: bool = False) -> EnvBase:
-    """Games side by side; the time limit of each is gymnasium's, 500 steps."""
+def check_names(config: Config) -> None:
+    """Refuse a game or a network that there is not."""
     if config.game not in GAMES:
         raise ValueError(f"game must be one of {', '.join(GAMES)}: got {config.game!r}.")
+    unknown = [name for name in config.students if name not in UNITS]
+    if unknown:
+        raise ValueError(f"students must be some of {', '.join(UNITS)}: got {', '.join(unknown)}.")
+
+
+def make_env(config: Config, slots: int, *, seed: int | None = None, evaluation: bool = False) -> EnvBase:
+    """Games side by side; the time limit of each is gymnasium's, 500 steps."""
     # GymEnv(..., num_envs=slots) would reset one step late and mix up the transitions around it.
     games = gymnasium.make_vec(
         GAMES[config.game], slots, "sync", vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP}
@@ -41,8 +48,6 @@ def make_env(config: Config, slots: int, *, seed: int | None = None, evaluation:
 
 def make_mlp(config: Config, name: str, env: EnvBase, seed: int) -> QValueActor:
     """Two hidden layers. Drawing the weights leaves the random stream of training alone."""
-    if name not in UNITS:
-        raise ValueError(f"unknown network {name!r}; students are named {', '.join(list(UNITS)[1:])}.")
     units, inputs, actions = UNITS[name], env.observation_spec["observation"].shape[-1], env.action_spec.space.n
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -65,7 +70,7 @@ def make_postproc(config: Config) -> MultiStep:
     return postproc
 
 
-CLASSIC = Task(make_env, make_mlp, make_replay, make_postproc, terminated="terminated")
+CLASSIC = Task(check_names, make_env, make_mlp, make_replay, make_postproc, terminated="terminated")
 
 
 @hydra.main(config_path="config", config_name="rtpd_classic", version_base="1.3")

@@ -8,26 +8,15 @@ its value from a preset.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
-from hydra.core.config_store import ConfigStore
 from learning import TEACHERS
 from methods import METHODS
 
 from torchrl_rtpd.objectives.discrete import DIVERGENCES
-from torchrl_rtpd.runs.config import (
-    changed_settings,
-    check_settings,
-    resumed_config,
-    resumed_steps,
-    saved_config,
-    setting,
-    settings_help,
-    settings_that_may_change,
-)
+from torchrl_rtpd.runs.config import check_settings, setting
 from torchrl_rtpd.runs.guards import POLICIES
 
 MANY, SHARE = "[1, 1e12]", "[0, 1]"
@@ -170,20 +159,6 @@ class Config:
     )
 
 
-_HELP = f"""Keys, their defaults (- where a preset gives the value) and their meaning:
-
-{settings_help(Config)}
-
-Give any of them as key=value. Presets: preset=quick, preset=paper.
-
-$FLAGS_HELP
-"""
-ConfigStore.instance().store(name="settings", node=Config)
-ConfigStore.instance().store(
-    group="hydra/help", name="settings", node={"app_name": "", "header": "", "footer": "", "template": _HELP}
-)
-
-
 def check(config: Config) -> None:
     """Refuse, before anything is built or written, what could only fail later."""
     check_settings(config, Config)
@@ -220,30 +195,3 @@ def _check_device(config: Config) -> None:
         raise ValueError(f"device={config.device} needs a GPU that torch can see: there is none; use device=cpu.")
     if config.cudagraph and not config.device.startswith("cuda"):
         raise ValueError(f"cudagraph=true needs device=cuda: got device={config.device}; use compile=true on a CPU.")
-
-
-def resumed(config: Config, overrides: Sequence[str]) -> Config:
-    """Configuration of a run that goes on: its own, with what the command line may change, which is printed.
-
-    Args:
-        config: the command line's; ``resume`` names a checkpoint or a run's folder.
-        overrides: the command line itself, ``key=value`` each.
-
-    Raises:
-        ValueError: a key that a resumed run keeps, or fewer steps than it has made.
-    """
-    keys = settings_that_may_change(Config)
-    run = cast(Config, resumed_config(config, overrides, may_change=keys, renamed=RENAMED))
-    before, done = saved_config(run.resume, RENAMED), resumed_steps(run.resume)
-    if run.total_steps != before["total_steps"] and METHODS[run.method].num_steps(run) <= done:
-        raise ValueError(f"a resumed run goes on: got total_steps={run.total_steps} at step {done}; give more.")
-    changed = changed_settings(before, run, keys)
-    length = before.get("schedule_steps") or before["total_steps"]
-    if run.schedules == "stretch":
-        run.epsilon_steps = max(1, round(run.epsilon_steps * run.total_steps / length))
-        run.schedule_steps = None
-    else:
-        run.schedule_steps = length
-    if changed:
-        print(f"Resumed at step {done:,} with {changed}.")
-    return run

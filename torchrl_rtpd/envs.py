@@ -110,7 +110,7 @@ class AtariVecEnv(EnvBase):
         num_threads: int = 0,
         seed: int | None = None,
     ) -> None:
-        _check_game(game)
+        check_game(game)
         check_integers(1, num_envs=num_envs, frame_skip=frame_skip, frame_stack=frame_stack, max_frames=max_frames)
         check_integers(0, noop_max=noop_max, num_threads=num_threads)
         if not 0.0 <= sticky_actions < 1.0:
@@ -370,8 +370,20 @@ class AtariVecEnv(EnvBase):
         self.__dict__.pop("_ale", None)
 
 
-def _check_game(game: str) -> None:
-    """Refuse names that ALE does not know, and those on which it would end the process."""
+def check_game(game: str) -> None:
+    """Refuse a game that ALE does not know, or on which it would end the process.
+
+    Args:
+        game: ALE's snake-case name.
+
+    Raises:
+        ValueError: another name; the message holds the nearest ones.
+
+    Examples:
+        >>> check_game("road_runer")
+        Traceback (most recent call last):
+        ValueError: unknown game 'road_runer': names are ALE's, in snake case, such as ms_pacman; ...
+    """
     names = roms.get_all_rom_ids()
     registered = [spec for spec in gymnasium.registry.values() if spec.kwargs.get("game") in names]
     single_player = {spec.kwargs["game"] for spec in registered if spec.namespace == "ALE"}

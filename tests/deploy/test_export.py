@@ -60,7 +60,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> ExportReport:
     """All formats of ``net17``, made once."""
     folder = tmp_path_factory.mktemp("exported") / "out"
     metadata = {"game": "pong", "frame_skip": 4, "action_meanings": ["NOOP", "FIRE"], "score": 17.5, "commit": "abc"}
-    return export_student(student(), folder / "net17", formats=ALL, calibration=states(), metadata=metadata)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)  # a run of the files must leave nothing beside them
+        return export_student(student(), folder / "net17", formats=ALL, calibration=states(), metadata=metadata)
 
 
 def test_all_formats_of_a_student_lie_beside_their_card(exported: ExportReport) -> None:

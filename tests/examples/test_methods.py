@@ -173,7 +173,12 @@ def test_scratch_recycles_as_students_do(tmp_path):
         ),
         (["td_coeff=0", "distill_coeff=0"], "students learn nothing with td_coeff=0 and distill_coeff=0"),
         (["game=chess"], "game must be one of cartpole, acrobot: got 'chess'"),
-        (["students=[net1]"], "unknown network 'net1'; students are named mlp64, mlp32, mlp16"),
+        (["students=[net1]"], "students must be some of teacher, mlp64, mlp32, mlp16: got net1"),
+        (
+            ["method=two_stage", "teacher_from=nowhere"],
+            "must be the folder of a finished run: got nowhere",
+        ),
+        (["teacher_checkpoint=nowhere"], "teacher_checkpoint must be a file or a folder: got nowhere"),
         (["acting=nobody"], r"acting must lie in \[0, 1\], or be teacher, or be student: got 'nobody'"),
         (["students=[mlp16,mlp16]"], r"students must differ, .*: got \['mlp16', 'mlp16'\]"),
         (
@@ -186,6 +191,7 @@ def test_what_does_not_go_together_is_refused(tmp_path, overrides, message):
     """Each mistake has its own message."""
     with pytest.raises(ValueError, match=message):
         _run(tmp_path, *overrides)
+    assert not any(tmp_path.iterdir())  # no folder was begun
 
 
 @pytest.mark.parametrize("students", ["[teacher]", "[teacher,mlp16]", "[mlp16,teacher]"])

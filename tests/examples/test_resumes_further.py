@@ -10,9 +10,9 @@ import pytest
 import rtpd_atari
 import rtpd_classic
 import torch
+from command import resumed
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
-from settings import resumed
 from torchrl.trainers import LRSchedulerHook
 
 from torchrl_rtpd.runs.folder import RunFolder

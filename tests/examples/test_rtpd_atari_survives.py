@@ -7,7 +7,7 @@ from pathlib import Path
 import hydra
 import pytest
 import rtpd_atari as EXAMPLE
-from settings import resumed
+from command import resumed
 from torchrl.checkpoint import CheckpointError
 
 from torchrl_rtpd import make_actor, save_weights

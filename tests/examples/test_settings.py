@@ -72,13 +72,38 @@ def test_a_key_is_explained_in_one_place():
 
 
 @pytest.mark.parametrize("script", ["rtpd_atari", "rtpd_classic"])
-def test_help_explains_each_key(script):
-    """A line each, with default and meaning."""
+def test_help_explains_each_key_and_shows_the_scripts_own_values(script):
+    """A line each, with the value that the script takes if none is given, and its meaning."""
     command = [sys.executable, str(EXAMPLES / f"{script}.py"), "--help"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    config = composed(script)
     for entry in fields(Config):
-        assert re.search(rf"^{entry.name} +\S.* {re.escape(entry.metadata['rule'].help)}", printed, re.MULTILINE), entry
+        line = re.search(rf"^{entry.name} +(\S+) +{re.escape(entry.metadata['rule'].help)}", printed, re.MULTILINE)
+        assert line and OmegaConf.create({"value": config[entry.name]}) == OmegaConf.create(f"value: {line[1]}"), entry
     assert "key=value" in printed and "--multirun" in printed
+    assert ("preset=quick, whose values these are" in printed) == (script == "rtpd_atari")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["game=chess"], "rtpd_classic.py: game must be one of cartpole, acrobot: got 'chess'."),
+        (
+            ["resume=nowhere"],
+            "rtpd_classic.py: no checkpoint in nowhere: resume=PATH takes a checkpoint-<steps>",
+        ),
+        (["output_dir=used"], "rtpd_classic.py: used holds another run, of which results.json is left"),
+    ],
+)
+def test_a_command_that_is_refused_is_answered_in_one_line(tmp_path, overrides, said):
+    """Status 2, no traceback, and nothing is written."""
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "results.json").write_text("{}")
+    command = [sys.executable, str(EXAMPLES / "rtpd_classic.py"), *overrides]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(said) and done.stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.rglob("*")] == ["used", "results.json"]
 
 
 def test_the_papers_preset_is_its_protocol():

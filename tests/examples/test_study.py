@@ -9,9 +9,9 @@ from pathlib import Path
 
 import hydra
 import pytest
-import rtpd_atari
 import study
 from omegaconf import OmegaConf
+from settings import check
 
 CONFIG = Path(study.__file__).parent / "config"
 NAMES = sorted(path.stem for path in (CONFIG / "study").glob("*.yaml"))
@@ -186,7 +186,7 @@ def test_every_run_of_a_study_has_a_configuration_the_script_accepts(name, monke
     with hydra.initialize_config_dir(str(CONFIG), version_base="1.3"):
         for run in runs:
             if run.seed == runs[0].seed:
-                rtpd_atari.check(hydra.compose(run.script, list(run.overrides)))
+                check(hydra.compose(run.script, list(run.overrides)))
 
 
 def test_there_are_studies_to_check():

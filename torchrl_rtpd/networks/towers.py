@@ -211,12 +211,7 @@ def make_actor(
         29214
     """
     if isinstance(tower, str):
-        if tower not in TOWERS:
-            near = difflib.get_close_matches(tower, TOWERS, n=3, cutoff=0.3) or list(TOWERS)
-            raise ValueError(
-                f"unknown network {tower!r}; did you mean {', '.join(near)}? "
-                "For other sizes pass torchrl_rtpd.networks.Tower(filters, units)."
-            )
+        check_tower(tower)
         tower = TOWERS[tower]
     # The actor wants the spec of one decision, whatever the batch of the environment.
     if not isinstance(action_spec, (Categorical, OneHot)):
@@ -249,3 +244,25 @@ def num_parameters(module: nn.Module) -> int:
         8
     """
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def check_tower(name: str) -> None:
+    """Refuse a network that the paper has not.
+
+    Args:
+        name: of one of :data:`TOWERS`.
+
+    Raises:
+        ValueError: another name; the message holds the nearest ones.
+
+    Examples:
+        >>> check_tower("net18")
+        Traceback (most recent call last):
+        ValueError: unknown network 'net18'; did you mean net17, net1...
+    """
+    if name not in TOWERS:
+        near = difflib.get_close_matches(name, TOWERS, n=3, cutoff=0.3) or list(TOWERS)
+        raise ValueError(
+            f"unknown network {name!r}; did you mean {', '.join(near)}? "
+            "For other sizes pass torchrl_rtpd.networks.Tower(filters, units)."
+        )

@@ -117,8 +117,15 @@ def settings_that_may_change(schema: type) -> list[str]:
     return [key for key, rule in _rules(schema).items() if rule.may_change]
 
 
-def settings_help(schema: type) -> str:
-    """Help of every key, a line each: name, default, meaning, and what values it takes.
+def settings_help(schema: type, values: Mapping[str, Any] | None = None) -> str:
+    """Help of every key, a line each: name, value, meaning, and what else it takes.
+
+    Args:
+        schema: a dataclass of :func:`setting` fields.
+        values: of a script's YAML files, in place of the defaults.
+
+    Returns:
+        The lines. A dash stands for a value that a YAML file must give.
 
     Examples:
         >>> @dataclass
@@ -129,16 +136,23 @@ def settings_help(schema: type) -> str:
         gamma  0.99  discount factor; in [0, 1]
         game   -     game to play
     """
-    rows = [(entry.name, _shown_default(entry), _shown_rule(entry)) for entry in dataclasses.fields(schema)]
+    values = values or {}
+    fields = dataclasses.fields(schema)
+    rows = [(entry.name, _shown(values.get(entry.name, _default(entry))), _shown_rule(entry)) for entry in fields]
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     return "\n".join(f"{key.ljust(widths[0])}  {default.ljust(widths[1])}  {text}" for key, default, text in rows)
 
 
-def _shown_default(entry: Field) -> str:
-    """The default as it would be typed; a dash where a YAML file gives the value."""
-    value = entry.default if entry.default_factory is MISSING else entry.default_factory()
+def _default(entry: Field) -> Any:
+    return entry.default if entry.default_factory is MISSING else entry.default_factory()
+
+
+def _shown(value: Any) -> str:
+    """Return a value as it would be typed; a dash where a YAML file gives it."""
     if isinstance(value, str) and value == UNSET:
         return "-"
+    if isinstance(value, list):
+        return f"[{','.join(_shown(item) for item in value)}]"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 

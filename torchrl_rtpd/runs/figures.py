@@ -40,7 +40,7 @@ def plot_front(results: Mapping[str, Any], path: str | os.PathLike) -> Path:
     axes.plot([network["parameters"] for network in joined], [network["score_mean"] for network in joined], alpha=0.4)
     axes.axhline(results["random_score"], linestyle=":", color="grey", label="random player")
     axes.set(xscale="log", xlabel="parameters", ylabel="raw score, whole games", title=results["game"])
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="lower right")
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=100)
     return Path(path)
@@ -77,6 +77,7 @@ def plot_curves(
         ("kl_to_teacher", "KL(teacher || student), nats"),
         ("dormant", "share of dormant units"),
     )
+    named: dict[str, Any] = {}
     for axes, (metric, label) in zip(figure.subplots(2, 2).flat, panels, strict=True):
         for index, name in enumerate(networks):
             _draw(axes, metrics, f"{name}/{metric}", color=f"C{index}", width=2.5 if index == 0 else 1.5)
@@ -84,8 +85,10 @@ def plot_curves(
             axes.axhline(random_score, color="grey", linestyle=":", label="random player")
         axes.set(xlabel="agent steps", ylabel=label)
         axes.grid(alpha=0.3)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend()
+        lines, names = axes.get_legend_handles_labels()
+        named.update(zip(names, lines, strict=True))
+    if named:  # one legend below: the search for a free place inside takes seconds where there are many points
+        figure.legend(list(named.values()), list(named), loc="outside lower center", ncols=6)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     return Path(path)

@@ -1,0 +1,119 @@
+"""Command line of the main example and of its twin: ``--help``, refusals in one line, and runs that go on."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from methods import METHODS, Task
+from omegaconf import OmegaConf
+from scoreboard import quiet
+from settings import RENAMED, Config, check
+
+from torchrl_rtpd.runs.config import (
+    changed_settings,
+    resumed_config,
+    resumed_steps,
+    saved_config,
+    settings_help,
+    settings_that_may_change,
+)
+from torchrl_rtpd.runs.folder import RunFolder
+
+_CONFIG = Path(__file__).parent / "config"
+_HELP = {
+    "rtpd_atari": ("rtpd_atari.yaml", "preset/quick.yaml"),
+    "rtpd_classic": ("rtpd_classic.yaml",),
+}
+"""Files whose values ``--help`` shows, by script."""
+
+
+def _help(files: Sequence[str]) -> str:
+    """Template of a script's ``--help``."""
+    values: dict[str, Any] = {}
+    for file in files:
+        values |= cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(_CONFIG / file), resolve=False))
+    presets = "Presets: preset=quick, whose values these are, and preset=paper." if len(files) > 1 else ""
+    return f"""Keys, their values and their meaning:
+
+{settings_help(Config, values)}
+
+Give any of them as key=value. {presets}
+
+$FLAGS_HELP
+"""
+
+
+ConfigStore.instance().store(name="settings", node=Config)
+for script, files in _HELP.items():
+    template = {"app_name": "", "header": "", "footer": "", "template": _help(files)}
+    ConfigStore.instance().store(group="hydra/help", name=script, node=template)
+
+
+def prepared(config: Config, task: Task) -> tuple[Config, RunFolder]:
+    """Configuration and claimed folder of the run that a command line asks for.
+
+    What is wrong with the command is printed without a traceback, and ends the process with status 2.
+    """
+    quiet()
+    try:
+        if config.resume is not None:
+            config = resumed(config, HydraConfig.get().overrides.task)
+        return config, claimed(config, task)
+    except (ValueError, RuntimeError, OSError) as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def claimed(config: Config, task: Task) -> RunFolder:
+    """Check a configuration, then take the folder of its run; without a name that is a new one in outputs/."""
+    check(config)
+    task.check(config)
+    _check_paths(config)
+    if config.output_dir is None:
+        return RunFolder.fresh(f"outputs/{time.strftime('%Y-%m-%d_%H-%M-%S')}-{config.game}-seed{config.seed}")
+    return RunFolder(config.output_dir).claim(resume=config.resume is not None)
+
+
+def _check_paths(config: Config) -> None:
+    new = config.resume is None  # one that goes on has read the file
+    if new and config.teacher_checkpoint is not None and not Path(config.teacher_checkpoint).exists():
+        raise ValueError(
+            f"teacher_checkpoint must be a file or a folder: got {config.teacher_checkpoint}, and there is neither."
+        )
+    if config.teacher_from is not None and not Path(config.teacher_from, "results.json").exists():
+        raise ValueError(
+            f"teacher_from must be the folder of a finished run: got {config.teacher_from}, which has no results.json."
+        )
+
+
+def resumed(config: Config, overrides: Sequence[str]) -> Config:
+    """Configuration of a run that goes on: its own, with what the command line may change, which is printed.
+
+    Args:
+        config: the command line's; ``resume`` names a checkpoint or a run's folder.
+        overrides: the command line itself, ``key=value`` each.
+
+    Raises:
+        ValueError: a key that a resumed run keeps, or fewer steps than it has made.
+    """
+    keys = settings_that_may_change(Config)
+    run = cast(Config, resumed_config(config, overrides, may_change=keys, renamed=RENAMED))
+    before, done = saved_config(run.resume, RENAMED), resumed_steps(run.resume)
+    if run.total_steps != before["total_steps"] and METHODS[run.method].num_steps(run) <= done:
+        raise ValueError(f"a resumed run goes on: got total_steps={run.total_steps} at step {done}; give more.")
+    changed = changed_settings(before, run, keys)
+    length = before.get("schedule_steps") or before["total_steps"]
+    if run.schedules == "stretch":
+        run.epsilon_steps = max(1, round(run.epsilon_steps * run.total_steps / length))
+        run.schedule_steps = None
+    else:
+        run.schedule_steps = length
+    if changed:
+        print(f"Resumed at step {done:,} with {changed}.")
+    return run
