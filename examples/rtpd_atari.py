@@ -49,7 +49,7 @@ from torchrl_rtpd import (
     make_replay_buffer,
 )
 from torchrl_rtpd.envs import check_game
-from torchrl_rtpd.networks.towers import check_tower
+from torchrl_rtpd.networks import check_tower
 from torchrl_rtpd.runs.config import resumed_steps, saved_config
 from torchrl_rtpd.runs.folder import RunFolder
 from torchrl_rtpd.trainers import hard_update_every

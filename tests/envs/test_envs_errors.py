@@ -12,7 +12,7 @@ from env_parts import opened, play, random_actions, same
 from tensordict import TensorDict
 from torchrl.envs import EnvBase
 
-from torchrl_rtpd.envs import AtariVecEnv, _check_game
+from torchrl_rtpd.envs import AtariVecEnv, check_game
 
 
 def test_a_reset_that_leaves_out_a_game_that_is_over_is_an_error() -> None:
@@ -71,7 +71,7 @@ def test_games_that_would_end_the_process_are_refused_by_name() -> None:
         with pytest.raises(ValueError, match=rf"'{game}' has no single-player game, and ALE would end the process"):
             AtariVecEnv(game, 1)
     for game in registered:
-        _check_game(game)
+        check_game(game)
 
 
 @pytest.mark.parametrize(

@@ -125,26 +125,31 @@ def _function(place: int, chain: Chain, source: str, weight: str, sums: str, res
     """One layer; ``store`` is the result for output ``o``."""
     layer = chain.layers[place]
     outputs = len(layer.bias)
-    head = f"static void layer{place}(const {source} *in, {result} *out) {{"
-    begin = f"{sums} sum[{outputs}];\n{{}}for (o = 0; o < {outputs}; ++o) sum[o] = bias{place}[o];"
     step = (
         f"const {sums} value = ({sums}){{source}};\n"
         f"{{indent}}const {weight} *w = weight{place} + {outputs} * {{row}};\n"
         f"{{indent}}for (o = 0; o < {outputs}; ++o) sum[o] += value * {'(int32_t)' if sums == 'int32_t' else ''}w[o];"
     )
-    if layer.weight.ndim == 2:
-        inputs = layer.weight.shape[1]
-        inner = step.format(source="in[i]", row="i", indent="    ")
-        return f"""{head}
-  int i, o;
-  {begin.format("  ")}
+    begin = f"{sums} sum[{outputs}];\n{{indent}}for (o = 0; o < {outputs}; ++o) sum[o] = bias{place}[o];"
+    body = _dense(layer, begin, step, store) if layer.weight.ndim == 2 else _conv(place, chain, begin, step, store)
+    return f"static void layer{place}(const {source} *in, {result} *out) {{\n{body}}}\n"
+
+
+def _dense(layer: ChainLayer, begin: str, step: str, store: str) -> str:
+    outputs, inputs = layer.weight.shape
+    return f"""  int i, o;
+  {begin.format(indent="  ")}
   for (i = 0; i < {inputs}; ++i) {{
-    {inner}
+    {step.format(source="in[i]", row="i", indent="    ")}
   }}
   for (o = 0; o < {outputs}; ++o) out[o] = {store};
-}}
 """
-    channels, rows, columns = layer.weight.shape[1:]
+
+
+def _conv(place: int, chain: Chain, begin: str, step: str, store: str) -> str:
+    """A convolution; the first one reads channels first, as observations have them."""
+    layer = chain.layers[place]
+    outputs, channels, rows, columns = layer.weight.shape
     height, width = chain.shape[1:] if place == 0 else chain.layers[place - 1].size
     down, across = layer.stride
     at = f"(y * {down} + i) * {width} + x * {across} + j"
@@ -153,11 +158,10 @@ def _function(place: int, chain: Chain, source: str, weight: str, sums: str, res
         row=f"((i * {columns} + j) * {channels} + c)",
         indent="            ",
     )
-    return f"""{head}
-  int y, x, i, j, c, o;
+    return f"""  int y, x, i, j, c, o;
   for (y = 0; y < {layer.size[0]}; ++y) {{
     for (x = 0; x < {layer.size[1]}; ++x) {{
-      {begin.format("      ")}
+      {begin.format(indent="      ")}
       for (i = 0; i < {rows}; ++i) {{
         for (j = 0; j < {columns}; ++j) {{
           for (c = 0; c < {channels}; ++c) {{
@@ -168,7 +172,6 @@ def _function(place: int, chain: Chain, source: str, weight: str, sums: str, res
       for (o = 0; o < {outputs}; ++o) out[(y * {layer.size[1]} + x) * {outputs} + o] = {store};
     }}
   }}
-}}
 """
 
 

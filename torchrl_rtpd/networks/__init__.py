@@ -2,7 +2,7 @@
 
 from torchrl_rtpd.networks.dormancy import dormant_share
 from torchrl_rtpd.networks.recycling import UnitRecycler, check_recyclable, recycle_dormant
-from torchrl_rtpd.networks.towers import TOWERS, NatureTower, Tower, make_actor, num_parameters
+from torchrl_rtpd.networks.towers import TOWERS, NatureTower, Tower, check_tower, make_actor, num_parameters
 
 __all__ = [
     "TOWERS",
@@ -10,6 +10,7 @@ __all__ = [
     "Tower",
     "UnitRecycler",
     "check_recyclable",
+    "check_tower",
     "dormant_share",
     "make_actor",
     "num_parameters",
