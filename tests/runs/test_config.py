@@ -78,7 +78,12 @@ def test_help_has_a_line_for_each_key_with_default_meaning_and_values() -> None:
     assert [line.split()[0] for line in lines] == [entry.name for entry in dataclasses.fields(Config)]
     assert lines[0].split(maxsplit=2) == ["gamma", "0.99", "discount factor; in [0, 1)"]
     assert lines[2].split(maxsplit=2) == ["temperature", "0.1", "of the teacher; auto; in (0, inf)"]
-    assert [line.split()[1] for line in lines[3:]] == ["['net1']", "-", "null", "null", "true"]
+    assert [line.split()[1] for line in lines[3:]] == ["[net1]", "-", "null", "null", "true"]
+
+
+def test_help_shows_a_scripts_own_values_in_place_of_defaults() -> None:
+    lines = settings_help(Config, {"gamma": 0.9, "students": ["net1", "net17"]}).splitlines()
+    assert (lines[0].split()[1], lines[3].split()[1]) == ("0.9", "[net1,net17]")
     assert settings_that_may_change(Config) == ["steps", "log"]
 
 
