@@ -86,7 +86,7 @@ def train(steps: int, *, seed: int) -> dict[str, TensorDictModule]:
 
 
 def _falling(batch: int, batches: float) -> float:
-    """From 1 to 0."""
+    """Factor of the learning rate, which falls from 1 to 0."""
     return max(0.0, 1 - batch / batches)
 
 

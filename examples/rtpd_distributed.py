@@ -50,7 +50,7 @@ def make_actor(units: int) -> QValueActor:
 
 
 def teacher_loss(teacher: QValueActor) -> DQNLoss:
-    """Double DQN."""
+    """The teacher's loss: double DQN."""
     loss = DQNLoss(teacher, action_space="categorical", loss_function="smooth_l1", delay_value=True, double_dqn=True)
     loss.make_value_estimator(gamma=GAMMA)
     return loss
@@ -188,7 +188,7 @@ class LearnerState:
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep it as it is."""
+        """Keep the state as it is."""
         self.state = state_dict
 
 

@@ -57,12 +57,12 @@ class Run:
 
     @property
     def command(self) -> str:
-        """Command that reproduces it from the repository's root."""
+        """Command that reproduces the run from the repository's root."""
         return f"python examples/{self.script}.py {' '.join(self.overrides)}"
 
     @property
     def done(self) -> bool:
-        """True once it has its results."""
+        """True if the run has its results."""
         return (self.folder / "results.json").exists()
 
 
@@ -78,7 +78,7 @@ def runs_of(study: dict[str, Any], out: Path) -> Iterator[Run]:
 
 
 def chosen(runs: Iterator[Run], **wanted: list[Any] | None) -> list[Run]:
-    """Those whose row, game and seed are wanted; None wants all.
+    """Choose the runs whose row, game and seed are wanted; None wants all.
 
     Raises:
         ValueError: something that no run of the study has.
@@ -157,7 +157,7 @@ def _with_other_runs(path: Path, lines: list[dict[str, Any]], runs: list[Run]) -
 
 
 def _measures(metrics: dict[str, list[float]], network: str, line: int) -> dict[str, float]:
-    """What was measured of a network at an evaluation; a teacher has its score only."""
+    """Measurements of a network at an evaluation; of a teacher its score only."""
     columns = {key: metrics.get(f"{network}/{key}") for key in ("score", "agreement", "kl_to_teacher")}
     found = {key: column[line] for key, column in columns.items() if column is not None}
     return {key: float(f"{value:.5g}") for key, value in found.items() if not math.isnan(value)}
