@@ -69,7 +69,7 @@ def test_other_heads_become_one_of_the_same_values(
 def test_atoms_of_a_categorical_network_are_no_quantiles(tmp_path: Path) -> None:
     """C51's values are no linear function of its head."""
     torch.save(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 153)).state_dict(), tmp_path / "c51.pt")
-    with pytest.raises(ValueError, match="chooses among 153 actions, this one among 3"):
+    with pytest.raises(ValueError, match="has 153 outputs, 51 for each of 3 actions, as atoms or quantiles"):
         load_pretrained(plain(8), tmp_path / "c51.pt")
 
 

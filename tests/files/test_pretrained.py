@@ -333,6 +333,19 @@ def test_moments_of_adam_are_no_network(tmp_path):
         assert all(torch.equal(tensor, wanted[name]) for name, tensor in loaded.state_dict().items())
 
 
+def test_layers_that_a_file_names_twice_are_read_once(tmp_path):
+    """As in stable-baselines3's PPO: policy and value share an extractor, which has three names."""
+    state = _state(0)
+    body = {name: tensor for name, tensor in state.items() if name.startswith("0.")}
+    parts = {f"{part}features_extractor.{name}": t for part in ("", "pi_", "vf_") for name, t in body.items()}
+    heads = {"action_net.weight": state["2.weight"], "action_net.bias": state["2.bias"]}
+    critic = {"value_net.weight": torch.zeros(1, 8), "value_net.bias": torch.zeros(1)}
+    torch.save({**parts, **heads, **critic}, tmp_path / "policy.pth")
+    network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    assert load_pretrained(network, tmp_path / "policy.pth").startswith("4 tensors of 67 values")
+    assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
+
+
 def test_a_critic_beside_the_policy_is_passed_over(tmp_path):
     """As stable-baselines3's PPO and others have one, of the same sizes but the head."""
     critic = {"mlp.0.weight": torch.zeros(8, 4), "mlp.0.bias": torch.zeros(8), "head.weight": torch.zeros(1, 8)}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import pickle
 import warnings
 import zipfile
 from pathlib import Path
@@ -94,7 +96,16 @@ def test_the_order_of_channels_is_a_warning(tmp_path: Path) -> None:
     with pytest.warns(
         UserWarning, match=rf"port\.safetensors {SAYS_NOTHING}: .* read as channels first, .*check_frames"
     ):
-        loaded(tmp_path / "port.safetensors")
+        loaded(tmp_path / "port.safetensors", reads_bytes=False)
+
+
+def test_first_layers_of_a_usual_size_are_a_warning_unless_the_library_scales_pixels(tmp_path: Path) -> None:
+    """Weights trained on 0..255 from PyTorch's own start are as large as those of scaled pixels."""
+    for file in ("teacher.pt", "teacher.cleanrl_model"):
+        torch.save(foreign(teacher()), tmp_path / file)
+    with pytest.warns(UserWarning, match=r"last and if its pixels were in \[0, 1\] or in 0\.\.255: .* \[0, 1\]; pass"):
+        loaded(tmp_path / "teacher.pt")
+    loaded(tmp_path / "teacher.cleanrl_model")
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -149,6 +160,17 @@ def zipped(folder: Path, policy_kwargs: object, *, unscaled: bool, members: tupl
     return folder / "dqn.zip"
 
 
+def test_settings_of_pixels_say_nothing_of_a_network_without_pixels(tmp_path: Path) -> None:
+    torch.save({"q_net.q_net.0.weight": torch.ones(3, 4), "q_net.q_net.0.bias": torch.zeros(3)}, tmp_path / "mlp.pth")
+    with zipfile.ZipFile(tmp_path / "mlp.zip", "w") as archive:
+        archive.writestr("data", json.dumps({"policy_kwargs": {"normalize_images": False}}))
+        archive.writestr("_stable_baselines3_version", "2.9.0")
+        archive.write(tmp_path / "mlp.pth", "policy.pth")
+    layer = nn.Linear(4, 3)
+    load_pretrained(layer, tmp_path / "mlp.zip")
+    assert layer.weight.sum() == 12
+
+
 @pytest.mark.parametrize("unscaled", [False, True])
 def test_a_zip_of_stable_baselines_says_its_scale(tmp_path: Path, unscaled: bool) -> None:
     """Its online network is taken; its names are PyTorch's, so that the order of channels is no question."""
@@ -163,6 +185,42 @@ def test_a_zip_of_stable_baselines_says_its_scale(tmp_path: Path, unscaled: bool
 def test_settings_that_are_serialised_objects_are_not_run(tmp_path: Path) -> None:
     path = zipped(tmp_path, {":type:": "dict", ":serialized:": "gASVAAAA"}, unscaled=False)
     same_values(loaded(path)[0], teacher())
+
+
+def pickled(folder: Path, scaler: str, *, unscaled: bool, value: object = None) -> Path:
+    """A file as d3rlpy's ``save`` writes it: the settings are JSON and the weights a file of torch.save."""
+    file = io.BytesIO()
+    state = foreign(teacher(), unscaled=unscaled)
+    torch.save({"q_funcs": {f"0._encoder._cnn_layers.{name}": tensor for name, tensor in state.items()}}, file)
+    config = json.dumps({"config": {"params": {"observation_scaler": {"type": scaler, "params": {}}}}})
+    path = folder / "dqn.d3"
+    path.write_bytes(pickle.dumps({"torch": file.getvalue(), "config": config, "version": value or "2.8.1"}))
+    return path
+
+
+@pytest.mark.parametrize("unscaled", [False, True])
+def test_a_file_of_d3rlpy_says_its_scale(tmp_path: Path, unscaled: bool) -> None:
+    network, _ = loaded(pickled(tmp_path, "none" if unscaled else "pixel", unscaled=unscaled))
+    same_values(network, teacher())
+
+
+def test_a_file_of_d3rlpy_that_standardises_its_input_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"must hold tensors .*: its observation_scaler 'standard' is no layer"):
+        loaded(pickled(tmp_path, "standard", unscaled=False))
+
+
+def test_a_file_of_d3rlpy_that_names_a_function_is_refused_and_runs_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nothing that runs: it names builtins\.print"):
+        loaded(pickled(tmp_path, "pixel", unscaled=False, value=print))
+
+
+def test_the_folder_of_an_agent_of_pfrl_is_read(tmp_path: Path) -> None:
+    """Beside the network lie its target and the optimiser."""
+    torch.save(foreign(teacher()), tmp_path / "model.pt")
+    torch.save(foreign(teacher(seed=2)), tmp_path / "target_model.pt")
+    with pytest.warns(UserWarning, match=SAYS_NOTHING):
+        network, _ = loaded(tmp_path)
+    same_values(network, teacher())
 
 
 def test_a_zip_without_tensors_is_refused(tmp_path: Path) -> None:

@@ -32,6 +32,10 @@ _KNOWN = {
     "_net_container.": "skrl",
     "features_extractor_container.": "skrl",
 }
+_OF_D3RLPY = {
+    "none": True,
+    "pixel": False,
+}  # its scalers of observations: True if the network reads pixels unscaled
 _OF_OPTIMIZER = re.compile(
     r"(^|[._])(optim|optimi[sz]ers?|exp_avg|max_exp_avg|exp_avg_sq|square_avg|momentum_buffer)([._]|$)"
 )
@@ -51,6 +55,11 @@ class Contents(NamedTuple):
     registered: bool
     library: str
     reads_bytes: bool | None
+
+    @property
+    def scales_pixels(self) -> bool:
+        """True if the library divides pixels by 255 unless it is told otherwise."""
+        return self.library in ("TorchRL", "stable-baselines3", "CleanRL")
 
 
 def read_contents(path: Path) -> Contents:
@@ -93,6 +102,8 @@ def _read(path: Path) -> tuple[Any, bool | None]:
             return load_file(path), None
         if path.suffix == ".npz":
             return _read_arrays(path), None
+        if path.suffix == ".d3":
+            return _read_d3rlpy(path)
         if zipfile.is_zipfile(path) and _is_baselines_zip(path):
             return _read_baselines(path)
         return _load_torch(path), None
@@ -146,7 +157,26 @@ def _read_baselines(path: Path) -> tuple[Any, bool | None]:
     return state, not normalised
 
 
+class _Plain(pickle.Unpickler):
+    """Reads strings, numbers and containers of them; whatever names a class or a function is refused."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"it names {module}.{name}")
+
+
+def _read_d3rlpy(path: Path) -> tuple[Any, bool | None]:
+    """A pickled dictionary of bytes, which are a file of torch.save, and of settings as JSON."""
+    with path.open("rb") as file:
+        content = _Plain(file).load()
+    scaler = json.loads(content["config"])["config"]["params"]["observation_scaler"]["type"]
+    if scaler not in _OF_D3RLPY:
+        raise ValueError(f"its observation_scaler {scaler!r} is no layer, but a part of what the network computes")
+    return _load_torch(io.BytesIO(content["torch"])), _OF_D3RLPY[scaler]
+
+
 def _read_folder(path: Path) -> Any:
+    if (path / "model.pt").exists() and not (path / "manifest.json").exists():  # an agent of pfrl
+        return _load_torch(path / "model.pt")
     if (path / "sealed.json").exists():
         record = VerifiedCheckpoint.verify(path)["components"].get("loss_module")
         if record is None:

@@ -12,6 +12,7 @@ from torchrl_rtpd.files.layers import layers_of
 __all__ = ["explained"]
 
 _SHOWN = 4  # differences in a message
+_ALL_ACTIONS = 18  # of Atari
 
 
 def explained(path: Path, wanted: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> str:
@@ -21,6 +22,12 @@ def explained(path: Path, wanted: Mapping[str, Tensor], saved: Mapping[str, Tens
     actions = _other_actions(wanted, saved)
     if actions is not None:
         own, theirs = actions
+        if theirs % own == 0 and theirs > _ALL_ACTIONS:
+            return (
+                f"the network in {path} has {theirs} outputs, {theirs // own} for each of {own} actions, as atoms or "
+                "quantiles in an order that the names do not tell, this one one for each; take a teacher of plain "
+                "action values, or pass rows= if those are actions."
+            )
         return (
             f"the network in {path} chooses among {theirs} actions, this one among {own}; "
             "take a teacher of the same game and action set, or pass rows= to keep some of its actions."

@@ -118,7 +118,8 @@ def _choose(path: Path, wanted: Mapping[str, Tensor], contents: Contents) -> _Ch
     """
     copies = {name: tensor for name, tensor in contents.tensors.items() if _COPY.intersection(words(name))}
     own = {name: tensor for name, tensor in contents.tensors.items() if name not in copies}
-    for tensors, others in ((own, copies), (_without_critic(own), copies), (copies, {})):
+    actor = _without_critic(own)
+    for tensors, others in ((own, copies), (actor, copies), (_once(actor), copies), (copies, {})):
         for state, said in ((tensors, ""), *collapsed(tensors, len(_head(wanted)))):
             found = _all_candidates(wanted, state, contents.registered)
             if found:
@@ -134,6 +135,18 @@ def _without_critic(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A policy's tensors without those that value states."""
     critic = _CRITIC | ({"value"} if any("action_net" in name for name in tensors) else set())
     return {name: tensor for name, tensor in tensors.items() if not critic.intersection(words(name))}
+
+
+def _once(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors without those that are another one by a second name, as in a module that two others share."""
+    seen: set[tuple[int, tuple[int, ...]]] = set()
+    once = {}
+    for name, tensor in tensors.items():
+        place = (tensor.data_ptr(), tuple(tensor.shape))
+        if place not in seen or not tensor.numel():
+            once[name] = tensor
+        seen.add(place)
+    return once
 
 
 def _all_candidates(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], registered: bool) -> list[Candidate]:
@@ -180,15 +193,12 @@ def _in_our_layout(
     reads_bytes: bool | None,
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Return the state as the network reads its input, and sentences about it."""
-    if reads_bytes is None:
-        reads_bytes = contents.reads_bytes
-    ours = choice.candidate.how == "name"
-    possible = variants(bare, state, reads_bytes, ours)
+    possible = variants(bare, state, contents, reads_bytes, ours=choice.candidate.how == "name")
     if check_frames is not None:
         chosen = first_that_plays(path, bare, possible, *check_frames)
     else:
         chosen = possible[0]
-        if not ours and not contents.library and len(possible) > 1 and possible[0].doubt:
+        if possible[0].doubt:
             warnings.warn(
                 f"{path} does not tell {possible[0].doubt}: this file is read as {possible[0].name}; "
                 "pass check_frames=(frames, actions) with greedy actions that its own network took.",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from torchrl_rtpd.files.foreign import Contents
 from torchrl_rtpd.networks.compiled import plain_name
 from torchrl_rtpd.networks.running import eval_mode
 from torchrl_rtpd.networks.towers import NatureTower
@@ -17,7 +18,8 @@ from torchrl_rtpd.networks.towers import NatureTower
 __all__ = ["Variant", "check_recording", "first_that_plays", "variants"]
 
 # Mean absolute weights of a first layer: 0.03 as PyTorch draws them and 0.074 of a trained tower on pixels in [0, 1];
-# 0.0003 for the same tower on 0..255.
+# 0.0003 for the same function of 0..255. A network that began with 0.03 and was trained on 0..255 is still near it, so
+# that large weights say nothing unless the library scales pixels by itself.
 _SURELY_UNSCALED, _SURELY_SCALED = 0.0015, 0.01
 _LEAST_AGREEMENT = 0.99
 
@@ -38,20 +40,33 @@ class Variant(NamedTuple):
     doubt: str
 
 
-def variants(bare: nn.Module, state: dict[str, Tensor], reads_bytes: bool | None, ours: bool) -> list[Variant]:
+def variants(
+    bare: nn.Module, state: dict[str, Tensor], contents: Contents, reads_bytes: bool | None, ours: bool
+) -> list[Variant]:
     """Return the possible readings, the likeliest first.
 
     Args:
         bare: the network, which is not changed.
         state: weights as the file has them, by the network's names.
-        reads_bytes: True if the file's network read 0..255, False if [0, 1], None if unknown.
+        contents: the file's library and what its settings say.
+        reads_bytes: True if the file's network read 0..255, False if [0, 1], None if the user does not say.
         ours: True if the names are the network's own, so that its layout is no question.
+
+    Raises:
+        ValueError: ``reads_bytes`` of a network that scales no pixels.
     """
     first, dense = _first_layer(bare), _flattened_layer(bare)
-    scales, unsure = _scales(bare, state, first, reads_bytes, ours)
+    if first not in state:
+        first = None
+    if first is None and reads_bytes:
+        raise ValueError(
+            f"reads_bytes must be None or False for a network that scales no pixels: got True for "
+            f"{type(bare).__name__}."
+        )
+    scales, unsure = _scales(state, first, contents, reads_bytes, ours)
     orders = [False] if dense is None or ours else [False, True]
     doubts = [
-        *(["if its dense layer reads channels first or last"] if len(orders) > 1 else []),
+        *(["if its dense layer reads channels first or last"] if len(orders) > 1 and not contents.library else []),
         *(["if its pixels were in [0, 1] or in 0..255"] if unsure else []),
     ]
     found = []
@@ -120,22 +135,19 @@ def _first_layer(bare: nn.Module) -> str | None:
 
 
 def _scales(
-    bare: nn.Module, state: dict[str, Tensor], first: str | None, reads_bytes: bool | None, ours: bool
+    state: dict[str, Tensor], first: str | None, contents: Contents, reads_bytes: bool | None, ours: bool
 ) -> tuple[list[bool], bool]:
     """Possible answers to "was it trained on 0..255", the likeliest first, and True if that is a guess."""
-    if first is None or first not in state:
-        if reads_bytes:
-            raise ValueError(
-                f"reads_bytes must be None or False for a network that scales no pixels: got True for "
-                f"{type(bare).__name__}."
-            )
+    if first is None or (ours and reads_bytes is None):
         return [False], False
+    if reads_bytes is None:
+        reads_bytes = contents.reads_bytes
     if reads_bytes is not None:
         return [reads_bytes], False
-    if ours:
-        return [False], False
     size = state[first].abs().mean().item()
-    return ([True, False] if size < _SURELY_UNSCALED else [False, True]), _SURELY_UNSCALED <= size < _SURELY_SCALED
+    if size < _SURELY_UNSCALED:
+        return [True, False], False
+    return [False, True], size < _SURELY_SCALED or not contents.scales_pixels
 
 
 def _flattened_layer(bare: nn.Module) -> tuple[str, int] | None:
