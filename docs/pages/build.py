@@ -14,7 +14,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from docs.pages import choosing, front, glance, gpu, memory, published, runs, speed, students, studies, survival
+from docs.pages import (
+    choosing,
+    front,
+    glance,
+    gpu,
+    memory,
+    published,
+    runs,
+    speed,
+    students,
+    studies,
+    survival,
+    teachers,
+)
 from docs.pages.figures import FIGURES, drawn
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,6 +49,7 @@ BENCHMARKS: dict[str, Callable[[dict[str, Any]], str]] = {  # docs/results/<name
     "soak": survival.soak_block,
     "gpu": gpu.gpu_block,
     "choosing": choosing.choosing_block,
+    "teachers": teachers.teachers_block,
 }
 FOLDERS: dict[str, Callable[[Path], str]] = {  # what makes a block of the folder docs/results/
     "front": front.front_block,

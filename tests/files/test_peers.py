@@ -39,6 +39,7 @@ class Case(NamedTuple):
 
     Attributes:
         script: the one that makes it.
+        what: a few words for the page.
         words: pattern of what is said about the file, or of the error.
         warns: pattern of the warning that says what the file does not tell.
         arguments: further arguments of load_pretrained.
@@ -48,6 +49,7 @@ class Case(NamedTuple):
     """
 
     script: str
+    what: str
     words: str
     warns: str = ""
     arguments: dict[str, Any] = {}
@@ -59,34 +61,58 @@ class Case(NamedTuple):
 FOLDED = r"pixels in 0\.\.255 were folded into the first layer"
 ATOMS = "for each of 6 actions, as atoms or quantiles"
 CASES = {
-    "sb3_dqn": Case("sb3", r"by layers; 'q_net\.' was taken, not 'q_net_target\.'"),
-    "sb3_dqn_policy": Case("sb3", r"'q_net\.' was taken, not 'q_net_target\.'"),
-    "sb3_dqn_bytes": Case("sb3", FOLDED),
-    "sb3_dqn_bytes_policy": Case("sb3", FOLDED),
-    "sb3_qrdqn": Case("sb3", "its quantiles were averaged, which is exact"),
-    "sb3_qrdqn_policy": Case("sb3", "its quantiles were averaged, which is exact"),
-    "sb3_ppo": Case("sb3", "by layers"),
-    "sb3_ppo_policy": Case("sb3", "by layers"),
-    "tianshou_bytes": Case("tianshou", FOLDED, warns=ORDER),
-    "tianshou_bytes_of_a_usual_size": Case("tianshou", "by layers", warns=SCALE, alone=False),
-    "tianshou_policy": Case("tianshou", "by layers", warns=SCALE),
-    "tianshou_algorithm": Case("tianshou", r"was taken, not 'model_old\.", warns=SCALE),
-    "tianshou_qrdqn": Case("tianshou", f"1200 outputs, 200 {ATOMS}", refused=True),
-    "tianshou_c51": Case("tianshou", f"306 outputs, 51 {ATOMS}", refused=True),
-    "skrl_agent": Case("skrl", r"'q_network\.net_container\.' was taken, not 'target_q_network\.", warns=SCALE),
-    "pfrl_dqn": Case("pfrl", "by layers", warns=ORDER),
-    "pfrl_dueling": Case("pfrl", "value and advantage streams were added", warns=ORDER, tower=WIDE),
-    "pfrl_categorical_dueling": Case("pfrl", "another architecture", refused=True),
-    "d3rlpy_dqn": Case("d3rlpy", "was taken, not 'targ_q_funcs"),
-    "d3rlpy_dqn_model": Case("d3rlpy", "was taken, not 'targ_q_funcs", warns=SCALE),
-    "d3rlpy_bytes": Case("d3rlpy", FOLDED),
-    "d3rlpy_bytes_model": Case("d3rlpy", FOLDED),
-    "d3rlpy_qrdqn": Case("d3rlpy", f"192 outputs, 32 {ATOMS}", refused=True),
-    "cleanrl_dqn": Case("layouts", "by layers"),
-    "safetensors": Case("layouts", "by layers", warns=SCALE),
-    "padded": Case("layouts", r"7,744 inputs are those of padded \(SAME\) convolutions", refused=True),
-    "flax_port": Case("jax", "by layers", warns=ORDER, alone=False),
-    "sbx_dqn": Case("jax", r"without policy\.pth, as sbx writes it, holds pickled code", refused=True),
+    "sb3_dqn": Case("sb3", "stable-baselines3: DQN, zip", r"by layers; 'q_net\.' was taken, not 'q_net_target\.'"),
+    "sb3_dqn_policy": Case("sb3", "its `policy.pth` alone", r"'q_net\.' was taken, not 'q_net_target\.'"),
+    "sb3_dqn_bytes": Case("sb3", "stable-baselines3: DQN, `normalize_images=False`", FOLDED),
+    "sb3_dqn_bytes_policy": Case("sb3", "its `policy.pth` alone", FOLDED),
+    "sb3_qrdqn": Case("sb3", "sb3-contrib: QR-DQN, zip", "its quantiles were averaged, which is exact"),
+    "sb3_qrdqn_policy": Case("sb3", "its `policy.pth` alone", "its quantiles were averaged, which is exact"),
+    "sb3_qrdqn_bytes": Case("sb3", "sb3-contrib: QR-DQN, `normalize_images=False`", FOLDED),
+    "sb3_qrdqn_bytes_policy": Case("sb3", "its `policy.pth` alone", FOLDED),
+    "sb3_ppo": Case("sb3", "stable-baselines3: PPO, zip", "by layers"),
+    "sb3_ppo_policy": Case("sb3", "its `policy.pth` alone", "by layers"),
+    "tianshou_bytes": Case("tianshou", "tianshou: policy of `DQNet`, small first layer", FOLDED, warns=ORDER),
+    "tianshou_bytes_of_a_usual_size": Case(
+        "tianshou",
+        "tianshou: policy of `DQNet`, first layer as large as PyTorch draws it",
+        "by layers",
+        warns=SCALE,
+        alone=False,
+    ),
+    "tianshou_policy": Case("tianshou", "tianshou: policy, scaled input", "by layers", warns=SCALE),
+    "tianshou_algorithm": Case(
+        "tianshou", "tianshou: whole DQN algorithm, scaled input", r"was taken, not 'model_old\.", warns=SCALE
+    ),
+    "tianshou_qrdqn": Case("tianshou", "tianshou: `QRDQNet`", f"1200 outputs, 200 {ATOMS}", refused=True),
+    "tianshou_c51": Case("tianshou", "tianshou: `C51Net`", f"306 outputs, 51 {ATOMS}", refused=True),
+    "skrl_agent": Case(
+        "skrl",
+        "skrl: agent with optimiser",
+        r"'q_network\.net_container\.' was taken, not 'target_q_network\.",
+        warns=SCALE,
+    ),
+    "pfrl_dqn": Case("pfrl", "pfrl: `model.pt` of a DQN", "by layers", warns=ORDER),
+    "pfrl_dueling": Case(
+        "pfrl", "pfrl: `DuelingDQN`", "value and advantage streams were added", warns=ORDER, tower=WIDE
+    ),
+    "pfrl_categorical_dueling": Case("pfrl", "pfrl: `DistributionalDuelingDQN`", "another architecture", refused=True),
+    "d3rlpy_dqn": Case("d3rlpy", "d3rlpy: `save`, pixels scaled", "was taken, not 'targ_q_funcs"),
+    "d3rlpy_dqn_model": Case(
+        "d3rlpy", "d3rlpy: `save_model`, pixels scaled", "was taken, not 'targ_q_funcs", warns=SCALE
+    ),
+    "d3rlpy_bytes": Case("d3rlpy", "d3rlpy: `save`, its default without a scaler", FOLDED),
+    "d3rlpy_bytes_model": Case("d3rlpy", "d3rlpy: `save_model`, the same", FOLDED),
+    "d3rlpy_qrdqn": Case("d3rlpy", "d3rlpy: `save`, quantiles", f"192 outputs, 32 {ATOMS}", refused=True),
+    "cleanrl_dqn": Case("layouts", "CleanRL's layout of `dqn_atari`", "by layers"),
+    "safetensors": Case("layouts", "the same as safetensors", "by layers", warns=SCALE),
+    "padded": Case(
+        "layouts",
+        "padded convolutions, as in Dopamine and RLlib",
+        r"7,744 inputs are those of padded \(SAME\) convolutions",
+        refused=True,
+    ),
+    "flax_port": Case("jax", "flax, kernels transposed, nothing else", "by layers", warns=ORDER, alone=False),
+    "sbx_dqn": Case("jax", "sbx: DQN, zip", r"without policy\.pth, as sbx writes it, holds pickled code", refused=True),
 }
 
 
@@ -148,7 +174,7 @@ def test_a_file_that_a_library_made_plays_as_it_did_there_or_is_refused(
     case = CASES[name]
     folder = made(case.script)
     about = json.loads((folder / f"{name}.json").read_text())
-    path, row = folder / about["file"], {**about, "refused": case.refused, "warning": ""}
+    path, row = folder / about["file"], {**about, "what": case.what, "refused": case.refused, "warning": ""}
     rows[name] = row
     network = fresh(case)
     if case.refused:
@@ -165,6 +191,7 @@ def test_a_file_that_a_library_made_plays_as_it_did_there_or_is_refused(
     assert re.search(case.words, row["said"])
     assert re.search(case.warns, row["warning"]) if case.warns else not row["warning"]
     assert (row["agreement"] >= 0.99) == case.alone
+    row["frames"] = len(frames)
     network = fresh(case)
     row["said_with_frames"], warning = load(network, path, check_frames=(frames, actions), **case.arguments)
     row["agreement_with_frames"] = agreement(network, frames, actions)

@@ -26,11 +26,22 @@ def save(name, model, network, head, observations, *, reads_bytes=False, policy=
     balance(head, outputs[0])
     actions, _ = model.predict(observations, deterministic=True)
     model.save(RECORDING.out / f"sb3_{name}.zip")
+    if RECORDING.small:
+        without_system(RECORDING.out / f"sb3_{name}.zip")
     RECORDING.add(f"sb3_{name}", f"sb3_{name}.zip", actions, observations)
     if policy:
         with zipfile.ZipFile(RECORDING.out / f"sb3_{name}.zip") as archive:
             (RECORDING.out / f"sb3_{name}.pth").write_bytes(archive.read("policy.pth"))
         RECORDING.add(f"sb3_{name}_policy", f"sb3_{name}.pth", actions, observations)
+
+
+def without_system(path):
+    """Leave out what the zip says about the computer, since the small files are published."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist() if name != "system_info.txt"}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(zipfile.ZipInfo(name), content)
 
 
 def values(kind, name, space, policy, observations, options, *, reads_bytes=False):
@@ -47,6 +58,8 @@ def pixels():
     values(DQN, "dqn", space, "CnnPolicy", frames, {})
     values(DQN, "dqn_bytes", space, "CnnPolicy", frames, {"normalize_images": False}, reads_bytes=True)
     values(QRDQN, "qrdqn", space, "CnnPolicy", frames, {"net_arch": []})
+    options = {"net_arch": [], "normalize_images": False}
+    values(QRDQN, "qrdqn_bytes", space, "CnnPolicy", frames, options, reads_bytes=True)
     actor("ppo", "CnnPolicy", space, frames, {})
 
 

@@ -1,0 +1,43 @@
+"""Block on files of other libraries, from ``docs/results/teachers.json``, which the tests marked ``peers`` write."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from docs.pages.tables import made_by, table_block
+
+_SHARED = ("gymnasium", "torch")
+
+
+def teachers_block(result: dict[str, Any]) -> str:
+    """A row a file: who made it, what was done, how often its own greedy action is taken afterwards."""
+    rows = [["file", "versions", "done", "own actions", "with `check_frames`", "doubt or reason"]]
+    rows += [_row(file) for file in result["files"].values()]
+    files = result["files"].values()
+    text = (
+        f"{len(rows) - 1} files made by the libraries themselves, with random weights of the size of trained ones; the "
+        f"share of {next(file['frames'] for file in files if not file['refused'])} random frames in which the loaded "
+        "network takes the action that the library took. A doubt is a warning."
+    )
+    versions = next(iter(files))["versions"]
+    return table_block(text, rows, f"torch {versions['torch']}. {made_by(result['environment'])}")
+
+
+def _row(file: dict[str, Any]) -> list[str]:
+    versions = ", ".join(f"{name} {version}" for name, version in file["versions"].items() if name not in _SHARED)
+    if file["refused"]:
+        return [_named(file), versions, "refused", "", "", file["said"].partition(": ")[2] or file["said"]]
+    shares = [f"{file[key]:.1%}" for key in ("agreement", "agreement_with_frames")]
+    doubt = re.search(r"does not tell (if .*): this file", file["warning"])
+    return [_named(file), versions, _done(file), *shares, doubt[1] if doubt else ""]
+
+
+def _named(file: dict[str, Any]) -> str:
+    return f"{file['what']} (`{file['file']}`)"
+
+
+def _done(file: dict[str, Any]) -> str:
+    """Words for a sentence of load_pretrained."""
+    changes = {"folded into the first layer": "scale folded", "were averaged|were added": "head collapsed"}
+    return ", ".join(["loaded", *(change for said, change in changes.items() if re.search(said, file["said"]))])
