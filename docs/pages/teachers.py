@@ -25,19 +25,22 @@ def teachers_block(result: dict[str, Any]) -> str:
 
 
 def _row(file: dict[str, Any]) -> list[str]:
-    versions = ", ".join(f"{name} {version}" for name, version in file["versions"].items() if name not in _SHARED)
+    own = [name for name in file["versions"] if name not in _SHARED] or ["torch"]
+    versions = ", ".join(f"{name} {file['versions'][name]}" for name in own)
+    named = f"{file['what']} (`{file['file']}`)"
     if file["refused"]:
-        return [_named(file), versions, "refused", "", "", file["said"].partition(": ")[2] or file["said"]]
+        reason = re.sub(
+            rf"^.*?{re.escape(file['file'])} (must hold tensors and nothing that runs: )?", "", file["said"]
+        )
+        return [named, versions, "refused", "", "", reason]
     shares = [f"{file[key]:.1%}" for key in ("agreement", "agreement_with_frames")]
     doubt = re.search(r"does not tell (if .*): this file", file["warning"])
-    return [_named(file), versions, _done(file), *shares, doubt[1] if doubt else ""]
-
-
-def _named(file: dict[str, Any]) -> str:
-    return f"{file['what']} (`{file['file']}`)"
+    return [named, versions, _done(file), *shares, doubt[1] if doubt else ""]
 
 
 def _done(file: dict[str, Any]) -> str:
     """Words for a sentence of load_pretrained."""
+    if file["agreement"] < file["agreement_with_frames"]:
+        return "warned, read wrongly without frames"
     changes = {"folded into the first layer": "scale folded", "were averaged|were added": "head collapsed"}
     return ", ".join(["loaded", *(change for said, change in changes.items() if re.search(said, file["said"]))])

@@ -73,6 +73,27 @@ def test_atoms_of_a_categorical_network_are_no_quantiles(tmp_path: Path) -> None
         load_pretrained(plain(8), tmp_path / "c51.pt")
 
 
+def test_streams_of_atoms_are_refused_as_such(tmp_path: Path) -> None:
+    layers = {"body": (8, 4), "advantage": (51 * 3, 8), "value": (51, 8)}
+    state = {f"{name}.weight": torch.zeros(shape) for name, shape in layers.items()}
+    torch.save(
+        {**state, **{f"{name}.bias": torch.zeros(shape[0]) for name, shape in layers.items()}}, tmp_path / "c51.pt"
+    )
+    with pytest.raises(
+        ValueError, match="has 51 outputs for each action in its streams of value and advantage, as C51"
+    ):
+        load_pretrained(plain(8), tmp_path / "c51.pt")
+
+
+def test_noisy_layers_are_refused_as_such(tmp_path: Path) -> None:
+    state = {f"head.{part}.{leaf}": torch.zeros(3, 4)[:, 0] for part in ("mu", "sigma") for leaf in ("weight", "bias")}
+    torch.save(state, tmp_path / "noisy.pt")
+    with pytest.raises(
+        ValueError, match="Layers with mu and sigma are noisy ones: save their means as the weight and bias"
+    ):
+        load_pretrained(plain(8), tmp_path / "noisy.pt")
+
+
 def test_rows_pick_the_minimal_actions_of_a_full_head(tmp_path: Path) -> None:
     full = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 18))
     torch.save(full.state_dict(), tmp_path / "full.pt")

@@ -29,7 +29,7 @@ PIXELS = {
     "safetensors": "pixels were in",
     "skrl_agent": "pixels were in",
 }
-"""Files of networks on pixels, and the doubt that is warned of; skrl and d3rlpy leave the scale to the user."""
+"""Files of networks on pixels, and the doubt that is warned of: skrl and d3rlpy leave the scale to the user."""
 NUMBERS = {
     "pfrl_dqn": nn.ReLU,
     "sb3_dqn": nn.ReLU,

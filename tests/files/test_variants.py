@@ -105,7 +105,10 @@ def test_first_layers_of_a_usual_size_are_a_warning_unless_the_library_scales_pi
         torch.save(foreign(teacher()), tmp_path / file)
     with pytest.warns(UserWarning, match=r"last and if its pixels were in \[0, 1\] or in 0\.\.255: .* \[0, 1\]; pass"):
         loaded(tmp_path / "teacher.pt")
-    loaded(tmp_path / "teacher.cleanrl_model")
+    _, said = loaded(tmp_path / "teacher.cleanrl_model")
+    assert "pixels are taken to be in [0, 1], as CleanRL has them unless told otherwise" in said
+    _, said = loaded(tmp_path / "teacher.cleanrl_model", reads_bytes=False)
+    assert "taken to be" not in said
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -212,6 +215,21 @@ def test_a_file_of_d3rlpy_that_standardises_its_input_is_refused(tmp_path: Path)
 def test_a_file_of_d3rlpy_that_names_a_function_is_refused_and_runs_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"nothing that runs: it names builtins\.print"):
         loaded(pickled(tmp_path, "pixel", unscaled=False, value=print))
+
+
+@pytest.mark.parametrize("change", ["cut", "longer than memory", "without settings"])
+def test_a_damaged_file_of_d3rlpy_is_refused(tmp_path: Path, change: str) -> None:
+    """A frame of the pickle says how long it is."""
+    path = pickled(tmp_path, "pixel", unscaled=False)
+    content = path.read_bytes()
+    if change == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    elif change == "longer than memory":
+        path.write_bytes(content[:3] + b"\xff" * 8 + content[11:])
+    else:
+        path.write_bytes(pickle.dumps({"torch": b""}))
+    with pytest.raises(ValueError, match=r"dqn\.d3 (must hold tensors|is damaged)"):
+        loaded(path)
 
 
 def test_the_folder_of_an_agent_of_pfrl_is_read(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from recording import Recording, balance, draw
 from safetensors.torch import save_file
 from torch import nn
 
-RECORDING = Recording("safetensors")
+RECORDING = Recording()
 
 
 class Scaled(nn.Module):
@@ -38,7 +38,7 @@ def save(name, network):
         torch.save(network.state_dict(), RECORDING.out / f"{name}.cleanrl_model")
         RECORDING.add(name, f"{name}.cleanrl_model", actions)
         save_file(network.state_dict(), RECORDING.out / "any.safetensors")
-        RECORDING.add("safetensors", "any.safetensors", actions)
+        RECORDING.add("safetensors", "any.safetensors", actions, packages=("safetensors",))
     else:
         torch.save(network.state_dict(), RECORDING.out / f"{name}.pt")
         RECORDING.add(name, f"{name}.pt", actions)

@@ -16,7 +16,7 @@ from tianshou.algorithm.modelfree.dqn import DiscreteQLearningPolicy
 from tianshou.algorithm.modelfree.qrdqn import QRDQNPolicy
 from tianshou.algorithm.optim import AdamOptimizerFactory
 from tianshou.data import Batch
-from tianshou.env.atari.atari_network import C51Net, DQNet, QRDQNet, ScaledObsInputActionReprNet
+from tianshou.env.atari.atari_network import C51Net, DQNet, QRDQNet, RainbowNet, ScaledObsInputActionReprNet
 from tianshou.utils.net.common import Net
 from torch import nn
 
@@ -64,6 +64,9 @@ def pixels():
     for name, net, kind in (("qrdqn", QRDQNet, QRDQNPolicy), ("c51", C51Net, C51Policy)):
         policy, actions = trained(net(**sizes), kind, observations=frames, reads_bytes=True)
         save(name, policy, actions)
+    policy = C51Policy(RainbowNet(**sizes), SPACE)
+    torch.save(policy.state_dict(), RECORDING.out / "tianshou_rainbow.pth")
+    RECORDING.add("tianshou_rainbow", "tianshou_rainbow.pth")
 
 
 def numbers():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -70,10 +71,16 @@ class Recording:
         return gymnasium.spaces.Box(-9.0, 9.0, (4,), np.float32)
 
     def add(
-        self, name: str, file: str, actions: np.ndarray | None = None, observations: np.ndarray | None = None
+        self,
+        name: str,
+        file: str,
+        actions: np.ndarray | None = None,
+        observations: np.ndarray | None = None,
+        packages: Sequence[str] = (),
     ) -> None:
         """Write beside a file what its network did in these observations, if actions are given, and who made it."""
-        made = {"file": file, "versions": self.versions}
+        versions = {package: version(package) for package in packages}
+        made = {"file": file, "versions": {**versions, **self.versions}}
         (self.out / f"{name}.json").write_text(json.dumps(made, indent=1) + "\n")
         if actions is None:
             return

@@ -29,8 +29,9 @@ _KNOWN = {
     "value_network_params.": "TorchRL",
     "features_extractor.": "stable-baselines3",
     "_encoder._cnn_layers.": "d3rlpy",
-    "_net_container.": "skrl",
-    "features_extractor_container.": "skrl",
+    "_container.": "skrl",
+    "model.net.0.0.": "tianshou",
+    "module.net.0.0.": "tianshou",
 }
 _OF_D3RLPY = {
     "none": True,
@@ -122,7 +123,7 @@ def _read(path: Path) -> tuple[Any, bool | None]:
             f"{path} must hold tensors and nothing that runs: {reason}; write it with safetensors.torch.save_file, or "
             "with torch.save of a state_dict()."
         ) from error
-    except (EOFError, AttributeError, IndexError, UnicodeError, RecursionError, MemoryError) as error:
+    except (EOFError, AttributeError, IndexError, OverflowError, RecursionError, MemoryError) as error:
         raise ValueError(f"{path} is damaged or no file of tensors: {type(error).__name__}: {error}.") from error
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchrl_rtpd.files.foreign import words
 from torchrl_rtpd.files.layers import Layer, layers_of
 
-__all__ = ["collapsed", "with_rows"]
+__all__ = ["atoms_of_streams", "collapsed", "with_rows"]
 
 _ADVANTAGE, _VALUE = {"advantage", "adv", "a"}, {"value", "val", "v"}
 
@@ -67,6 +67,20 @@ def collapsed(tensors: Mapping[str, Tensor], actions: int) -> Iterator[tuple[dic
     sums = _sum_of_streams(tensors, actions)
     if sums is not None:
         yield sums, "its value and advantage streams were added into one head, which is exact"
+
+
+def atoms_of_streams(tensors: Mapping[str, Tensor], actions: int) -> int | None:
+    """Return the number of atoms or quantiles of each action in a dueling head that has some, otherwise None.
+
+    Args:
+        tensors: the file's.
+        actions: number of actions ``A``.
+    """
+    advantage, value = _streams(tensors)
+    if not advantage or not value:
+        return None
+    rows, atoms = (len(_pair(part[-1], tensors)[0]) for part in (advantage, value))
+    return atoms if atoms > 1 and rows == atoms * actions else None
 
 
 def _mean_of_quantiles(tensors: Mapping[str, Tensor], actions: int) -> dict[str, Tensor] | None:

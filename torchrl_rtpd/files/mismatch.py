@@ -7,6 +7,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from torchrl_rtpd.files.foreign import words
+from torchrl_rtpd.files.heads import atoms_of_streams
 from torchrl_rtpd.files.layers import layers_of
 
 __all__ = ["explained"]
@@ -19,6 +21,12 @@ def explained(path: Path, wanted: Mapping[str, Tensor], saved: Mapping[str, Tens
     """Return the error for a file without the network: the number of actions first, since it is the commonest case."""
     found = _nearest(wanted, saved)
     differences = list(_differences(wanted, found))
+    atoms = atoms_of_streams(saved, _rows(wanted))
+    if atoms is not None:
+        return (
+            f"the network in {path} has {atoms} outputs for each action in its streams of value and advantage, as C51 "
+            "and Rainbow have them, whose mean is no linear head; take a teacher of plain action values."
+        )
     actions = _other_actions(wanted, saved)
     if actions is not None:
         own, theirs = actions
@@ -41,6 +49,11 @@ def explained(path: Path, wanted: Mapping[str, Tensor], saved: Mapping[str, Tens
         f"the network in {path} has another architecture, {len(differences)} tensors differ: "
         f"{'; '.join(differences[:_SHOWN])}{more}. {_hint(saved)}Build the network with the sizes it was saved with."
     )
+
+
+def _rows(wanted: Mapping[str, Tensor]) -> int:
+    """Number of outputs of the last layer."""
+    return max(len(wanted[name]) for name in layers_of(wanted)[-1].names.values())
 
 
 def _nearest(wanted: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -85,6 +98,8 @@ def _shapes(names: Iterable[str], tensors: Mapping[str, Tensor]) -> list[tuple[i
 
 def _hint(saved: Mapping[str, Tensor]) -> str:
     """Name the other networks of the field by what is theirs alone."""
+    if any("sigma" in words(name) for name in saved):
+        return "Layers with mu and sigma are noisy ones: save their means as the weight and bias of plain layers. "
     if any(tensor.ndim == 2 and 7744 in tensor.shape for tensor in saved.values()):
         return (
             "7,744 inputs are those of padded (SAME) convolutions, as Dopamine and RLlib have them: another network. "

@@ -40,14 +40,16 @@ def load_pretrained(
     """Give a network the weights of a file, whatever wrote it, if they are all of its layers and no others.
 
     Read are files of safetensors, of ``torch.save`` (state dicts, also within larger ones) and of ``numpy.savez``; zips
-    of stable-baselines3; and folders written by TorchRL's :class:`~torchrl.checkpoint.Checkpoint`, by its older
-    memory-mapped backend and by :class:`~torchrl_rtpd.files.verified.VerifiedCheckpoint`. Tensors are found by name
-    under any prefix, otherwise layer by layer by the shapes of weight and bias together. Of an online network and its
-    target or old copy the online one is taken; moments of optimisers are passed over. Quantile heads of sb3-contrib
-    and dueling heads become one linear head of the same action values.
+    of stable-baselines3 and ``.d3`` files of d3rlpy; folders of pfrl's agents; and folders written by TorchRL's
+    :class:`~torchrl.checkpoint.Checkpoint`, by its older memory-mapped backend and by
+    :class:`~torchrl_rtpd.files.verified.VerifiedCheckpoint`. Tensors are found by name under any prefix, otherwise
+    layer by layer by the shapes of weight and bias together. Of an online network and its target or old copy the online
+    one is taken; moments of optimisers are passed over. Quantile heads of sb3-contrib and dueling heads become one
+    linear head of the same action values.
 
     Warning: shapes do not tell if a dense layer reads its frames channels first or channels last (TensorFlow, JAX), nor
-    always if a network was trained on pixels in [0, 1] or in 0..255. Give ``check_frames`` if in doubt.
+    do weights always tell if a network was trained on pixels in [0, 1] or in 0..255. A ``UserWarning`` says which of
+    these the file leaves open. Give ``check_frames`` if in doubt.
 
     Args:
         network: an actor of any number of parts or a plain module; changed in place, or not at all.

@@ -64,6 +64,8 @@ def variants(
             f"{type(bare).__name__}."
         )
     scales, unsure = _scales(state, first, contents, reads_bytes, ours)
+    usual = contents.scales_pixels and first is not None and not ours
+    assumed = usual and not unsure and reads_bytes is None and contents.reads_bytes is None
     orders = [False] if dense is None or ours else [False, True]
     doubts = [
         *(["if its dense layer reads channels first or last"] if len(orders) > 1 and not contents.library else []),
@@ -76,6 +78,8 @@ def variants(
             if unscaled and first is not None:
                 changed[first] = state[first] * 255
                 said.append("pixels in 0..255 were folded into the first layer (times 255)")
+            elif assumed:
+                said.append(f"pixels are taken to be in [0, 1], as {contents.library} has them unless told otherwise")
             if last and dense is not None:
                 changed[dense[0]] = _channels_first(state[dense[0]], dense[1])
                 said.append("its dense layer was turned from channels last to channels first")
