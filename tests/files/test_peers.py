@@ -29,6 +29,8 @@ from torchrl_rtpd.runs.environment import run_environment
 pytestmark = [pytest.mark.peers, pytest.mark.timeout(900)]
 
 SCRIPTS = Path(__file__).parents[1] / "peers"
+COMMAND = "python -m pytest -m peers tests/files/test_peers.py"
+"""The line of ``tox -e peers``, without folders of the machine."""
 WIDE = Tower((32, 64, 64), 1024)
 """Two streams of 512 hidden units each, side by side."""
 BOTH, SCALE = (
@@ -152,7 +154,7 @@ def rows() -> Iterator[dict[str, dict[str, Any]]]:
     yield found
     if "PEERS_RESULTS" in os.environ and found.keys() == CASES.keys():
         ordered = {name: found[name] for name in CASES}
-        result = {"environment": {**run_environment(), "command": "tox -e peers"}, "files": ordered}
+        result = {"environment": {**run_environment(), "command": COMMAND}, "files": ordered}
         Path(os.environ["PEERS_RESULTS"]).write_text(json.dumps(result, indent=1) + "\n")
 
 
