@@ -22,6 +22,7 @@ from docs.pages import (
     study_data,
     study_figures,
     study_tables,
+    teachers,
     train_students,
 )
 from docs.pages.study_verdicts import default_verdict, verdicts
@@ -305,3 +306,20 @@ def test_temperatures_are_better_worse_or_alike():
         "Against the default of `StudentDQNLoss`, 0.1 on both: better auto on both; worse 1 on both; not to be told "
         "apart by these runs 10 on teacher."
     )
+
+
+def test_the_page_on_teachers_tells_right_readings_from_wrong_ones_and_names_the_reason_of_a_refusal() -> None:
+    made = {"file": "a.pt", "what": "a library", "versions": {"a": "1", "torch": "2"}}
+    read = {**made, "refused": False, "frames": 9, "agreement_with_frames": 1.0}
+    result = {
+        "environment": {"commit": "0123456789ab", "command": "run", "cpu": "a CPU"},
+        "files": {
+            "right": {**read, "said": "pixels were folded into the first layer", "warning": "", "agreement": 1.0},
+            "wrong": {**read, "said": "", "warning": "a.pt does not tell if x: this file is", "agreement": 0.17},
+            "refused": {**made, "refused": True, "said": "the network in a.pt has more layers"},
+        },
+    }
+    lines = teachers.teachers_block(result).splitlines()
+    assert "| a library (`a.pt`) | a 1 | loaded, scale folded | 100.0% | 100.0% |  |" in lines
+    assert "| a library (`a.pt`) | a 1 | warned, read wrongly without frames | 17.0% | 100.0% | if x |" in lines
+    assert "| a library (`a.pt`) | a 1 | refused |  |  | has more layers |" in lines

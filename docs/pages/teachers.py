@@ -16,8 +16,8 @@ def teachers_block(result: dict[str, Any]) -> str:
     rows += [_row(file) for file in result["files"].values()]
     files = result["files"].values()
     text = (
-        f"{len(rows) - 1} files made by the libraries themselves, with random weights of the size of trained ones; the "
-        f"share of {next(file['frames'] for file in files if not file['refused'])} random frames in which the loaded "
+        f"{len(rows) - 1} files with random weights of the size of trained ones, saved by each library's own call; where only "
+        f"torch is named, in the layout of a script or library. The share of {next(file['frames'] for file in files if not file['refused'])} random frames in which the loaded "
         "network takes the action that the library took. A doubt is a warning."
     )
     versions = next(iter(files))["versions"]

@@ -174,6 +174,12 @@ def test_a_truncated_file_is_refused(tmp_path, name, keep):
         load_pretrained(_actor(), path)
 
 
+def test_a_network_without_layers_is_refused(tmp_path):
+    torch.save({"weight": torch.ones(2)}, tmp_path / "any.pt")
+    with pytest.raises(ValueError, match="network must have layers to fill: got ReLU without a parameter"):
+        load_pretrained(nn.ReLU(), tmp_path / "any.pt")
+
+
 # Networks of several parts
 
 

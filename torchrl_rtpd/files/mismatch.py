@@ -21,25 +21,9 @@ def explained(path: Path, wanted: Mapping[str, Tensor], saved: Mapping[str, Tens
     """Return the error for a file without the network: the number of actions first, since it is the commonest case."""
     found = _nearest(wanted, saved)
     differences = list(_differences(wanted, found))
-    atoms = atoms_of_streams(saved, _rows(wanted))
-    if atoms is not None:
-        return (
-            f"the network in {path} has {atoms} outputs for each action in its streams of value and advantage, as C51 "
-            "and Rainbow have them, whose mean is no linear head; take a teacher of plain action values."
-        )
-    actions = _other_actions(wanted, saved)
-    if actions is not None:
-        own, theirs = actions
-        if theirs % own == 0 and theirs > _ALL_ACTIONS:
-            return (
-                f"the network in {path} has {theirs} outputs, {theirs // own} for each of {own} actions, as atoms or "
-                "quantiles in an order that the names do not tell, this one one for each; take a teacher of plain "
-                "action values, or pass rows= if those are actions."
-            )
-        return (
-            f"the network in {path} chooses among {theirs} actions, this one among {own}; "
-            "take a teacher of the same game and action set, or pass rows= to keep some of its actions."
-        )
+    head = _other_head(path, wanted, saved)
+    if head:
+        return head
     rest = len(differences) - _SHOWN
     more = f", and {rest} more" if rest > 0 else ""
     if not differences:
@@ -48,6 +32,30 @@ def explained(path: Path, wanted: Mapping[str, Tensor], saved: Mapping[str, Tens
     return (
         f"the network in {path} has another architecture, {len(differences)} tensors differ: "
         f"{'; '.join(differences[:_SHOWN])}{more}. {_hint(saved)}Build the network with the sizes it was saved with."
+    )
+
+
+def _other_head(path: Path, wanted: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> str:
+    """Words for a file whose head alone is another; empty for any other file."""
+    atoms = atoms_of_streams(saved, _rows(wanted))
+    if atoms is not None:
+        return (
+            f"the network in {path} has {atoms} outputs for each action in its streams of value and advantage, as C51 "
+            "and Rainbow have them, whose mean is no linear head; take a teacher of plain action values."
+        )
+    actions = _other_actions(wanted, saved)
+    if actions is None:
+        return ""
+    own, theirs = actions
+    if theirs % own == 0 and theirs > _ALL_ACTIONS:
+        return (
+            f"the network in {path} has {theirs} outputs, {theirs // own} for each of {own} actions, as atoms or "
+            "quantiles in an order that the names do not tell, this one one for each; take a teacher of plain "
+            "action values, or pass rows= if those are actions."
+        )
+    return (
+        f"the network in {path} chooses among {theirs} actions, this one among {own}; "
+        "take a teacher of the same game and action set, or pass rows= to keep some of its actions."
     )
 
 

@@ -65,8 +65,9 @@ def load_pretrained(
         What was loaded, one sentence.
 
     Raises:
-        ValueError: a file that cannot be read as tensors; several networks that may be meant; another architecture;
-            another number of actions; values that are not finite; other greedy actions than in ``check_frames``.
+        ValueError: a network without layers; a file that cannot be read as tensors; several networks that may be meant;
+            another architecture; another number of actions; values that are not finite; other greedy actions than in
+            ``check_frames``.
         FileNotFoundError: nothing at that place.
 
     Examples:
@@ -82,6 +83,8 @@ def load_pretrained(
     path = Path(path)
     bare = bare_network(network)
     wanted = plain_state_dict(bare)
+    if not layers_of(wanted):
+        raise ValueError(f"network must have layers to fill: got {type(bare).__name__} without a parameter.")
     contents = read_contents(path)
     if check_frames is not None:
         check_recording(*check_frames)
