@@ -17,9 +17,10 @@ def teachers_block(result: dict[str, Any]) -> str:
     files = result["files"].values()
     frames = next(file["frames"] for file in files if not file["refused"])
     text = (
-        f"{len(files)} files with random weights of the size of trained ones, each saved by its library's own call; where "
-        "only torch is named, by torch in the layout of a script or library. *Own actions* is the share of "
-        f"{frames} random frames in which the loaded network takes the action that the library took. A doubt is a warning."
+        f"{len(files)} files with random weights of the size of trained ones, each saved by its library's own call; "
+        "where only torch is named, by torch in the layout of a script or library. *Own actions* is the share of "
+        f"{frames} random frames in which the loaded network takes the action that the library took. A doubt is a "
+        "warning."
     )
     versions = next(iter(files))["versions"]
     return table_block(text, rows, f"torch {versions['torch']}. {made_by(result['environment'])}")
