@@ -304,7 +304,8 @@ class _Export:
 
     def _write_onnx(self, folder: Path) -> dict[str, Path]:
         file = self._file(folder, ".onnx")
-        model = program_model(self.program, file) if self.chain is None else chain_model(self.chain, self.program)
+        chain = None if self.program.outputs[1].shape else self.chain  # which ends with one choice
+        model = program_model(self.program, file) if chain is None else chain_model(chain, self.program)
         write(model, file, self._record("onnx", self._float_outputs()))
         return {"onnx": file}
 

@@ -15,8 +15,10 @@ from tensordict import TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictModule, TensorDictModuleBase
 from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor, nn
-from torchrl.modules import QValueModule
+from torch.distributions import Bernoulli
+from torchrl.modules import DistributionalQValueModule, GRUModule, LSTMModule, QValueModule
 
+from torchrl_rtpd.functional.returns import categorical_q_values
 from torchrl_rtpd.networks.choices import declared_var_nums
 from torchrl_rtpd.networks.compiled import uncompiled
 from torchrl_rtpd.networks.running import BareNetwork, bare_network
@@ -50,7 +52,8 @@ class Program(nn.Module):
             :class:`~torchrl_rtpd.networks.towers.NatureTower`.
 
     Raises:
-        ValueError: no example for a network whose inputs are unknown; a network that needs an action mask.
+        ValueError: no example for a network whose inputs are unknown; a network that needs an action mask, or one of
+            TorchRL's modules of recurrent layers.
         TypeError: something that is no network.
 
     Attributes:
@@ -64,6 +67,7 @@ class Program(nn.Module):
             raise TypeError(f"student must be a network: got {type(student).__name__}.")
         actor = _plain_copy(student)
         _refuse_masks(actor)
+        _refuse_sequences(actor)
         self.network = _plain_towers(bare_network(actor)).to(memory_format=torch.contiguous_format)
         self._choose = _chooser(actor)
         bare = self.network
@@ -162,11 +166,28 @@ def _plain_towers(network: nn.Module) -> nn.Module:
 
 
 def _refuse_masks(actor: nn.Module) -> None:
+    """Refuse choices that read what no part of the actor writes."""
+    parts = [part for part in actor.modules() if isinstance(part, TensorDictModuleBase)]
+    written = {unravel_key(key) for part in parts for key in part.out_keys}
+    for module in parts:
+        masks = [module.action_mask_key] if isinstance(module, QValueModule) else []
+        if isinstance(module, ProbabilisticTensorDictModule):
+            masks = [key for key in map(unravel_key, module.in_keys) if key not in written]
+        for mask in masks:
+            if mask is not None:
+                raise ValueError(
+                    f"an action mask cannot be exported: got a {type(module).__name__} that reads {mask!r}; export an "
+                    "actor without it and apply the mask to its values on the device."
+                )
+
+
+def _refuse_sequences(actor: nn.Module) -> None:
+    """Refuse TorchRL's modules of recurrent layers, whose steps depend on the values of ``"is_init"``."""
     for module in actor.modules():
-        if isinstance(module, QValueModule) and module.action_mask_key is not None:
+        if isinstance(module, (GRUModule, LSTMModule)):
             raise ValueError(
-                f"an action mask cannot be exported: got a QValueModule that reads {module.action_mask_key!r}; export "
-                "an actor without it and apply the mask to action_value on the device."
+                f"a recurrent student is exported from cells: got a {type(module).__name__}; put its weights into a "
+                'TensorDictModule around a GRUCell or LSTMCell that reads its memory and writes it under "next".'
             )
 
 
@@ -175,10 +196,18 @@ def _chooser(actor: nn.Module) -> Callable[[dict[NestedKey, Tensor]], Tensor]:
     for part in actor.modules():
         if isinstance(part, ProbabilisticTensorDictModule):
             return _of_distribution(part)
+        if isinstance(part, DistributionalQValueModule):
+            support = part.support.detach().clone()
+            return lambda values: categorical_q_values(_only(values), support).argmax(-1)
     sizes = declared_var_nums(actor) if isinstance(actor, TensorDictModuleBase) else None
-    if isinstance(sizes, Sequence):
-        return lambda values: torch.stack([group.argmax(-1) for group in _only(values).split(list(sizes), -1)], -1)
+    if sizes is not None:
+        return lambda values: torch.stack([group.argmax(-1) for group in _only(values).split(_sizes(sizes), -1)], -1)
     return lambda values: _only(values).argmax(-1)
+
+
+def _sizes(var_nums: Sequence[int] | int) -> list[int] | int:
+    """Sizes of the choices as :meth:`torch.Tensor.split` wants them."""
+    return var_nums if isinstance(var_nums, int) else list(var_nums)
 
 
 def _only(values: dict[NestedKey, Tensor]) -> Tensor:
@@ -187,12 +216,16 @@ def _only(values: dict[NestedKey, Tensor]) -> Tensor:
 
 def _of_distribution(part: ProbabilisticTensorDictModule) -> Callable[[dict[NestedKey, Tensor]], Tensor]:
     keys = {name: unravel_key(key) for name, key in zip(part.dist_keys, part.in_keys, strict=True)}
+    kind = part.distribution_class
+    name = next(iter(keys))
+    if isinstance(kind, type) and issubclass(kind, Bernoulli):  # a yes or no for each value
+        return lambda values: (_only(values) > (0.0 if name == "logits" else 0.5)).long()
 
     def choose(values: dict[NestedKey, Tensor]) -> Tensor:
-        if len(keys) == 1 and next(iter(keys)) in ("logits", "probs"):
+        if len(keys) == 1 and name in ("logits", "probs"):
             return _only(values).argmax(-1)
         given = {name: values[key] for name, key in keys.items()}
-        distribution = part.distribution_class(**given, **part.distribution_kwargs)
+        distribution = kind(**given, **part.distribution_kwargs)
         if hasattr(distribution, "deterministic_sample"):
             return distribution.deterministic_sample
         return distribution.mode if hasattr(distribution, "mode") else distribution.mean
