@@ -48,7 +48,7 @@ def policy(distribution: type, key: str, outputs: int, **options: object) -> Ten
 
 
 def distributional() -> TensorDictModuleBase:
-    """Three actions with two returns each, -1 and 1, whose log-odds are the second half of the values less the first."""
+    """Three actions with the returns -1 and 1; the log-odds of 1 are the second half of the values less the first."""
     layers = nn.Sequential(linear(), nn.Unflatten(-1, (2, 3)), nn.LogSoftmax(-2))
     support = torch.tensor([-1.0, 1.0])
     return DistributionalQValueActor(layers, in_keys=["obs"], spec=Categorical(3), support=support)
@@ -64,7 +64,8 @@ ACTORS = {
         lambda: TensorDictSequential(values(), QValueModule(action_space="mult_one_hot", var_nums=3)),
         [[0, 0], [1, 1], [2, 0]],
     ),
-    "a distribution of returns": (distributional, [2, 2, 0]),  # the first largest of [1, -2, 1.5], [-2, 1, 1.5], [1, 1, -3]
+    # The first of the largest log-odds in [1, -2, 1.5], [-2, 1, 1.5] and [1, 1, -3].
+    "a distribution of returns": (distributional, [2, 2, 0]),
     "yes or no": (lambda: policy(torch.distributions.Bernoulli, "logits", 3), [[1, 0, 0], [0, 1, 0], [0, 0, 1]]),
     "a continuous action": (
         lambda: policy(TanhDelta, "param", 2, low=-1.0, high=1.0, safe=False),

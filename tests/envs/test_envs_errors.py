@@ -93,6 +93,21 @@ def test_gymnasiums_names_are_answered_with_the_game_and_what_differs(name: str,
 
 
 @pytest.mark.parametrize(
+    ("name", "game"),
+    [
+        ("PongDeterministic-v4", "pong"),
+        ("ALE/Pong-ram-v5", "pong"),
+        ("MsPacman-ramNoFrameskip-v4", "ms_pacman"),
+        ("MsPacmanDeterministic-v0", "ms_pacman"),
+        ("MontezumaRevenge", "montezuma_revenge"),
+    ],
+)
+def test_names_that_gym_had_once_are_answered_with_the_nearest_game_first(name: str, game: str) -> None:
+    with pytest.raises(ValueError, match=f"unknown game '{name}': .* did you mean {game}"):
+        AtariVecEnv(name, 1)
+
+
+@pytest.mark.parametrize(
     ("options", "text"),
     [
         ({"num_envs": 0}, "num_envs must be an integer of at least 1: got 0"),

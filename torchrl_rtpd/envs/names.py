@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 
 import gymnasium
 from ale_py import roms
@@ -38,7 +39,8 @@ def check_game(game: str) -> None:
             f"games have ALE's names: got gymnasium's {spec.id!r}; use {spec.kwargs['game']!r}, to which that "
             f"environment adds sticky_actions={sticky} and {skip} (0.0 and 4 unless given)."
         )
-    snake = "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in str(game)).lstrip("_")
+    stem = re.sub(r"^ALE/|(-ram)?(Deterministic|NoFrameskip)?-v\d+$", "", str(game))  # as gymnasium or Gym called it
+    snake = "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in stem).lstrip("_")
     near = difflib.get_close_matches(snake, single_player, n=3, cutoff=0.4)
     hint = f"did you mean {', '.join(near)}?" if near else "ale_py.roms.get_all_rom_ids() lists all names."
     raise ValueError(f"unknown game {game!r}: names are ALE's, in snake case, such as ms_pacman; {hint}")

@@ -55,7 +55,8 @@ def _check_own(env: EnvBase, key: NestedKey) -> None:
             if writers:
                 raise ValueError(
                     f"the environment's own {key!r} must not be overwritten: got {type(writers[0]).__name__}, which "
-                    "writes it; give that transform other out_keys, or name another entry with score_key."
+                    "writes it; give that transform other out_keys (RewardSum wants its in_keys as well then), or name "
+                    "another entry with score_key."
                 )
         env = base
 
