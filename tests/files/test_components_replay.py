@@ -308,3 +308,16 @@ def test_priorities_that_are_not_finite_are_mended():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert replay.sample()["priority_weight"].isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["entries", "items", "ensemble"])
+def test_entries_that_are_no_tensors_are_refused_however_a_replay_is_registered(kind, tmp_path):
+    """TorchRL leaves them out of the state without a word; nothing is written."""
+    told = transitions().set("said", "text")
+    full = buffer(ListStorage(PLACES) if kind == "items" else None)
+    full.extend(told)
+    replay = ReplayBufferEnsemble(full, buffer(), batch_size=4) if kind == "ensemble" else full
+    for component in (replay, ReplayState(replay)):
+        with pytest.raises(ValueError, match="a saved replay holds tensors only: got 'said', which is none"):
+            VerifiedCheckpoint(replay=component).save(tmp_path / "checkpoint")
+    assert not list(tmp_path.iterdir())

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDict, TensorDictBase, is_non_tensor, is_tensor_collection
 from torch import Tensor
 
 from torchrl_rtpd.files.tensorfile import read_tensor
 
-__all__ = ["decoded", "encoded", "with_batch_sizes"]
+__all__ = ["decoded", "encoded", "refuse_non_tensors", "with_batch_sizes"]
 
 _MAX_DEPTH = 64  # of nested states; ours have eight
 
@@ -129,6 +129,27 @@ def with_batch_sizes(state: Mapping[str, Any], sizes: Mapping[str, Sequence[int]
         (prefix, {"batch_size": torch.Size(size), "device": None}) for prefix, size in sizes.items()
     )
     return found
+
+
+def refuse_non_tensors(storage: Any) -> None:
+    """Refuse entries of a replay that a state cannot hold and TorchRL leaves out of it without a word.
+
+    Args:
+        storage: of a replay buffer, or of several.
+
+    Raises:
+        ValueError: an entry that is no tensor.
+    """
+    for part in getattr(storage, "_storages", ()):  # of an ensemble
+        refuse_non_tensors(part)
+    held = getattr(storage, "_storage", None)
+    for item in held if isinstance(held, list) else [held]:
+        lost = [key for key in item.keys(True) if is_non_tensor(item.get(key))] if is_tensor_collection(item) else []
+        if lost:
+            raise ValueError(
+                f"a saved replay holds tensors only: got {lost[0]!r}, which is none; leave it out of the replay by "
+                "exclude(), or save checkpoints without the replay."
+            )
 
 
 def _with_stride(tensor: Tensor, stride: list[int] | None) -> Tensor:

@@ -30,7 +30,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torchrl.checkpoint import Checkpoint, CheckpointAdapter, CheckpointError, CheckpointLoadResult
 
-from torchrl_rtpd.files.states import decoded, encoded
+from torchrl_rtpd.files.states import decoded, encoded, refuse_non_tensors
 from torchrl_rtpd.files.tensorfile import write_tensors
 
 __all__ = ["FORMAT_VERSION", "StateAdapter", "VerifiedCheckpoint"]
@@ -62,6 +62,7 @@ class StateAdapter(CheckpointAdapter):
 
     Raises:
         TypeError: at ``save``, a value of another type.
+        ValueError: at ``save``, a replay with entries that are no tensors.
         CheckpointError: at ``load``, files that are not what this class writes.
     """
 
@@ -75,6 +76,7 @@ class StateAdapter(CheckpointAdapter):
     def save(self, component: Any, path: Path, *, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Write the component's state into the folder ``path``."""
         path.mkdir(parents=True, exist_ok=True)
+        refuse_non_tensors(getattr(component, "storage", None))
         state = component.state_dict(*args, **kwargs)
         tensors: dict[str, Tensor] = {}
         text = json.dumps({"version": FORMAT_VERSION, "state": encoded(state, tensors, self.name)})

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from tensordict import TensorDict, TensorDictBase, is_non_tensor
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 from torchrl.checkpoint import GlobalRNGState
 from torchrl.data import (
@@ -29,7 +29,7 @@ from torchrl.data.replay_buffers import SamplerEnsemble, WriterEnsemble
 from torchrl.objectives import LossModule
 from torchrl.record.loggers import Logger
 
-from torchrl_rtpd.files.states import with_batch_sizes
+from torchrl_rtpd.files.states import refuse_non_tensors, with_batch_sizes
 from torchrl_rtpd.replay.storage import FrameStackStorage
 
 __all__ = ["CollectorState", "LoggerState", "LossState", "RandomState", "ReplayState"]
@@ -170,7 +170,7 @@ class ReplayState:
 
     def state_dict(self) -> dict[str, Any]:
         """Return TorchRL's state, as data."""
-        _refuse_non_tensors(self.buffer.storage)
+        refuse_non_tensors(self.buffer.storage)
         with _without_writer(self.buffer):
             state = dict(self.buffer.state_dict())
         state["_writer"] = _writer_state(self.buffer.writer)
@@ -211,20 +211,6 @@ class ReplayState:
             sampler._max_priority = (None, None)
         if len(bad):
             sampler.mark_update(bad, storage=self.buffer.storage)
-
-
-def _refuse_non_tensors(storage: Any) -> None:
-    """Refuse entries that a state cannot hold and TorchRL leaves out of it without a word."""
-    held = getattr(storage, "_storage", None)
-    items = held if isinstance(held, list) else [held]
-    for item in items:
-        if isinstance(item, TensorDictBase):
-            lost = [key for key in item.keys(True) if is_non_tensor(item.get(key))]
-            if lost:
-                raise ValueError(
-                    f"a saved replay holds tensors only: got {lost[0]!r}, which is none; leave it out of the replay by "
-                    "exclude(), or save checkpoints without the replay."
-                )
 
 
 @contextmanager
