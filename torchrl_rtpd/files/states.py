@@ -143,8 +143,9 @@ def refuse_non_tensors(storage: Any) -> None:
     for part in getattr(storage, "_storages", ()):  # of an ensemble
         refuse_non_tensors(part)
     held = getattr(storage, "_storage", None)
-    for item in held if isinstance(held, list) else [held]:
-        lost = [key for key in item.keys(True) if is_non_tensor(item.get(key))] if is_tensor_collection(item) else []
+    items: list[Any] = held if isinstance(held, list) else [held]
+    for item in filter(is_tensor_collection, items):
+        lost = [key for key in item.keys(True) if is_non_tensor(item.get(key))]
         if lost:
             raise ValueError(
                 f"a saved replay holds tensors only: got {lost[0]!r}, which is none; leave it out of the replay by "
