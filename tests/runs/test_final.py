@@ -127,9 +127,8 @@ def test_without_games_sizes_and_times_are_all(evaluator, networks, tmp_path):
     found, states = final_results(watched(evaluator, networks, tmp_path), games=None, seed=3)
     assert states is None
     assert list(found) == ["networks"]
-    assert {"name", "role", "parameters", "parameter_ratio", "latency_ms", "latency_runtime"} == found["networks"][
-        0
-    ].keys()
+    times = {"latency_ms", "latency_runtime"}
+    assert {"name", "role", "parameters", "parameter_ratio"} | times == found["networks"][0].keys()
 
 
 def test_the_games_do_not_touch_the_global_stream(evaluator, networks):

@@ -50,10 +50,10 @@ def plot_front(results: Mapping[str, Any], path: str | os.PathLike) -> Path:
 
 def _timed(network: Mapping[str, Any], runtime: str | None) -> str:
     """Name of a network and its time, with the runtime where that is not everybody's."""
-    own = network.get("latency_runtime") if runtime is None else None
-    parts = [f"{network['latency_ms']:.2f} ms", *([f"by {own}"] if own else [])]
-    integers = network.get("latency_int8_ms")
-    return f"{network['name']}, {' '.join(parts)}" + ("" if integers is None else f", int8 {integers:.2f}")
+    own, integers = network.get("latency_runtime"), network.get("latency_int8_ms")
+    time = f"{network['latency_ms']:.3f} ms" if own else f"{network['latency_ms']:.2f} ms"
+    where = f" by {own}" if own and runtime is None else ""
+    return f"{network['name']}, {time}{where}" + ("" if integers is None else f", int8 {integers:.3f}")
 
 
 def plot_curves(

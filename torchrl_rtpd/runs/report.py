@@ -21,7 +21,7 @@ _COLUMNS = (
     ("agreement", "agreement", "{:.3f}"),
     ("regret", "regret", "{:.3f}"),
     ("CPU ms", "latency_ms", "{:.2f}"),
-    ("int8 ms", "latency_int8_ms", "{:.2f}"),
+    ("int8 ms", "latency_int8_ms", "{:.3f}"),
     ("int8 agreement", "agreement_int8", "{:.3f}"),
     ("int8 regret", "regret_int8", "{:.4f}"),
     ("front", "front", "{}"),
@@ -65,8 +65,10 @@ def results_table(results: Mapping[str, Any]) -> str:
 def _cell(network: Mapping[str, Any], key: str, text: str, runtime: str | None) -> str:
     if network.get(key) is None:
         return "-"
-    own = network.get("latency_runtime") if key == "latency_ms" and runtime is None else None
-    return text.format(network[key]) + (f" ({own})" if own else "")
+    own = network.get("latency_runtime") if key == "latency_ms" else None
+    if own is None:
+        return text.format(network[key])
+    return f"{network[key]:.3f}" + ("" if runtime else f" ({own})")
 
 
 def latency_runtime(networks: Sequence[Mapping[str, Any]]) -> str | None:
