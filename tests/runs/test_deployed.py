@@ -69,9 +69,7 @@ def test_a_recurrent_network_is_timed_with_its_memory(env: EnvBase) -> None:
 def test_a_network_that_cannot_be_exported_has_eager_latency_and_says_so(env: EnvBase) -> None:
     """One that draws random numbers computes other values each time."""
     noisy = TensorDictModule(Noisy(), ["observation"], ["action_value"])
-    said = (
-        "'noisy' has the latency of eager PyTorch, since it cannot be exported: the exported program must compute the"
-    )
+    said = "'noisy' has the latency of eager PyTorch, since it cannot be exported: the exported program must compute"
     with pytest.warns(UserWarning, match=said):
         row = deployed_row("noisy", actor(env, noisy), env)
     assert row["latency_runtime"] == "torch" and row["latency_ms"] > 0
