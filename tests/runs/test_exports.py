@@ -116,9 +116,6 @@ def test_integers_take_their_ranges_from_the_final_games(tmp_path: Path) -> None
     card = json.loads(report.card.read_text())
     assert (card["compared_on_states"], card["compared_on"]) == (512, "those of the calibration")
     assert card["files"]["onnx_int8"]["agreement"] >= 0.9
-    assert (
-        card["metadata"]["action_meanings"][:2] == ["NOOP", "FIRE"] and len(card["metadata"]["action_meanings"]) == 18
-    )
     metadata = card["metadata"]
     assert metadata["action_meanings"][:2] == ["NOOP", "FIRE"] and len(metadata["action_meanings"]) == env.num_actions
     assert (metadata["frame_skip"], metadata["score"]) == (4, 5.0)
