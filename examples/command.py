@@ -65,7 +65,7 @@ def prepared(config: Config, task: Task) -> tuple[Config, RunFolder]:
         if config.resume is not None:
             config = resumed(config, HydraConfig.get().overrides.task)
         return config, claimed(config, task)
-    except (ValueError, RuntimeError, OSError) as error:
+    except (ValueError, RuntimeError, OSError, ImportError) as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         raise SystemExit(2) from error
 

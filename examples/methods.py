@@ -62,6 +62,7 @@ OPTIONS = {
     "teacher_from": (None, "method=two_stage"),
     "teacher_checkpoint": (None, "methods with a teacher"),
     "cudagraph": (False, "methods whose first network learns"),
+    "export": ([], "methods with students"),
 }
 """Keys that only some methods have a use for: the value that means nothing, and where others belong."""
 
@@ -69,7 +70,7 @@ OPTIONS = {
 class Method:
     """``rtpd``: which networks there are, for how many steps the first one acts, and how it learns meanwhile."""
 
-    takes: tuple[str, ...] = ("learn_from", "teacher_checkpoint", "cudagraph")
+    takes: tuple[str, ...] = ("learn_from", "teacher_checkpoint", "cudagraph", "export")
 
     def check(self, config: Any) -> None:
         """Refuse students and options that the method has no use for."""
@@ -138,7 +139,7 @@ class TeacherOnly(Method):
 class Scratch(Method):
     """One student, which acts and learns by DQN alone."""
 
-    takes = ("cudagraph",)
+    takes = ("cudagraph", "export")
 
     def _check_students(self, config: Any) -> None:
         if len(student_sizes(config)) != 1:
@@ -163,13 +164,13 @@ class Scratch(Method):
 class TwoStage(Method):
     """Students of a frozen teacher, which an earlier run has left or a first phase trains."""
 
-    takes = ("teacher_from", "teacher_checkpoint")
+    takes = ("teacher_from", "teacher_checkpoint", "export")
 
     def first_phase(self, config: Any) -> Any:
         if config.teacher_from is not None:
             return None
         first = copy.deepcopy(config)
-        first.method, first.output_dir = "teacher_only", f"{config.output_dir}/teacher"
+        first.method, first.output_dir, first.export = "teacher_only", f"{config.output_dir}/teacher", []
         return first
 
     def load(self, config: Any, networks: Mapping[str, TensorDictModule]) -> dict[str, float]:

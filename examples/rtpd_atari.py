@@ -4,8 +4,8 @@
     python examples/rtpd_atari.py --help                            all keys, what they mean and what they may be
     python examples/rtpd_atari.py preset=paper game=breakout device=cuda cudagraph=true
     python examples/rtpd_atari.py method=two_stage                  the teacher first, then the students; see methods.py
-    python examples/rtpd_atari.py resume=outputs/...                a run that was interrupted, from its last checkpoint
-    python examples/rtpd_atari.py resume=outputs/... total_steps=50_000      a run that is to go on for longer
+    python examples/rtpd_atari.py export=[onnx,onnx_int8]           and its students as files for devices, in deployed/
+    python examples/rtpd_atari.py resume=outputs/...                a run that was interrupted; total_steps=MORE: longer
 
 Everything a run leaves lies in ``output_dir``: results.json, table.md, metrics.csv, curves.png, front.png, config.yaml,
 weights/, checkpoints/ and TensorBoard events. Method: Sun & Fazli 2019, https://arxiv.org/abs/1912.12630.
@@ -231,7 +231,8 @@ def run(config: Config, task: Task = ATARI, folder: RunFolder | None = None) -> 
         torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
         folder.once_begun(partial(OmegaConf.save, config, folder.path / "config.yaml", resolve=True))
-        return build(config, folder, task).run(final_episodes=config.final_episodes, final_seed=config.seed)
+        games = {"final_episodes": config.final_episodes, "final_seed": config.seed}
+        return build(config, folder, task).run(**games, export=config.export)
 
 
 def start(config: Config, task: Task = ATARI) -> None:

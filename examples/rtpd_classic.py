@@ -32,6 +32,8 @@ def check_names(config: Config) -> None:
     unknown = [name for name in config.students if name not in UNITS]
     if unknown:
         raise ValueError(f"students must be some of {', '.join(UNITS)}: got {', '.join(unknown)}.")
+    if "onnx_int8" in config.export:
+        raise ValueError("export=onnx_int8 is for students that read raw bytes: got observations in float32; use onnx.")
 
 
 def make_env(config: Config, slots: int, *, seed: int | None = None, evaluation: bool = False) -> EnvBase:

@@ -15,6 +15,7 @@ import torch
 from learning import TEACHERS
 from methods import METHODS
 
+from torchrl_rtpd.deploy.formats import FORMATS, checked_formats
 from torchrl_rtpd.objectives.discrete import DIVERGENCES
 from torchrl_rtpd.runs.config import check_settings, setting
 from torchrl_rtpd.runs.guards import POLICIES
@@ -133,6 +134,12 @@ class Config:
         3_600.0, "give up an evaluation of a network that takes longer; null: never", within="(0, 1e12]"
     )
 
+    export: list[str] = setting(
+        [],
+        "write the students for devices at the end, into deployed/: some of " + ", ".join(FORMATS),
+        may_change=True,
+    )
+
     # What a run survives; docs/promises.md says more
     resume: str | None = setting(None, "a checkpoint, or a run's folder, to go on from as that run was configured")
     schedules: str = setting(
@@ -186,6 +193,8 @@ def check(config: Config) -> None:
         )
     if config.td_coeff == 0 and config.distill_coeff == 0:
         raise ValueError("students learn nothing with td_coeff=0 and distill_coeff=0; set one of them.")
+    if config.export:
+        checked_formats(config.export, "export")
     _check_device(config)
     METHODS[config.method].check(config)
 

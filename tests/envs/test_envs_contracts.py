@@ -239,6 +239,7 @@ def test_all_actions_of_the_console_can_be_offered() -> None:
         every = play(env, torch.full((2, 20), 3))
     with opened("pong", 2, noop_max=0) as env:
         assert env.num_actions == 6
+        assert env.action_meanings == ["NOOP", "FIRE", "RIGHT", "LEFT", "RIGHTFIRE", "LEFTFIRE"]
         few = play(env, torch.full((2, 20), 2))
     assert torch.equal(every["next", "pixels"], few["next", "pixels"])
 

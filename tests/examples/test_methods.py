@@ -164,6 +164,7 @@ def test_scratch_recycles_as_students_do(tmp_path):
         (["method=two_stage", "learn_from=best"], "learn_from=best is for method=rtpd.*got method=two_stage"),
         (["method=scratch", "learn_from=best"], "learn_from=best is for method=rtpd.*got method=scratch"),
         (["method=teacher_only", "learn_from=best"], "learn_from=best is for method=rtpd.*got method=teacher_only"),
+        (["method=teacher_only", "export=[onnx]"], r"export=\['onnx'\] is for methods with students: got method=teach"),
         (["teacher_from=x"], "teacher_from=x is for method=two_stage: got method=rtpd"),
         (["method=scratch", "teacher_from=x"], "teacher_from=x is for method=two_stage: got method=scratch"),
         (["method=teacher_only", "teacher_from=x"], "teacher_from=x is for method=two_stage: got method=teacher_only"),

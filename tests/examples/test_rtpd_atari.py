@@ -37,7 +37,7 @@ def _config(output_dir, *overrides):
 def finished(tmp_path_factory):
     """A short run and the folder it left."""
     folder = tmp_path_factory.mktemp("run")
-    return EXAMPLE.run(_config(folder)), folder
+    return EXAMPLE.run(_config(folder, "export=[onnx,onnx_int8]")), folder
 
 
 def test_run_writes_every_file(finished):
@@ -62,10 +62,24 @@ def test_results_hold_the_agreed_fields(finished):
     roles = [(network["name"], network["role"]) for network in results["networks"]]
     assert roles == [("teacher", "teacher"), ("net3", "student"), ("net17", "student")]
     fields = {"parameters", "parameter_ratio", "score_mean", "score_std", "episodes", "percent_of_teacher"}
-    fields |= {"normalised", "agreement", "latency_ms"}
+    fields |= {"normalised", "agreement", "regret", "latency_ms", "latency_runtime"}
     assert all(fields <= network.keys() for network in results["networks"])
     assert [network["episodes"] for network in results["networks"]] == [4, 4, 4]
     assert results["networks"][0]["agreement"] == 1.0
+
+
+def test_students_are_exported_with_their_run_on_the_card(finished):
+    """Few states of short games make the export play games of its own."""
+    pytest.importorskip("onnxruntime", reason="needs the export extra")
+    results, folder = finished
+    names = {f"{name}{suffix}" for name in ("net3", "net17") for suffix in (".onnx", ".int8.onnx", ".json", ".md")}
+    assert {path.name for path in (folder / "deployed").iterdir()} == names
+    for row in results["networks"][1:]:
+        card = json.loads((folder / "deployed" / f"{row['name']}.json").read_text())
+        told = card["metadata"]
+        assert (told["game"], told["method"], told["seed"], told["frame_skip"]) == ("road_runner", "rtpd", 0, 4)
+        assert told["score"] == row["score_mean"] and told["action_meanings"][0] == "NOOP"
+        assert card["compared_on_states"] == 512 and card["files"]["onnx_int8"]["agreement"] > 0.8
 
 
 def test_metrics_follow_the_run(finished):
@@ -166,6 +180,7 @@ def test_failing_run_leaves_metrics_and_weights(tmp_path, monkeypatch):
         ("final_episodes=3", "final_episodes must be a multiple of evaluation_episodes: got 3 and 2"),
         ("teacher_optimizer=sgd", "teacher_optimizer must be one of adam, rmsprop: got 'sgd'"),
         ("divergence=kl", "divergence must be one of"),
+        ("export=[tflite]", r"export must be some of onnx, onnx_int8, pt2, c, numpy: got \['tflite'\]"),
         ("cudagraph=true", "cudagraph=true needs device=cuda: got device=cpu; use compile=true on a CPU"),
         ("temperature=0", r"temperature must lie in \(0, 1e12\], or be auto: got 0"),
         ("acting=1.5", r"acting must lie in \[0, 1\], or be teacher, or be student: got 1.5"),

@@ -87,6 +87,7 @@ def test_help_explains_each_key_and_shows_the_scripts_own_values(script):
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
+        (["export=[onnx_int8]"], "rtpd_classic.py: export=onnx_int8 is for students that read raw bytes: got obs"),
         (["game=chess"], "rtpd_classic.py: game must be one of cartpole, acrobot: got 'chess'."),
         (
             ["resume=nowhere"],

@@ -6,7 +6,7 @@ import math
 import pytest
 from parts import FLEET
 
-from torchrl_rtpd.runs.figures import plot_curves, plot_front
+from torchrl_rtpd.runs.figures import _timed, plot_curves, plot_front
 
 
 def test_a_fleet_is_drawn(tmp_path):
@@ -33,3 +33,14 @@ def test_figure_without_matplotlib_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without_matplotlib)
     with pytest.raises(ImportError, match=r"torchrl_rtpd\[plots\]"):
         plot_curves({"steps": []}, [], tmp_path / "curves.png", title="t")
+
+
+def test_a_label_of_the_front_says_the_time_and_where_it_is_not_everybodys_the_runtime(tmp_path):
+    """Results of earlier versions look as they did."""
+    old = {"name": "net17", "latency_ms": 0.456}
+    assert _timed(old, None) == "net17, 0.46 ms"
+    new = {"name": "net17", "latency_ms": 0.0306, "latency_runtime": "onnxruntime", "latency_int8_ms": 0.0298}
+    assert _timed(new, "onnxruntime") == "net17, 0.031 ms, int8 0.030"
+    assert _timed({**new, "latency_int8_ms": None}, None) == "net17, 0.031 ms by onnxruntime"
+    fleet = {**FLEET, "networks": [{**network, "latency_runtime": "torch"} for network in FLEET["networks"]]}
+    assert plot_front(fleet, tmp_path / "front.svg").read_text() != plot_front(FLEET, tmp_path / "old.svg").read_text()

@@ -16,6 +16,7 @@ from torchrl_rtpd.evaluation.scores import Scores
 from torchrl_rtpd.runs.final import compared_scores, final_results, network_sizes, teacher_name
 from torchrl_rtpd.runs.metrics import MetricsFile
 
+SAME = {"agreement": 1.0, "regret": 0.0}
 PARAMETERS = {4: 4 * 4 + 4 + 4 * 4 + 4 + 4 * 2 + 2, 8: 4 * 8 + 8 + 8 * 8 + 8 + 8 * 2 + 2}
 
 
@@ -66,12 +67,14 @@ def test_scores_are_those_of_the_evaluator_and_stand_between_random_and_teacher(
     wanted = (means["small"] - random_mean) / gap if gap > 0 else None
     assert rows["small"]["normalised"] == (None if wanted is None else pytest.approx(wanted))
     assert rows["teacher"]["agreement"] == 1.0 and 0 <= rows["small"]["agreement"] <= 1
+    assert rows["teacher"]["regret"] == 0.0 and 0 <= rows["small"]["regret"] <= 2  # two actions lie 2 deviations apart
+    assert (rows["small"]["regret"] == 0) == (rows["small"]["agreement"] == 1)
 
 
 def test_policies_that_value_no_actions_are_compared_by_scores_alone(evaluator):
     policies = {"teacher": make_policy(8, seed=0), "student": make_policy(4, seed=1)}
     rows = compared_scores(policies, evaluator, seed=0)[1]["rows"]
-    assert "agreement" not in rows["student"] and rows["student"]["percent_of_teacher"] > 0
+    assert not {"agreement", "regret"} & rows["student"].keys() and rows["student"]["percent_of_teacher"] > 0
 
 
 def test_a_student_that_sees_something_else_has_no_agreement(evaluator, networks):
@@ -80,10 +83,10 @@ def test_a_student_that_sees_something_else_has_no_agreement(evaluator, networks
     other.module[0].in_keys = ["seen"]
     other.in_keys = ["seen"]
     assert "seen" not in evaluator.env.observation_spec.keys()
-    from torchrl_rtpd.runs.final import _agreement
+    from torchrl_rtpd.runs.final import _compared
 
     games = Scores((1.0,), 0, 1, evaluator.env.reset().select("observation"))
-    assert _agreement({"teacher": networks["teacher"], "other": other}, "teacher", games) == {"teacher": 1.0}
+    assert _compared({"teacher": networks["teacher"], "other": other}, "teacher", games) == {"teacher": SAME}
 
 
 def watched(evaluator, networks, folder):
@@ -105,7 +108,7 @@ def test_kept_and_last_weights_play_the_same_games(evaluator, networks, tmp_path
     """Weights that are the kept ones are not played twice; scores of the run stand beside."""
     monitor = watched(evaluator, networks, tmp_path)
     monitor.networks["small"].load_state_dict(monitor.best["small"].state_dict())
-    teacher, small = final_results(monitor, games=1, seed=3)["networks"]
+    teacher, small = final_results(monitor, games=1, seed=3)[0]["networks"]
     assert teacher["score_mean"] == evaluator(monitor.best["teacher"], seed=3).mean
     assert teacher["final_score"] == evaluator(networks["teacher"], seed=3).mean
     assert small["final_score"] == small["score_mean"]
@@ -115,15 +118,17 @@ def test_kept_and_last_weights_play_the_same_games(evaluator, networks, tmp_path
 
 def test_max_and_mean_come_from_the_evaluations_of_the_run(evaluator, networks, tmp_path):
     """The student's best, 30, in percent of the teacher's, 40; and the mean of 10 in 20 and 30 in 40."""
-    small = final_results(watched(evaluator, networks, tmp_path), games=1, seed=3)["networks"][1]
+    small = final_results(watched(evaluator, networks, tmp_path), games=1, seed=3)[0]["networks"][1]
     assert small["max_percent"] == pytest.approx(75.0)
     assert small["mean_percent"] == pytest.approx(62.5)
 
 
 def test_without_games_sizes_and_times_are_all(evaluator, networks, tmp_path):
-    found = final_results(watched(evaluator, networks, tmp_path), games=None, seed=3)
+    found, states = final_results(watched(evaluator, networks, tmp_path), games=None, seed=3)
+    assert states is None
     assert list(found) == ["networks"]
-    assert {"name", "role", "parameters", "parameter_ratio", "latency_ms"} == found["networks"][0].keys()
+    times = {"latency_ms", "latency_runtime"}
+    assert {"name", "role", "parameters", "parameter_ratio"} | times == found["networks"][0].keys()
 
 
 def test_the_games_do_not_touch_the_global_stream(evaluator, networks):
@@ -136,7 +141,7 @@ def test_the_games_do_not_touch_the_global_stream(evaluator, networks):
 
 def test_a_student_that_cannot_be_compared_is_left_out_of_the_report_with_a_warning() -> None:
     """A network of as many values in two choices: no run may end at its report."""
-    from torchrl_rtpd.runs.final import _agreement
+    from torchrl_rtpd.runs.final import _compared
 
     def network(*parts: TensorDictModule) -> TensorDictSequential:
         values = TensorDictModule(nn.Identity(), in_keys=["observation"], out_keys=["action_value"])
@@ -149,4 +154,4 @@ def test_a_student_that_cannot_be_compared_is_left_out_of_the_report_with_a_warn
     }
     games = Scores((1.0,), 0, 1, TensorDict({"observation": torch.eye(4)}, [4]))
     with pytest.warns(UserWarning, match=r"the report has no agreement of 'several': .* choices \(2, 2\)"):
-        assert _agreement(networks, "teacher", games) == {"teacher": 1.0, "same": 1.0}
+        assert _compared(networks, "teacher", games) == {"teacher": SAME, "same": SAME}

@@ -1,6 +1,6 @@
 """Table of a run's results, and its Pareto front."""
 
-from parts import FLEET
+from parts import FLEET, entry
 
 from torchrl_rtpd.runs import report
 
@@ -65,3 +65,32 @@ def test_table_without_scores_leaves_the_random_player_out():
     assert "random" not in table
     cells = [cell.strip() for cell in table.splitlines()[0].strip("|").split("|")]
     assert cells == ["network", "parameters", "of teacher's"]
+
+
+def deployed(name, parameters, latency, score, runtime):
+    """An entry of a run that measured deployed latency."""
+    return {**entry(name, parameters, latency, score), "latency_runtime": runtime}
+
+
+def test_the_runtime_stands_in_the_title_and_integers_beside_it():
+    """Milliseconds of a small student need three places."""
+    teacher = {**deployed("teacher", 100, 0.15, 9.0, "onnxruntime"), "agreement": 1.0, "regret": 0.0}
+    integers = {"latency_int8_ms": 0.0298, "agreement_int8": 0.969, "regret_int8": 0.00046}
+    student = {**deployed("net17", 10, 0.0306, 8.0, "onnxruntime"), "agreement": 0.9, "regret": 0.05, **integers}
+    lines = report.results_table({"networks": [teacher, student]}).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    columns = ["agreement", "regret", "CPU ms, onnxruntime", "int8 ms", "int8 agreement", "int8 regret"]
+    assert cells[0][3:] == columns
+    assert cells[2][3:] == ["1.000", "0.000", "0.150", "-", "-", "-"]
+    assert cells[3][3:] == ["0.900", "0.050", "0.031", "0.030", "0.969", "0.0005"]
+
+
+def test_runtimes_that_differ_stand_in_each_row_and_their_times_are_not_compared():
+    """By time alone ``slow`` would be beaten; by one runtime it is."""
+    names = [("teacher", 100, 0.2, 9.0), ("fast", 10, 0.1, 5.0), ("slow", 20, 0.4, 4.0)]
+    one = [deployed(*numbers, "onnxruntime") for numbers in names]
+    several = [*one[:2], {**one[2], "latency_runtime": "torch"}]
+    assert report.pareto_front(one) == {"teacher", "fast"}
+    assert report.pareto_front(several) == {"teacher", "fast", "slow"}
+    table = report.results_table({"networks": several})
+    assert "| CPU ms " in table and "0.100 (onnxruntime)" in table and "0.400 (torch)" in table

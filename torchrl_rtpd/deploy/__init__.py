@@ -8,11 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torchrl_rtpd.deploy.export import ExportReport, FileReport, export_student
-    from torchrl_rtpd.deploy.latency import Latency, deployed_latency
+    from torchrl_rtpd.deploy.latency import Deployment, IntegerFile, Latency, deployed_latency, measure_deployment
 
-__all__ = ["ExportReport", "FileReport", "Latency", "deployed_latency", "export_student"]
+__all__ = [
+    "Deployment",
+    "ExportReport",
+    "FileReport",
+    "IntegerFile",
+    "Latency",
+    "deployed_latency",
+    "export_student",
+    "measure_deployment",
+]
 
-_HOMES = {"Latency": "latency", "deployed_latency": "latency"}
+_HOMES = dict.fromkeys(("Deployment", "IntegerFile", "Latency", "deployed_latency", "measure_deployment"), "latency")
 
 
 def __getattr__(name: str) -> Any:

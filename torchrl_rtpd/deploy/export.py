@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from torchrl_rtpd.deploy.c_source import c_header, c_identifier, c_source
 from torchrl_rtpd.deploy.card import contract_of, contract_text, file_entry, page
 from torchrl_rtpd.deploy.chain import Chain, chain_of
+from torchrl_rtpd.deploy.formats import FORMATS, checked_formats
 from torchrl_rtpd.deploy.numpy_source import numpy_source, write_arrays
-from torchrl_rtpd.deploy.onnx_file import chain_model, program_model, quantised_model, require_onnx, write
-from torchrl_rtpd.deploy.program import Example, Program, multiply_adds, outputs_of, traced
-from torchrl_rtpd.deploy.quantised import QuantisedChain, quantise, reason_against
+from torchrl_rtpd.deploy.onnx_file import chain_model, program_model, quantised_model, write
+from torchrl_rtpd.deploy.program import Example, Program, multiply_adds, outputs_of, plain_copy, traced
+from torchrl_rtpd.deploy.quantised import ONNX_BITS, QuantisedChain, quantise, reason_against
 from torchrl_rtpd.deploy.selfcheck import COUNT, make_inputs
 from torchrl_rtpd.deploy.states import LEAST_STATES, states_of
 from torchrl_rtpd.functional.discrete import teacher_regret
@@ -31,7 +32,6 @@ from torchrl_rtpd.networks.towers import NatureTower
 
 __all__ = ["FORMATS", "ExportReport", "FileReport", "export_student"]
 
-FORMATS = ("onnx", "onnx_int8", "pt2", "c", "numpy")
 _SUFFIXES = (".onnx", ".pt2", ".c", ".h", ".npz", ".json")
 _CHAINS = ("onnx_int8", "c", "numpy")  # formats with kernels of our own
 
@@ -142,7 +142,7 @@ def export_student(
         ['net17.json', 'net17.md', 'net17.npz', 'net17_numpy.py']
     """
     path = _stem(path)
-    work = _Export(student, path, _checked_formats(formats), calibration, example, dict(metadata or {}))
+    work = _Export(student, path, checked_formats(formats), calibration, example, dict(metadata or {}))
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         return work.write(Path(folder))
@@ -151,17 +151,6 @@ def export_student(
 def _stem(path: str | os.PathLike) -> Path:
     path = Path(path)
     return path.with_suffix("") if path.suffix in _SUFFIXES else path
-
-
-def _checked_formats(formats: Sequence[str]) -> list[str]:
-    if isinstance(formats, str):
-        formats = [formats]
-    unknown = [name for name in formats if name not in FORMATS]
-    if unknown or not formats:
-        raise ValueError(f"formats must be some of {', '.join(FORMATS)}: got {list(formats)}.")
-    if {"onnx", "onnx_int8"} & set(formats):
-        require_onnx()
-    return [name for name in FORMATS if name in formats]
 
 
 class _Export:
@@ -218,7 +207,7 @@ class _Export:
             return None
         from torchrl_rtpd.networks.running import as_tensordict_module
 
-        actor = as_tensordict_module(student, ["action_value"])
+        actor = as_tensordict_module(plain_copy(student), ["action_value"])
         states = states_of(calibration, actor, actor.in_keys[0], metadata)
         if states.shape[1:] != self.program.example[0].shape[1:] or states.dtype != self.program.example[0].dtype:
             raise ValueError(
@@ -238,7 +227,7 @@ class _Export:
             return {}
         # Every other state is held out if there are enough.
         ranges = self.states[::2] if len(self.states) >= 2 * LEAST_STATES else self.states
-        bits = {"onnx_int8": 7, "c_int8": 8}
+        bits = {"onnx_int8": ONNX_BITS, "c_int8": 8}
         return {name: quantise(self.chain, ranges, count) for name, count in bits.items()}
 
     def write(self, folder: Path) -> ExportReport:

@@ -24,7 +24,7 @@ from torchrl_rtpd.networks.compiled import uncompiled
 from torchrl_rtpd.networks.running import BareNetwork, bare_network
 from torchrl_rtpd.networks.towers import NatureTower
 
-__all__ = ["Port", "Program", "multiply_adds", "outputs_of", "traced"]
+__all__ = ["Port", "Program", "multiply_adds", "outputs_of", "plain_copy", "traced"]
 
 Example: TypeAlias = "Tensor | Mapping[Any, Tensor] | TensorDictBase | None"
 
@@ -65,7 +65,7 @@ class Program(nn.Module):
         super().__init__()
         if not isinstance(student, nn.Module):
             raise TypeError(f"student must be a network: got {type(student).__name__}.")
-        actor = _plain_copy(student)
+        actor = plain_copy(student)
         _refuse_masks(actor)
         _refuse_sequences(actor)
         self.network = _plain_towers(bare_network(actor)).to(memory_format=torch.contiguous_format)
@@ -145,8 +145,8 @@ class _Scaled(nn.Module):
         return self.head(self.trunk(pixels.to(torch.float32) * (1 / 255)))
 
 
-def _plain_copy(student: nn.Module) -> nn.Module:
-    """A copy in float32 on the CPU, in eval mode, with every compiled module as it was before."""
+def plain_copy(student: nn.Module) -> nn.Module:
+    """Return a copy in float32 on the CPU, in eval mode, with every compiled module as it was before."""
     actor = copy.deepcopy(uncompiled(student)).cpu().eval()
     for module in list(actor.modules()):
         for name, child in list(module.named_children()):

@@ -16,7 +16,9 @@ from torch.nn import functional as F
 
 from torchrl_rtpd.deploy.chain import Chain, ChainLayer
 
-__all__ = ["QuantisedChain", "QuantisedLayer", "quantise", "reason_against"]
+__all__ = ["ONNX_BITS", "QuantisedChain", "QuantisedLayer", "quantise", "reason_against"]
+
+ONNX_BITS = 7  # of the weights, so that processors with AVX2 and without VNNI do not saturate
 
 
 @dataclass

@@ -85,10 +85,9 @@ def _played(env: EnvBase, student: nn.Module, key: Any) -> Tensor:
                 state.get(key).flatten(0, max(len(env.batch_size) - 1, 0)) if env.batch_size else [state.get(key)]
             ):
                 seen += 1
-                place = len(kept) if len(kept) < _DRAWN else int(torch.randint(seen, (), generator=generator))
-                if place == len(kept):
+                if len(kept) < _DRAWN:
                     kept.append(observation.cpu().clone())
-                elif place < _DRAWN:
+                elif (place := int(torch.randint(seen, (), generator=generator))) < _DRAWN:
                     kept[place] = observation.cpu().clone()
             stepped, state = env.step_and_maybe_reset(policy(state))
             done = stepped.get(("next", "done"))

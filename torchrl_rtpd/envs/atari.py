@@ -72,6 +72,10 @@ class AtariVecEnv(EnvBase):
         TorchRL's ``RewardSum`` does not overwrite; ``end_of_life``, ``done``, ``terminated`` and ``truncated`` bool
         ``[N, 1]``; with ``frame_stack=1`` ``is_init`` bool ``[N, 1]``, True where a game begins.
 
+    Attributes:
+        action_meanings: ALE's name of each action, such as "FIRE", by its number.
+        num_actions: number of them.
+
     Raises:
         ValueError: an unknown game (with the nearest names), one that has no single-player game, no slot, a size or
             probability out of range; at a step, actions of another shape or outside the action set; at a reset that
@@ -127,7 +131,8 @@ class AtariVecEnv(EnvBase):
             full_action_space=full_action_space,
             noop_max=int(noop_max),
         )
-        self.num_actions = len(self._ale.ale.get_action_set())
+        self.action_meanings = [action.name for action in self._ale.ale.get_action_set()]
+        self.num_actions = len(self.action_meanings)
         self._make_specs()
         self._make_state()
         self.set_seed(seed)

@@ -9,16 +9,18 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule
 from torchrl.trainers import Trainer
 
 from torchrl_rtpd.evaluation.evaluator import EvaluationStopped, Evaluator
 from torchrl_rtpd.runs.checkpoints import newest_checkpoint
 from torchrl_rtpd.runs.environment import run_environment
+from torchrl_rtpd.runs.exports import check_export, export_students
 from torchrl_rtpd.runs.figures import plot_curves, plot_front
 from torchrl_rtpd.runs.final import final_results
 from torchrl_rtpd.runs.folder import RunFolder
@@ -47,7 +49,8 @@ class Experiment:
         results = experiment.run()
 
     The folder then holds ``results.json``, ``table.md``, ``metrics.csv``, ``curves.png``, ``front.png``, ``weights/``
-    (of each network the best by evaluation, and the last) and ``checkpoints/``. A folder that holds another run is
+    (of each network the best by evaluation, and the last), ``checkpoints/`` and, with ``run(export=["onnx"])``, the
+    students as files for devices in ``deployed/``. A folder that holds another run is
     refused before anything is written. A run that was interrupted goes on, built by the same lines, with
     ``experiment.resume().run()``; one that is finished does so if its trainer's ``total_frames`` is larger.
 
@@ -172,26 +175,36 @@ class Experiment:
         self._resumed = True
         return self
 
-    def run(self, *, final_episodes: int | None = None, final_seed: int = 0) -> dict[str, Any]:
+    def run(
+        self, *, final_episodes: int | None = None, final_seed: int = 0, export: Sequence[str] = ()
+    ) -> dict[str, Any]:
         """Train, play the final games, write the report and print its table.
 
         Args:
             final_episodes: final games of each network, a multiple of the evaluator's slots; None plays as many as an
                 evaluation does.
             final_seed: of the final games, which are never those of an evaluation during the run.
+            export: formats of :func:`~torchrl_rtpd.deploy.export_student` in which each student is written after the
+                report, into ``deployed/``, from its kept weights. One that cannot be is a warning with the reason.
 
         Returns:
             The content of ``results.json``.
+
+        Raises:
+            ValueError: final games that the slots cannot share; formats that are unknown or that no student has.
+            ImportError: the export extra is not installed.
         """
         games = self._final_games(final_episodes)
+        export = check_export(export, self.monitor.networks, self.monitor.evaluator.env)
         with self.folder.claim(resume=self._resumed), self.protected.stopper.held():
             keep_freed_memory()
             try:
                 self._train()
-                results = self._results(games, _TEST_SEED + final_seed)
+                results, states = self._results(games, _TEST_SEED + final_seed)
+                self._report(results)
+                self._export(export, results, states)
             finally:
                 self.monitor.evaluator.close()
-            self._report(results)
         self._leave_if_asked()
         return results
 
@@ -227,10 +240,11 @@ class Experiment:
             print(saver.how_to_resume)
         self._leave_if_asked()
 
-    def _results(self, games: int | None, seed: int) -> dict[str, Any]:
+    def _results(self, games: int | None, seed: int) -> tuple[dict[str, Any], TensorDictBase | None]:
+        """Content of ``results.json``, and states of the final games."""
         clock, stopper = self.monitor.clock, self.protected.stopper
         try:
-            final = final_results(
+            final, states = final_results(
                 self.monitor, games=games, seed=seed, should_stop=lambda: stopper.received is not None
             )
         except EvaluationStopped:
@@ -238,7 +252,7 @@ class Experiment:
             self._leave_if_asked()
             raise
         networks = final.pop("networks")
-        return {
+        results = {
             **self.about,
             "steps": clock.steps,
             "updates": clock.updates,
@@ -252,6 +266,7 @@ class Experiment:
             "networks": networks,
             "environment": run_environment(_device(next(iter(self.monitor.networks.values())))),
         }
+        return results, states
 
     def _report(self, results: dict[str, Any]) -> None:
         """Write results, table and figures; print the table."""
@@ -269,6 +284,24 @@ class Experiment:
         if pareto_front(results["networks"]):
             plot_front({"game": self._name, **results}, folder / "front.png")
         print(f"\n{table}\n\nEverything lies in {folder}")
+
+    def _export(self, formats: Sequence[str], results: dict[str, Any], states: TensorDictBase | None) -> None:
+        """Write the students for devices, unless the run is asked to end."""
+        if not formats:
+            return
+        if self.protected.stopper.received is not None:
+            print(f"The students were not exported. {self.protected.saver.how_to_resume}")
+            return
+        reports = export_students(
+            self.monitor.best,
+            self.folder.path / "deployed",
+            formats=formats,
+            env=self.monitor.evaluator.env,
+            states=states,
+            results=results,
+        )
+        for report in reports.values():
+            print(report)
 
     @property
     def _name(self) -> str:

@@ -8,13 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torchrl_rtpd.runs.report import pareto_front
+from torchrl_rtpd.runs.report import latency_runtime, pareto_front
 
 __all__ = ["plot_curves", "plot_front"]
 
 
 def plot_front(results: Mapping[str, Any], path: str | os.PathLike) -> Path:
     """Score against size of all networks, with standard errors; those on the :func:`pareto_front` are joined.
+
+    Each network's label says the time of a decision, in floats and in 8-bit integers if known; the title says by what.
 
     Args:
         results: the content of ``results.json``, with scores.
@@ -29,21 +31,29 @@ def plot_front(results: Mapping[str, Any], path: str | os.PathLike) -> Path:
     figure = _figure((7, 4.5))
     axes = figure.subplots()
     networks = sorted(results["networks"], key=lambda network: network["parameters"])
-    front = pareto_front(networks)
+    front, runtime = pareto_front(networks), latency_runtime(networks)
     for network in networks:
         where = (network["parameters"], network["score_mean"])
         colour = "tab:blue" if network["name"] in front else "tab:grey"
         axes.errorbar(*where, yerr=network["score_standard_error"], fmt="o", color=colour, capsize=3)
-        label = f"{network['name']}, {network['latency_ms']:.2f} ms"
-        axes.annotate(label, where, xytext=(5, 5), textcoords="offset points", fontsize=8)
+        axes.annotate(_timed(network, runtime), where, xytext=(5, 5), textcoords="offset points", fontsize=8)
     joined = [network for network in networks if network["name"] in front]
     axes.plot([network["parameters"] for network in joined], [network["score_mean"] for network in joined], alpha=0.4)
     axes.axhline(results["random_score"], linestyle=":", color="grey", label="random player")
-    axes.set(xscale="log", xlabel="parameters", ylabel="raw score, whole games", title=results["game"])
+    title = f"{results['game']}; ms on a CPU by {runtime}" if runtime else results["game"]
+    axes.set(xscale="log", xlabel="parameters", ylabel="raw score, whole games", title=title)
     axes.legend(fontsize=8, loc="lower right")
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=100)
     return Path(path)
+
+
+def _timed(network: Mapping[str, Any], runtime: str | None) -> str:
+    """Name of a network and its time, with the runtime where that is not everybody's."""
+    own, integers = network.get("latency_runtime"), network.get("latency_int8_ms")
+    time = f"{network['latency_ms']:.3f} ms" if own else f"{network['latency_ms']:.2f} ms"
+    where = f" by {own}" if own and runtime is None else ""
+    return f"{network['name']}, {time}{where}" + ("" if integers is None else f", int8 {integers:.3f}")
 
 
 def plot_curves(

@@ -16,15 +16,16 @@ from tensordict.nn import TensorDictModule
 
 from torchrl_rtpd.evaluation.comparison import paper_percentages
 from torchrl_rtpd.evaluation.evaluator import Evaluator
-from torchrl_rtpd.evaluation.scores import Scores, agreement_with_teacher, latency_ms
+from torchrl_rtpd.evaluation.scores import Scores, agreement_with_teacher, regret_of_students
 from torchrl_rtpd.functional.scores import normalised_score
 from torchrl_rtpd.networks.towers import num_parameters
+from torchrl_rtpd.runs.deployed import deployed_row
 from torchrl_rtpd.runs.metrics import read_metrics
 from torchrl_rtpd.runs.monitor import RunMonitor
 
 __all__ = ["compared_scores", "final_results", "network_sizes", "teacher_name"]
 
-_STATES = 512  # of the teacher's games, in which agreement is measured
+_STATES = 512  # of the first network's games: agreement, regret, and ranges of 8-bit integers
 
 
 def teacher_name(networks: Mapping[str, TensorDictModule]) -> str | None:
@@ -72,19 +73,17 @@ def compared_scores(
         Scores by name; and ``random_score``, ``random_standard_error`` and ``rows``, a mapping for each name with
         ``score_mean``, ``score_std``, ``score_standard_error``, ``episodes`` and ``cut_episodes``; if there is a
         teacher, also ``percent_of_teacher``, ``normalised`` and, where networks value actions and see what the teacher
-        sees, ``agreement``.
+        sees, ``agreement`` and ``regret``. The first network's scores hold the states that it met.
 
     Raises:
         EvaluationStopped: games that were given up.
     """
-    teacher = teacher_name(networks)
+    teacher, first = teacher_name(networks), next(iter(networks))
     scores = {
-        name: evaluator(
-            network, seed=seed, keep_observations=_STATES if name == teacher else 0, should_stop=should_stop
-        )
+        name: evaluator(network, seed=seed, keep_observations=_STATES if name == first else 0, should_stop=should_stop)
         for name, network in networks.items()
     }
-    chance = evaluator(next(iter(networks.values())), seed=seed, epsilon=1.0, should_stop=should_stop)
+    chance = evaluator(networks[first], seed=seed, epsilon=1.0, should_stop=should_stop)
     rows: dict[str, dict[str, Any]] = {
         name: {
             "score_mean": found.mean,
@@ -97,8 +96,8 @@ def compared_scores(
         for name, found in scores.items()
     }
     if teacher is not None:
-        for name, share in _agreement(networks, teacher, scores[teacher]).items():
-            rows[name]["agreement"] = share
+        for name, compared in _compared(networks, teacher, scores[teacher]).items():
+            rows[name] |= compared
     return scores, {"random_score": chance.mean, "random_standard_error": chance.standard_error, "rows": rows}
 
 
@@ -109,8 +108,8 @@ def _beside_teacher(score: float, teacher_score: float, random_score: float) -> 
     }
 
 
-def _agreement(networks: Mapping[str, TensorDictModule], teacher: str, games: Scores) -> dict[str, float]:
-    """Share of the teacher's states in which a network chooses as the teacher does, where that can be told."""
+def _compared(networks: Mapping[str, TensorDictModule], teacher: str, games: Scores) -> dict[str, dict[str, float]]:
+    """Agreement and regret of each network on the teacher's states, where they can be told."""
     states = games.observations
     if states is None or "action_value" not in networks[teacher].out_keys:
         return {}
@@ -120,22 +119,26 @@ def _agreement(networks: Mapping[str, TensorDictModule], teacher: str, games: Sc
         for name, network in networks.items()
         if "action_value" in network.out_keys and seen.issuperset(network.in_keys)
     }
-    shares: dict[str, float] = {}
+    measures = {"agreement": agreement_with_teacher, "regret": regret_of_students}
+    found: dict[str, dict[str, float]] = {}
     for name, network in comparable.items():
         try:
-            shares |= agreement_with_teacher(networks[teacher], {name: network}, states)
+            found[name] = {
+                key: measure(networks[teacher], {name: network}, states)[name] for key, measure in measures.items()
+            }
         except ValueError as error:  # a report of a run of days must not end here
             warnings.warn(f"the report has no agreement of {name!r}: {error}", stacklevel=2)
-    return shares
+    return found
 
 
 def final_results(
     monitor: RunMonitor, *, games: int | None, seed: int, should_stop: Callable[[], bool] | None = None
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], TensorDictBase | None]:
     """Entries of ``results.json`` on the networks that a run has kept, a row each under ``networks``.
 
     ``kept_score`` is the score for which a network was kept, ``last_score`` that of the last evaluation, and
-    ``final_score`` that of the last weights in the final games.
+    ``final_score`` that of the last weights in the final games. Latencies are those of
+    :func:`~torchrl_rtpd.runs.deployed.deployed_row`.
 
     Args:
         monitor: has watched the run; its evaluator plays.
@@ -144,31 +147,28 @@ def final_results(
         should_stop: asked after each step of the games; True gives up.
 
     Returns:
-        ``random_score`` and ``random_standard_error``, if games were played, and ``networks``.
+        ``random_score`` and ``random_standard_error``, if games were played, and ``networks``; and up to 512 states of
+        the first network's final games, None without games.
 
     Raises:
         EvaluationStopped: games that were given up.
     """
     played: dict[str, Any] = {"rows": {}}
+    states = None
     if games is not None:
         monitor.evaluator.quota = games
         scores, played = compared_scores(monitor.best, monitor.evaluator, seed=seed, should_stop=should_stop)
+        states = next(iter(scores.values())).observations
         for name, row in played["rows"].items():
             last = _of_last_weights(monitor, name, scores, seed, should_stop)
             row.update(_scores_of_the_run(monitor, name), final_score=last)
     rows = played.pop("rows")
     ratios = _during_training(monitor, played.get("random_score"))
-    shown = monitor.evaluator.env.reset()
-    networks = [
-        {**size, "latency_ms": _latency(monitor.best[name], shown), **rows.get(name, {}), **ratios.get(name, {})}
-        for name, size in network_sizes(monitor.best).items()
-    ]
-    return {**played, "networks": networks}
-
-
-def _latency(network: TensorDictModule, shown: TensorDictBase) -> float | None:
-    """Time of one decision, None for a network of several inputs."""
-    return latency_ms(network, shown[network.in_keys[0]][:1]) if len(network.in_keys) == 1 else None
+    networks = []
+    for name, size in network_sizes(monitor.best).items():
+        deployed = deployed_row(name, monitor.best[name], monitor.evaluator.env, states)
+        networks.append({**size, **deployed, **rows.get(name, {}), **ratios.get(name, {})})
+    return {**played, "networks": networks}, states
 
 
 def _scores_of_the_run(monitor: RunMonitor, name: str) -> dict[str, float | None]:
