@@ -18,7 +18,7 @@ import numpy as np
 
 from torchrl_rtpd.deploy.selfcheck import C_COUNT, compare, make_inputs
 
-__all__ = ["Outcome", "check_file", "main"]
+__all__ = ["Outcome", "check_file", "main", "open_file"]
 
 TOLERANCE = {"onnx_int8": 0.05, "c_int8": 0.05}
 _FLOAT_TOLERANCE = 1e-3
@@ -89,6 +89,24 @@ def check_file(path: Path) -> Iterator[Outcome]:
             yield from check_file(path.parent / name)
         return
     start = time.perf_counter()
+    for name, card, run in open_file(path):
+        yield _checked(name, card, run, start)
+        start = time.perf_counter()
+
+
+def open_file(path: Path) -> Iterator[tuple[str, dict[str, Any], Run]]:
+    """Open a file with its own runtime, on one thread.
+
+    Args:
+        path: a file of :func:`~torchrl_rtpd.deploy.export_student`.
+
+    Yields:
+        For each format that it holds: the name, the card and a function from the inputs to the outputs, arrays with a
+        batch dimension.
+
+    Raises:
+        ValueError: a suffix that is none of an exported student; as :func:`check_file`.
+    """
     opened: dict[str, Callable[[Path], Iterator[tuple[str, dict[str, Any], Run]]]] = {
         ".onnx": _open_onnx,
         ".npz": _open_arrays,
@@ -99,9 +117,7 @@ def check_file(path: Path) -> Iterator[Outcome]:
     }
     if path.suffix not in opened:
         raise ValueError(f"the file must end in one of {', '.join(opened)} or .json: got {path.name}.")
-    for name, card, run in opened[path.suffix](path):
-        yield _checked(name, card, run, start)
-        start = time.perf_counter()
+    yield from opened[path.suffix](path)
 
 
 def _checked(name: str, card: dict[str, Any], run: Run, start: float) -> Outcome:
