@@ -48,9 +48,10 @@ def formats_block(results: Path) -> str:
         )
     text = (
         f"`{STUDENT}`, one observation at a time on one thread, medians of {parts['latency']['turns']} turns. "
-        f"Agreement and regret are against the float network, on {_frames(parts, games)} frames of whole games that gave no "
-        "ranges; regret is in standard deviations of its values over actions. First action and most memory are those "
-        "of a process of its own, with its runtime. Bytes of the C source are in the table of the microcontroller."
+        f"Agreement and regret are against the float network on {_frames(parts, games)} frames of whole games that "
+        "gave no ranges; regret is in standard deviations of its values over actions. First action and most memory are "
+        "those of a process of its own, with its runtime. Bytes of the C source are in the table of the "
+        "microcontroller."
     )
     return table_block(text, rows, f"{_ratios(times)} {_export(parts['export'], games)}\n\n{_origin(result)}")
 

@@ -3,7 +3,7 @@
     python tests/benchmarks/bench_deploy.py --out docs/results/deploy.json
 
 Reads the trained students ``docs/results/deploy/<game>/net17.safetensors`` of two games. Files take turns at one
-observation on one thread; a turn is a block of calls, as a player makes them. Frames and games have seeds of their own,
+observation on one thread; a turn is some calls in a row. Frames and games have seeds of their own,
 and their player is onnxruntime. Each part is saved when it ends; a second call with the same ``--out``, arguments and
 commit leaves out those that are there. Five minutes on an idle machine. Needs the export extra and gcc, and measures
 the C source for a Cortex-M4 as well if ``arm-none-eabi-gcc`` is installed.
@@ -48,7 +48,7 @@ COMPILERS = {
     "Cortex-M4": ["arm-none-eabi-gcc", "-Os", "-mcpu=cortex-m4", "-mthumb"],
 }
 CALIBRATION_SEED, HELD_OUT_SEED = 1_000, 2_000  # of games; the run's own begin at 0
-CALLS = 10  # a turn
+CALLS = 10  # in a row
 
 
 def trained(options: argparse.Namespace, game: str) -> QValueActor:
@@ -139,14 +139,13 @@ def latencies(options: argparse.Namespace, files: Files) -> dict[str, Any]:
         calls |= {f"{name}/{form}": call for form, call in _eager(network, torch.from_numpy(pixels)).items()}
         for form, run in runs_of(folder).items():
             calls[f"{name}/{form}"] = lambda run=run: run(pixels)
-    blocks = {name: lambda call=call: [call() for _ in range(CALLS)] for name, call in calls.items()}
     with torch.no_grad():
-        times = take_turns(blocks, options.turns, warmup=2)
+        times = take_turns(calls, options.turns, in_a_row=CALLS)
     found: dict[str, dict[str, float]] = {}
     for name, values in times.items():
         network_name, form = name.split("/")
-        found.setdefault(network_name, {})[form] = statistics.median(values) / CALLS
-    return {"milliseconds": found, "threads": 1, "batch_size": 1, "turns": options.turns, "calls_a_turn": CALLS}
+        found.setdefault(network_name, {})[form] = statistics.median(values)
+    return {"milliseconds": found, "threads": 1, "batch_size": 1, "turns": options.turns, "in_a_row": CALLS}
 
 
 def _eager(network: QValueActor, pixels: Tensor) -> dict[str, Callable[[], object]]:
