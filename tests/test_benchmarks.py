@@ -26,7 +26,7 @@ SMALL = {
     "bench_kills.py": ["--kills", "1"],
     "bench_checkpoint.py": ["--capacity", "4000", "--repetitions", "2"],
     "bench_deploy.py": [
-        *["--games", "pong", "--networks", "net17", "--turns", "2"],
+        *["--games", "road_runner", "--networks", "net17", "--turns", "2"],
         *["--frames", "64", "--episodes", "2", "--max_steps", "100"],
     ],
     "bench_soak.py": ["--minutes", "1", "--threads", "1", "--capacity", "640"],
