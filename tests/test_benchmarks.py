@@ -25,6 +25,10 @@ SMALL = {
     "bench_loop.py": ["--repeats", "1", "--steps", "640", "--start", "320"],
     "bench_kills.py": ["--kills", "1"],
     "bench_checkpoint.py": ["--capacity", "4000", "--repetitions", "2"],
+    "bench_deploy.py": [
+        *["--games", "road_runner", "--networks", "net17", "--turns", "2"],
+        *["--frames", "64", "--episodes", "2", "--max_steps", "100"],
+    ],
     "bench_soak.py": ["--minutes", "1", "--threads", "1", "--capacity", "640"],
     "gpu.py": ["--device", "cpu", "--no-compile", "--repetitions", "1", "--steps", "640", "--patience", "20"],
 }

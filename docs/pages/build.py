@@ -16,6 +16,7 @@ from typing import Any
 
 from docs.pages import (
     choosing,
+    deploy,
     front,
     glance,
     gpu,
@@ -60,6 +61,7 @@ FOLDERS: dict[str, Callable[[Path], str]] = {  # what makes a block of the folde
     "gpu_pong": gpu.pong_block,
     "published": published.published_block,
     **studies.BLOCKS,
+    **deploy.BLOCKS,
 }
 
 

@@ -31,6 +31,7 @@ def take_turns(
     repetitions: int,
     *,
     warmup: int = 3,
+    in_a_row: int = 1,
     before: Callable[[], object] = lambda: None,
 ) -> dict[str, list[float]]:
     """Milliseconds of each call, turn by turn.
@@ -39,6 +40,7 @@ def take_turns(
         calls: what to time, by name; the order changes from turn to turn, so that none always goes first.
         repetitions: turns kept.
         warmup: turns before them that are not.
+        in_a_row: calls in one turn, of which the median time is kept: the first ones find cold caches.
         before: called before every call, not timed.
 
     Returns:
@@ -48,16 +50,21 @@ def take_turns(
     for turn in range(repetitions + warmup):
         names = list(calls)[turn % len(calls) :] + list(calls)[: turn % len(calls)]
         for name in names:
-            before()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            start = time.perf_counter()
-            calls[name]()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            taken = [_milliseconds(calls[name], before) for _ in range(in_a_row)]
             if turn >= warmup:
-                times[name].append(1e3 * (time.perf_counter() - start))
+                times[name].append(statistics.median(taken))
     return times
+
+
+def _milliseconds(call: Callable[[], object], before: Callable[[], object]) -> float:
+    before()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    call()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return 1e3 * (time.perf_counter() - start)
 
 
 def median_ratio(first: list[float], second: list[float]) -> float:

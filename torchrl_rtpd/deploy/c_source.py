@@ -7,7 +7,8 @@ side: compilers make vector instructions of it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -125,47 +126,60 @@ def _function(place: int, chain: Chain, source: str, weight: str, sums: str, res
     """One layer; ``store`` is the result for output ``o``."""
     layer = chain.layers[place]
     outputs = len(layer.bias)
-    step = (
-        f"const {sums} value = ({sums}){{source}};\n"
-        f"{{indent}}const {weight} *w = weight{place} + {outputs} * {{row}};\n"
-        f"{{indent}}for (o = 0; o < {outputs}; ++o) sum[o] += value * {'(int32_t)' if sums == 'int32_t' else ''}w[o];"
-    )
     begin = f"{sums} sum[{outputs}];\n{{indent}}for (o = 0; o < {outputs}; ++o) sum[o] = bias{place}[o];"
-    body = _dense(layer, begin, step, store) if layer.weight.ndim == 2 else _conv(place, chain, begin, step, store)
+    shape = _dense if layer.weight.ndim == 2 else _conv
+    step = partial(_step, weight=f"const {weight} *w = weight{place}", outputs=outputs, sums=sums)
+    body = shape(place, chain, begin, step, store, 1 if sums == "int32_t" else 4)
     return f"static void layer{place}(const {source} *in, {result} *out) {{\n{body}}}\n"
 
 
-def _dense(layer: ChainLayer, begin: str, step: str, store: str) -> str:
-    outputs, inputs = layer.weight.shape
+def _step(inputs: Sequence[str], row: str, indent: str, *, weight: str, outputs: int, sums: str) -> str:
+    """Add some inputs, whose weights lie in rows one behind the other, to all sums: they are read and written once."""
+    values = [f"const {sums} value{number} = ({sums}){place};" for number, place in enumerate(inputs)]
+    cast = "(int32_t)" if sums == "int32_t" else ""
+    products = [f"value{number} * {cast}w[{number * outputs} + o]" for number in range(len(inputs))]
+    lines = [*values, f"{weight} + {outputs} * {row};", f"for (o = 0; o < {outputs}; ++o) {{"]
+    return f"\n{indent}".join([*lines, f"  sum[o] += {' + '.join(products)};", "}"])
+
+
+def _together(count: int, most: int) -> int:
+    """Number of inputs that are added at once."""
+    return next(number for number in range(most, 0, -1) if count % number == 0)
+
+
+def _dense(place: int, chain: Chain, begin: str, step: Callable[..., str], store: str, most: int) -> str:
+    outputs, inputs = chain.layers[place].weight.shape
+    together = _together(inputs, most)
+    added = step([f"in[i + {number}]" for number in range(together)], "i", "    ")
     return f"""  int i, o;
   {begin.format(indent="  ")}
-  for (i = 0; i < {inputs}; ++i) {{
-    {step.format(source="in[i]", row="i", indent="    ")}
+  for (i = 0; i < {inputs}; i += {together}) {{
+    {added}
   }}
   for (o = 0; o < {outputs}; ++o) out[o] = {store};
 """
 
 
-def _conv(place: int, chain: Chain, begin: str, step: str, store: str) -> str:
+def _conv(place: int, chain: Chain, begin: str, step: Callable[..., str], store: str, most: int) -> str:
     """A convolution; the first one reads channels first, as observations have them."""
     layer = chain.layers[place]
     outputs, channels, rows, columns = layer.weight.shape
     height, width = chain.shape[1:] if place == 0 else chain.layers[place - 1].size
     down, across = layer.stride
-    at = f"(y * {down} + i) * {width} + x * {across} + j"
-    inner = step.format(
-        source=f"in[c * {height * width} + {at}]" if place == 0 else f"in[({at}) * {channels} + c]",
-        row=f"((i * {columns} + j) * {channels} + c)",
-        indent="            ",
-    )
+    at, together = f"(y * {down} + i) * {width} + x * {across} + j", _together(channels, most)
+    inputs = [
+        f"in[(c + {number}) * {height * width} + {at}]" if place == 0 else f"in[({at}) * {channels} + c + {number}]"
+        for number in range(together)
+    ]
+    added = step(inputs, f"((i * {columns} + j) * {channels} + c)", "            ")
     return f"""  int y, x, i, j, c, o;
   for (y = 0; y < {layer.size[0]}; ++y) {{
     for (x = 0; x < {layer.size[1]}; ++x) {{
       {begin.format(indent="      ")}
       for (i = 0; i < {rows}; ++i) {{
         for (j = 0; j < {columns}; ++j) {{
-          for (c = 0; c < {channels}; ++c) {{
-            {inner}
+          for (c = 0; c < {channels}; c += {together}) {{
+            {added}
           }}
         }}
       }}

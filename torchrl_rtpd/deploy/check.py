@@ -10,7 +10,7 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,11 +18,11 @@ import numpy as np
 
 from torchrl_rtpd.deploy.selfcheck import C_COUNT, compare, make_inputs
 
-__all__ = ["Outcome", "check_file", "main"]
+__all__ = ["Outcome", "check_file", "main", "open_file"]
 
 TOLERANCE = {"onnx_int8": 0.05, "c_int8": 0.05}
 _FLOAT_TOLERANCE = 1e-3
-_FLAGS = ("-std=c99", "-O3", "-march=native", "-Wall", "-Wextra", "-Werror")
+_STRICT = ("-std=c99", "-march=native", "-Wall", "-Wextra", "-Werror")
 
 Run = Callable[..., tuple[np.ndarray, ...]]
 
@@ -89,6 +89,24 @@ def check_file(path: Path) -> Iterator[Outcome]:
             yield from check_file(path.parent / name)
         return
     start = time.perf_counter()
+    for name, card, run in open_file(path):
+        yield _checked(name, card, run, start)
+        start = time.perf_counter()
+
+
+def open_file(path: Path) -> Iterator[tuple[str, dict[str, Any], Run]]:
+    """Open a file with its own runtime, on one thread.
+
+    Args:
+        path: a file of :func:`~torchrl_rtpd.deploy.export_student`.
+
+    Yields:
+        For each format that it holds: the name, the card and a function from the inputs to the outputs, arrays with a
+        batch dimension.
+
+    Raises:
+        ValueError: a suffix that is none of an exported student; as :func:`check_file`.
+    """
     opened: dict[str, Callable[[Path], Iterator[tuple[str, dict[str, Any], Run]]]] = {
         ".onnx": _open_onnx,
         ".npz": _open_arrays,
@@ -99,9 +117,7 @@ def check_file(path: Path) -> Iterator[Outcome]:
     }
     if path.suffix not in opened:
         raise ValueError(f"the file must end in one of {', '.join(opened)} or .json: got {path.name}.")
-    for name, card, run in opened[path.suffix](path):
-        yield _checked(name, card, run, start)
-        start = time.perf_counter()
+    yield from opened[path.suffix](path)
 
 
 def _checked(name: str, card: dict[str, Any], run: Run, start: float) -> Outcome:
@@ -184,20 +200,38 @@ def _open_c(path: Path) -> Iterator[tuple[str, dict[str, Any], Run]]:
         wrong = getattr(library, f"{name}_self_check")()
         if wrong:
             raise ValueError(f"{wrong} of {C_COUNT * outputs['shape'][0]} values of its own table differ")
-        function = getattr(library, f"{name}_values")
-
-        def run(*arrays: np.ndarray, function: Any = function) -> tuple[np.ndarray, ...]:
-            observations = np.ascontiguousarray(arrays[0], kind)
-            values = np.empty((len(observations), *outputs["shape"]), np.float32)
-            for observation, result in zip(observations, values, strict=True):
-                function(ctypes.c_void_p(observation.ctypes.data), ctypes.c_void_p(result.ctypes.data))
-            return values, values.argmax(-1)
-
-        yield variant, card, run
+        yield variant, card, run_compiled(library, name, outputs["shape"], kind)
 
 
-def compiled(source: Path, name: str, *, integers: bool) -> ctypes.CDLL:
+def run_compiled(library: ctypes.CDLL, name: str, shape: Sequence[int], kind: Any) -> Run:
+    """Return a function from observations to values and actions.
+
+    Args:
+        library: as :func:`compiled` loads it.
+        name: its name in C.
+        shape: of the values of one observation.
+        kind: type of an observation's numbers.
+    """
+    function = getattr(library, f"{name}_values")
+
+    def run(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
+        observations = np.ascontiguousarray(arrays[0], kind)
+        values = np.empty((len(observations), *shape), np.float32)
+        for observation, result in zip(observations, values, strict=True):
+            function(ctypes.c_void_p(observation.ctypes.data), ctypes.c_void_p(result.ctypes.data))
+        return values, values.argmax(-1)
+
+    return run
+
+
+def compiled(source: Path, name: str, *, integers: bool, optimise: Sequence[str] = ("-O3",)) -> ctypes.CDLL:
     """Compile a C source, warnings as errors, and load it.
+
+    Args:
+        source: the file.
+        name: its name in C.
+        integers: True for 8-bit integers.
+        optimise: flags of the compiler.
 
     Raises:
         RuntimeError: no compiler, or one that complains.
@@ -208,7 +242,7 @@ def compiled(source: Path, name: str, *, integers: bool) -> ctypes.CDLL:
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "student.so"
         defines = [f"-D{name.upper()}_SELF_CHECK", *([f"-D{name.upper()}_INT8"] if integers else [])]
-        command = [compiler, *_FLAGS, *defines, "-shared", "-fPIC", "-o", str(library), str(source)]
+        command = [compiler, *_STRICT, *optimise, *defines, "-shared", "-fPIC", "-o", str(library), str(source)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"{compiler} does not compile {source}: {done.stderr.strip()[:500]}")

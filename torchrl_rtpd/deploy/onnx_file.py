@@ -136,13 +136,16 @@ def _dequantised(graph: _Graph, place: int, layer: QuantisedLayer) -> tuple[str,
     scale = graph.constant(f"weight_scale{place}", layer.weight_scale)
     zeros = graph.constant(f"weight_zero{place}", np.zeros(len(layer.bias), np.int8))
     weight = graph.constant(f"weight{place}", layer.weight)
-    bias = graph.constant(f"bias{place}", layer.bias)
-    bias_scale = graph.constant(f"bias_scale{place}", (layer.weight_scale * np.array(layer.in_scale, np.float32)))
-    bias_zeros = graph.constant(f"bias_zero{place}", np.zeros(len(layer.bias), np.int32))
-    return (
-        graph.add("DequantizeLinear", [weight, scale, zeros], f"weight_float{place}", axis=0),
-        graph.add("DequantizeLinear", [bias, bias_scale, bias_zeros], f"bias_float{place}", axis=0),
-    )
+    weight_float = graph.add("DequantizeLinear", [weight, scale, zeros], f"weight_float{place}", axis=0)
+    bias_scale = layer.weight_scale * np.array(layer.in_scale, np.float32)
+    if layer.out_scale is None:  # runtimes compute this one in floats: one operator fewer, the same numbers
+        return weight_float, graph.constant(f"bias{place}", layer.bias.astype(np.float32) * bias_scale)
+    named = [
+        graph.constant(f"bias{place}", layer.bias),
+        graph.constant(f"bias_scale{place}", bias_scale),
+        graph.constant(f"bias_zero{place}", np.zeros(len(layer.bias), np.int32)),
+    ]
+    return weight_float, graph.add("DequantizeLinear", named, f"bias_float{place}", axis=0)
 
 
 def program_model(program: Program, path: Path) -> Any:
