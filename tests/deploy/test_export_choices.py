@@ -12,8 +12,6 @@ from torch import nn
 from torchrl.data import Categorical
 from torchrl.modules import (
     DistributionalQValueActor,
-    GRUModule,
-    LSTMModule,
     MaskedCategorical,
     ProbabilisticActor,
     QValueModule,
@@ -90,12 +88,3 @@ def test_a_mask_that_a_distribution_reads_is_refused(tmp_path: Path) -> None:
     masked = ProbabilisticActor(network, in_keys=keys, distribution_class=MaskedCategorical)
     with pytest.raises(ValueError, match=r"an action mask cannot be exported: got a \w+ that reads 'allowed'"):
         export_student(masked, tmp_path / "student", example=OBSERVATIONS)
-
-
-@pytest.mark.parametrize("kind", [LSTMModule, GRUModule])
-def test_modules_of_recurrent_layers_are_refused_by_name(tmp_path: Path, kind: type) -> None:
-    memory = kind(input_size=2, hidden_size=4, in_key="obs", out_key="features")
-    head = TensorDictModule(nn.Linear(4, 3), ["features"], ["action_value"])
-    actor = TensorDictSequential(memory, head, QValueModule(spec=Categorical(3)))
-    with pytest.raises(ValueError, match=rf"a recurrent student is exported from cells: got a {kind.__name__}"):
-        export_student(actor, tmp_path / "student", example={"obs": OBSERVATIONS})

@@ -16,8 +16,9 @@ from tensordict.nn import ProbabilisticTensorDictModule, TensorDictModuleBase
 from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor, nn
 from torch.distributions import Bernoulli
-from torchrl.modules import DistributionalQValueModule, GRUModule, LSTMModule, QValueModule
+from torchrl.modules import DistributionalQValueModule, QValueModule
 
+from torchrl_rtpd.deploy.recurrent import memory_of, one_step
 from torchrl_rtpd.functional.returns import categorical_q_values
 from torchrl_rtpd.networks.choices import declared_var_nums
 from torchrl_rtpd.networks.compiled import uncompiled
@@ -67,14 +68,14 @@ class Program(nn.Module):
             raise TypeError(f"student must be a network: got {type(student).__name__}.")
         actor = plain_copy(student)
         _refuse_masks(actor)
-        _refuse_sequences(actor)
+        actor = one_step(actor)
         self.network = _plain_towers(bare_network(actor)).to(memory_format=torch.contiguous_format)
         self._choose = _chooser(actor)
         bare = self.network
         self._in_keys: list[NestedKey] = bare.in_keys if isinstance(bare, BareNetwork) else _only_key(actor)
         self._out_keys: list[NestedKey] = bare.out_keys if isinstance(bare, BareNetwork) else _value_key(actor)
         self._remembered: list[NestedKey] = bare.remembered if isinstance(bare, BareNetwork) else []
-        self.example = _examples(student, example, self._in_keys)
+        self.example = _examples(student, example, self._in_keys, memory_of(actor))
         self.inputs = [_port(key, tensor) for key, tensor in zip(self._in_keys, self.example, strict=True)]
         names = [*map(_name, self._out_keys), "action", *(f"next_{_name(key)}" for key in self._remembered)]
         self.outputs = [Port(name, *_described(tensor)) for name, tensor in zip(names, self.run(), strict=True)]
@@ -181,16 +182,6 @@ def _refuse_masks(actor: nn.Module) -> None:
                 )
 
 
-def _refuse_sequences(actor: nn.Module) -> None:
-    """Refuse TorchRL's modules of recurrent layers, whose steps depend on the values of ``"is_init"``."""
-    for module in actor.modules():
-        if isinstance(module, (GRUModule, LSTMModule)):
-            raise ValueError(
-                f"a recurrent student is exported from cells: got a {type(module).__name__}; put its weights into a "
-                'TensorDictModule around a GRUCell or LSTMCell that reads its memory and writes it under "next".'
-            )
-
-
 def _chooser(actor: nn.Module) -> Callable[[dict[NestedKey, Tensor]], Tensor]:
     """The function from values, logits or parameters of a distribution to the action of a greedy player."""
     for part in actor.modules():
@@ -250,7 +241,9 @@ def _value_key(actor: nn.Module) -> list[NestedKey]:
     return [unravel_key(actor.out_keys[0])] if isinstance(actor, TensorDictModuleBase) else ["action_value"]
 
 
-def _examples(student: nn.Module, example: Example, keys: Sequence[NestedKey]) -> list[Tensor]:
+def _examples(
+    student: nn.Module, example: Example, keys: Sequence[NestedKey], memory: Mapping[NestedKey, Tensor]
+) -> list[Tensor]:
     """Two observations for each input, in memory of their own."""
     if example is None:
         towers = [module for module in student.modules() if isinstance(module, NatureTower)]
@@ -262,7 +255,8 @@ def _examples(student: nn.Module, example: Example, keys: Sequence[NestedKey]) -
         return [torch.zeros(2, *towers[0].input_size, dtype=torch.uint8)]
     if isinstance(example, Tensor):
         example = {keys[0]: example}
-    missing = [key for key in keys if example.get(key) is None]
+    example = {**memory, **{key: example.get(key) for key in keys if example.get(key) is not None}}
+    missing = [key for key in keys if key not in example]
     if missing:
         raise ValueError(f"example must hold the observations that the student reads: got none of {missing}.")
     found: list[Any] = [example.get(key) for key in keys]
