@@ -18,7 +18,14 @@ if TYPE_CHECKING:
     from torchrl_rtpd.evaluation import Evaluator, Scores
     from torchrl_rtpd.files import load_pretrained, load_weights, save_weights
     from torchrl_rtpd.networks import TOWERS, NatureTower, Tower, UnitRecycler, make_actor, recycle_dormant
-    from torchrl_rtpd.objectives import ContinuousDistillationLoss, DistillationLoss, StudentDQNLoss, TeacherDQNLoss
+    from torchrl_rtpd.objectives import (
+        ContinuousDistillationLoss,
+        DistillationLoss,
+        PQNLoss,
+        StudentDQNLoss,
+        StudentPQNLoss,
+        TeacherDQNLoss,
+    )
     from torchrl_rtpd.replay import FrameStackStorage, make_replay_buffer
     from torchrl_rtpd.runs import (
         DivergenceGuard,
@@ -44,6 +51,7 @@ if TYPE_CHECKING:
         DriftCheck,
         KeepWarmupData,
         LaggingTeacher,
+        LambdaTargets,
         RealTimeDistillStepper,
         RealTimeDistillTrainer,
         RecyclingCheck,
@@ -74,8 +82,10 @@ __all__ = [
     "KLGate",
     "KeepWarmupData",
     "LaggingTeacher",
+    "LambdaTargets",
     "LinearSchedule",
     "NatureTower",
+    "PQNLoss",
     "PiecewiseSchedule",
     "Protection",
     "RealTimeDistillStepper",
@@ -87,6 +97,7 @@ __all__ = [
     "StopOnSignal",
     "StopWhenCaughtUp",
     "StudentDQNLoss",
+    "StudentPQNLoss",
     "TeacherDQNLoss",
     "TeacherStudentPolicy",
     "Tower",
@@ -129,7 +140,9 @@ _HOMES = {
     "objectives": (
         "ContinuousDistillationLoss",
         "DistillationLoss",
+        "PQNLoss",
         "StudentDQNLoss",
+        "StudentPQNLoss",
         "TeacherDQNLoss",
     ),
     "replay": (
@@ -160,6 +173,7 @@ _HOMES = {
         "DriftCheck",
         "KeepWarmupData",
         "LaggingTeacher",
+        "LambdaTargets",
         "RealTimeDistillStepper",
         "RealTimeDistillTrainer",
         "RecyclingCheck",

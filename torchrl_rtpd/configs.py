@@ -291,6 +291,7 @@ class NatureTowerConfig(NetworkConfig):
     in_channels: int = 4
     frame_size: Any = (84, 84)
     autocast_dtype: Any = None
+    norm: Any = None
     _target_: str = "torchrl_rtpd.networks.NatureTower"
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from torchrl.data import Bounded, Categorical, OneHot
 from torchrl.modules import QValueActor
 
+from torchrl_rtpd.networks.norm import ChannelNorm
 from torchrl_rtpd.networks.towers import TOWERS, NatureTower, Tower, make_actor, num_parameters
 
 # Computed by hand from the sizes printed in Sun & Fazli 2019; the counts with 18 actions of the teacher and of net1 to
@@ -326,3 +327,48 @@ def test_an_unknown_name_is_answered_with_the_nearest(name: str, near: str) -> N
 def test_a_spec_without_a_finite_set_of_actions_is_a_type_error() -> None:
     with pytest.raises(TypeError, match=r"must be Categorical or OneHot: got Bounded"):
         make_actor("net17", Bounded(-1, 1, shape=(6,)))
+
+
+# Normalised towers
+
+
+@pytest.mark.parametrize(("name", "added"), [("teacher", 1_344), ("net17", 176)])
+def test_a_norm_adds_two_numbers_a_channel_and_the_plain_towers_stay(name: str, added: int) -> None:
+    """2 * (32 + 64 + 64 + 512) and 2 * (8 + 8 + 8 + 64). The same seed draws the same weights."""
+    plain, normed = (make_actor(name, Categorical(6), norm=norm, seed=0) for norm in (None, "layer"))
+    assert num_parameters(normed) - num_parameters(plain) == added
+    drawn = [[value for value in actor.parameters() if value.ndim > 1] for actor in (plain, normed)]
+    assert all(torch.equal(one, other) for one, other in zip(*drawn, strict=True))
+
+
+def test_each_pixel_of_a_normed_tower_has_channels_of_one_size() -> None:
+    """Before each ReLU: mean 0, variance 1, over channels; and whatever the brightness, the values stay small."""
+    tower = NatureTower(6, filters=(8, 8, 8), units=64, norm="layer")
+    seen = []
+    for module in tower.trunk:
+        if isinstance(module, nn.ReLU):
+            module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    tower(random_pixels(3))
+    assert [tuple(features.shape[1:]) for features in seen] == [(8, 20, 20), (8, 9, 9), (8, 7, 7), (64,)]
+    for features in seen:
+        torch.testing.assert_close(features.mean(1), torch.zeros_like(features.mean(1)), atol=1e-5, rtol=0)
+        variance = features.var(1, correction=0)
+        torch.testing.assert_close(variance, torch.ones_like(variance), atol=2e-2, rtol=0)
+
+
+def test_a_channel_norm_is_layer_norm_over_channels() -> None:
+    """The oracle is a loop over pixels."""
+    norm = ChannelNorm(5)
+    with torch.no_grad():
+        norm.weight.normal_(), norm.bias.normal_()
+    features = torch.randn(2, 5, 3, 4)
+    found = norm(features)
+    for sample, row, column in ((0, 0, 0), (1, 2, 3)):
+        pixel = features[sample, :, row, column]
+        expected = F.layer_norm(pixel, (5,), norm.weight, norm.bias, 1e-6)
+        torch.testing.assert_close(found[sample, :, row, column], expected)
+
+
+def test_an_unknown_norm_is_refused() -> None:
+    with pytest.raises(ValueError, match="norm must be layer or None: got 'batch'"):
+        make_actor("net17", Categorical(6), norm="batch")

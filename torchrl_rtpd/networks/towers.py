@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from tensordict.utils import NestedKey
@@ -22,9 +22,10 @@ from torchrl.data import Categorical, OneHot, TensorSpec
 from torchrl.modules import QValueActor
 
 from torchrl_rtpd.functional.checks import at_least_single, check_within
+from torchrl_rtpd.networks.norm import ChannelNorm
 from torchrl_rtpd.networks.pixels import scaled
 
-__all__ = ["TOWERS", "NatureTower", "Tower", "make_actor", "num_parameters"]
+__all__ = ["TOWERS", "NatureTower", "Tower", "check_tower", "make_actor", "num_parameters"]
 
 
 class Tower(NamedTuple):
@@ -68,6 +69,8 @@ class NatureTower(nn.Module):
         autocast_dtype: run the layers before the head under :class:`torch.autocast` in this type, for example
             ``torch.bfloat16``; None runs them in the type of the weights. The head is never run in it, since a bfloat16
             step is as large as the gaps between action values.
+        norm: ``"layer"`` puts a :class:`~torchrl_rtpd.networks.norm.ChannelNorm` before each ReLU, as PQN has it; None
+            is the paper's layout.
 
     Raises:
         ValueError: a size out of range, or not three filters.
@@ -90,23 +93,30 @@ class NatureTower(nn.Module):
         in_channels: int = 4,
         frame_size: tuple[int, int] = (84, 84),
         autocast_dtype: torch.dtype | None = None,
+        norm: Literal["layer"] | None = None,
     ) -> None:
         super().__init__()
         _check_sizes(num_actions, filters, units, in_channels, frame_size)
+        if norm not in (None, "layer"):
+            raise ValueError(f"norm must be layer or None: got {norm!r}.")
         first, second, third = filters
         height, width = map(_size_after_convolutions, frame_size)
         self.input_size = (in_channels, *frame_size)
         self.autocast_dtype = autocast_dtype
+
+        def relu(channels: int) -> list[nn.Module]:
+            return [nn.ReLU()] if norm is None else [ChannelNorm(channels), nn.ReLU()]
+
         self.trunk = nn.Sequential(
             nn.Conv2d(in_channels, first, 8, 4),  # 84 -> 20
-            nn.ReLU(),
+            *relu(first),
             nn.Conv2d(first, second, 4, 2),  # 20 -> 9
-            nn.ReLU(),
+            *relu(second),
             nn.Conv2d(second, third, 3, 1),  # 9 -> 7
-            nn.ReLU(),
+            *relu(third),
             nn.Flatten(),
             nn.Linear(third * height * width, units),
-            nn.ReLU(),
+            *relu(units),
         )
         self.head = nn.Linear(units, num_actions)
         self.reset_parameters()
@@ -121,6 +131,9 @@ class NatureTower(nn.Module):
                 nn.init.zeros_(parameter)
         with torch.no_grad():
             self.head.weight.mul_(0.1)
+        for module in self.modules():
+            if isinstance(module, ChannelNorm):
+                module.reset_parameters()
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Action values of a stack of frames.
@@ -181,6 +194,7 @@ def make_actor(
     in_channels: int = 4,
     frame_size: tuple[int, int] = (84, 84),
     autocast_dtype: torch.dtype | None = None,
+    norm: Literal["layer"] | None = None,
     seed: int | None = None,
     device: torch.device | str | None = None,
 ) -> QValueActor:
@@ -193,6 +207,7 @@ def make_actor(
         in_channels: channels, see :class:`NatureTower`.
         frame_size: height and width of a frame.
         autocast_dtype: see :class:`NatureTower`.
+        norm: see :class:`NatureTower`.
         seed: draw the weights from a generator of this seed and leave the global one untouched, so that adding a
             network changes nothing for the others. None draws from the global generator.
         device: where the parameters live.
@@ -232,6 +247,7 @@ def make_actor(
             in_channels=in_channels,
             frame_size=frame_size,
             autocast_dtype=autocast_dtype,
+            norm=norm,
         )
     return QValueActor(network, in_keys=[in_key], spec=spec).to(device)
 

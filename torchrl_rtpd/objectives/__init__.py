@@ -9,6 +9,7 @@ depend on the actions is in :class:`PolicyDistillationLoss`. :class:`TeacherDQNL
 from torchrl_rtpd.objectives.base import PolicyDistillationLoss
 from torchrl_rtpd.objectives.continuous import CONTINUOUS_DIVERGENCES, ContinuousDistillationLoss
 from torchrl_rtpd.objectives.discrete import DIVERGENCES, DistillationLoss
+from torchrl_rtpd.objectives.pqn import PQNLoss, StudentPQNLoss
 from torchrl_rtpd.objectives.student_dqn import StudentDQNLoss
 from torchrl_rtpd.objectives.teacher_dqn import TeacherDQNLoss
 
@@ -17,7 +18,9 @@ __all__ = [
     "DIVERGENCES",
     "ContinuousDistillationLoss",
     "DistillationLoss",
+    "PQNLoss",
     "PolicyDistillationLoss",
     "StudentDQNLoss",
+    "StudentPQNLoss",
     "TeacherDQNLoss",
 ]

@@ -14,7 +14,16 @@ from torchrl_rtpd.networks.choices import declared_var_nums
 
 __all__ = ["FOLLOWED_KEYS", "TD_LOSS_FUNCTIONS", "estimator_settings", "known_of_teacher"]
 
-FOLLOWED_KEYS = ("action", "reward", "done", "terminated", "priority_weight", "action_mask", "teacher_action_value")
+FOLLOWED_KEYS = (
+    "action",
+    "reward",
+    "done",
+    "terminated",
+    "value_target",
+    "priority_weight",
+    "action_mask",
+    "teacher_action_value",
+)
 """Keys that a student's loss reads where the teacher's does. Priorities are not among them: each writes its own."""
 
 TD_LOSS_FUNCTIONS = ("l1", "l2", "smooth_l1")

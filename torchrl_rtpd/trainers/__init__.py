@@ -12,6 +12,7 @@ twice, nothing is drawn from a random generator (unless by a student's own dropo
 from torchrl_rtpd.trainers.checks import Check, DormancyCheck, DriftCheck, RecyclingCheck
 from torchrl_rtpd.trainers.cudagraph import CudaGraphStepper
 from torchrl_rtpd.trainers.hook import RealTimeDistillTrainer
+from torchrl_rtpd.trainers.lambda_targets import LambdaTargets
 from torchrl_rtpd.trainers.off_policy import BoundedHistory, KeepWarmupData, SampleToDevice
 from torchrl_rtpd.trainers.optimizers import keep_device_options
 from torchrl_rtpd.trainers.stateless import StatelessHook
@@ -30,6 +31,7 @@ __all__ = [
     "DriftCheck",
     "KeepWarmupData",
     "LaggingTeacher",
+    "LambdaTargets",
     "RealTimeDistillStepper",
     "RealTimeDistillTrainer",
     "RecyclingCheck",

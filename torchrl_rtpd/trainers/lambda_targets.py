@@ -1,0 +1,134 @@
+"""Returns of whole rollouts, written before the rollouts are shuffled.
+
+``N`` is the number of games side by side, ``T`` of steps in a rollout, ``A`` of actions.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.utils import unravel_key
+from torch import Tensor
+from torchrl.objectives.value.functional import td_lambda_return_estimate
+from torchrl.trainers import Trainer
+
+from torchrl_rtpd.functional.checks import check_within
+from torchrl_rtpd.networks.keys import names_in
+from torchrl_rtpd.objectives.pqn import PQNLoss
+from torchrl_rtpd.trainers.stateless import StatelessHook
+
+__all__ = ["LambdaTargets"]
+
+
+class LambdaTargets(StatelessHook):
+    r"""Hook that writes the targets of :class:`~torchrl_rtpd.objectives.PQNLoss`, once a rollout.
+
+    :math:`G_t = r_t + \gamma (1 - d_t) ((1 - \lambda) \max_a Q(s_{t+1}, a) + \lambda G_{t+1})` (Gallici et al. 2024,
+    Eq. 6), by TorchRL's ``td_lambda_return_estimate``. The mixture ends with a game. A terminated game is worth nothing
+    more, one that was truncated is worth the greedy value of the state that it ended in, and so is the end of the
+    rollout: the only states that are run through the network once more.
+
+    Values of the rollout's states are those in its ``"action_value"``, if the collector keeps them
+    (``DualNetworkCollector(keep=["action_value"])``): the ones that acted. Otherwise they are computed here, in one
+    forward of the rollout. Epochs over the rollout all see the same targets.
+
+    Entries have the names that the trainer's loss has for them. With ``set_keys(terminated="end_of_life")`` a lost life
+    ends bootstrapping.
+
+    Args:
+        gamma: discount of a step.
+        lmbda: 0 bootstraps at every step, 1 only where the rollout ends.
+
+    Keys read: ``"action_value"`` ``[N, T, A]`` if present, and under ``"next"`` the network's inputs, ``"reward"``,
+    ``"done"`` and ``"terminated"`` ``[N, T, 1]``.
+
+    Keys written: ``"value_target"`` ``[N, T, 1]``.
+
+    Raises:
+        ValueError: numbers out of range; at the first rollout, a replay of another size than the rollout, which would
+            mix rollouts, or minibatches that do not divide it.
+        TypeError: at ``register``, a trainer of another loss.
+        RuntimeError: at ``register``, a trainer with a fixed number of updates an epoch: TorchRL's then skips epochs.
+        KeyError: at a rollout without one of the entries.
+
+    Examples:
+        >>> hook = LambdaTargets(gamma=0.99, lmbda=0.65)  # then hook.register(trainer)
+    """
+
+    def __init__(self, *, gamma: float = 0.99, lmbda: float = 0.65) -> None:
+        check_within("[0, 1]", "0.99 and 0.65 are the paper's", gamma=gamma, lmbda=lmbda)
+        self.gamma, self.lmbda = float(gamma), float(lmbda)
+        self._loss: Any = None
+        self._buffer: Any = None
+
+    def register(self, trainer: Trainer, name: str = "lambda_targets") -> None:
+        """Attach to a trainer whose loss is a ``PQNLoss``; one with ``add_gae=False``."""
+        if not isinstance(trainer.loss_module, PQNLoss):
+            raise TypeError(
+                f"targets of whole rollouts are for PQNLoss: got a trainer of {type(trainer.loss_module).__name__}."
+            )
+        if trainer.optim_steps_per_batch is not None:
+            raise RuntimeError(
+                "an epoch is a pass over the whole rollout: got optim_steps_per_batch="
+                f"{trainer.optim_steps_per_batch}, at which the trainer's epochs end early or are skipped; pass None."
+            )
+        self._loss, self._buffer = trainer.loss_module, getattr(trainer, "replay_buffer", None)
+        self._loss.gamma = self.gamma  # for students that follow the teacher's loss
+        trainer.register_op("batch_process", self.write)
+        trainer.register_module(name, self)
+
+    def write(self, rollout: TensorDictBase) -> TensorDictBase:
+        """Write the targets into a rollout ``[N, T]``, time last, and return it."""
+        self._check_replay(rollout)
+        names = self._loss.tensor_keys
+        reward, done, terminated = (self._next(rollout, key) for key in (names.reward, names.done, names.terminated))
+        done = done | terminated
+        target = td_lambda_return_estimate(
+            self.gamma,
+            self.lmbda,
+            self._next_values(rollout, done, terminated),
+            reward,
+            done=done,
+            terminated=terminated,
+        )
+        return rollout.set(names.value_target, target)
+
+    def _next(self, rollout: TensorDictBase, key: Any) -> Tensor:
+        found = rollout.get(unravel_key(("next", key)), None)
+        if found is None:
+            raise KeyError(
+                f"targets of a rollout need {unravel_key(('next', key))!r}: it has {names_in(rollout)}; name another "
+                "entry with set_keys() of the trainer's loss."
+            )
+        return found
+
+    @torch.no_grad()
+    def _next_values(self, rollout: TensorDictBase, done: Tensor, terminated: Tensor) -> Tensor:
+        """Greedy value ``[N, T, 1]`` of each next state: that of the step after it, or computed where there is none."""
+        loss = self._loss
+        values = loss.greedy_value(rollout, rollout.get(loss.tensor_keys.action_value, None))
+        following = torch.zeros_like(values)
+        following[..., :-1] = values[..., 1:]
+        last = torch.zeros_like(done[..., 0])
+        last[..., -1] = True
+        alone = (last | done[..., 0]) & ~terminated[..., 0]
+        if alone.any():
+            following[alone] = loss.greedy_value(rollout.get("next")[alone]).to(following.dtype)
+        return following.unsqueeze(-1)
+
+    def _check_replay(self, rollout: TensorDictBase) -> None:
+        if self._buffer is None:
+            return
+        steps, kept, size = rollout.numel(), getattr(self._buffer.storage, "max_size", None), self._buffer.batch_size
+        if kept not in (None, steps):
+            raise ValueError(
+                f"a replay of PQN holds one rollout, since targets of an older one are out of date: got room for "
+                f"{kept} and rollouts of {steps}; build its storage with max_size={steps}."
+            )
+        if size is not None and steps % size:
+            raise ValueError(
+                f"minibatches must divide the rollout: got {size} and {steps} steps; change batch_size or "
+                "frames_per_batch."
+            )
