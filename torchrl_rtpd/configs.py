@@ -42,6 +42,7 @@ from torchrl.trainers.algorithms.configs.objectives import DQNLossConfig, LossCo
 from torchrl_rtpd.collectors.collector import DualNetworkCollector
 from torchrl_rtpd.objectives.continuous import ContinuousDistillationLoss
 from torchrl_rtpd.objectives.discrete import DistillationLoss
+from torchrl_rtpd.objectives.pqn import PQNLoss, StudentPQNLoss
 from torchrl_rtpd.objectives.student_dqn import StudentDQNLoss
 from torchrl_rtpd.objectives.teacher_dqn import TeacherDQNLoss
 from torchrl_rtpd.replay.storage import FrameStackStorage
@@ -55,12 +56,15 @@ __all__ = [
     "DualNetworkCollectorConfig",
     "FrameStackStorageConfig",
     "KeepWarmupDataConfig",
+    "LambdaTargetsConfig",
     "NatureTowerConfig",
+    "PQNLossConfig",
     "RealTimeDistillTrainerConfig",
     "SampleToDeviceConfig",
     "SaveCheckpointsConfig",
     "StopOnSignalConfig",
     "StudentDQNLossConfig",
+    "StudentPQNLossConfig",
     "TeacherDQNLossConfig",
 ]
 
@@ -117,6 +121,38 @@ class TeacherDQNLossConfig(DQNLossConfig):
 
     teacher_action_value_key: Any = None
     _target_: str = "torchrl_rtpd.configs._make_teacher_dqn_loss"
+
+
+@dataclass
+class PQNLossConfig(LossConfig):
+    """Hydra configuration of :class:`~torchrl_rtpd.objectives.PQNLoss`."""
+
+    value_network: Any = MISSING
+    loss_function: str = "l2"
+    reduction: str | None = None
+    action_key: Any = None
+    action_value_key: Any = None
+    value_target_key: Any = None
+    action_mask_key: Any = None
+    reward_key: Any = None
+    done_key: Any = None
+    terminated_key: Any = None
+    teacher_action_value_key: Any = None
+    _target_: str = "torchrl_rtpd.configs._make_pqn_loss"
+
+
+@dataclass
+class StudentPQNLossConfig(DistillationLossConfig):
+    """Hydra configuration of :class:`~torchrl_rtpd.objectives.StudentPQNLoss`."""
+
+    td_coeff: float = 1.0
+    distill_coeff: float = 1.0
+    loss_function: str | None = None
+    teacher_temperature: Any = 0.1
+    student_temperature: float | None = None
+    action_key: Any = None
+    value_target_key: Any = None
+    _target_: str = "torchrl_rtpd.configs._make_student_pqn_loss"
 
 
 @dataclass
@@ -216,6 +252,15 @@ class KeepWarmupDataConfig(HookConfig):
 
 
 @dataclass
+class LambdaTargetsConfig(HookConfig):
+    """Hydra configuration of :class:`~torchrl_rtpd.trainers.LambdaTargets`."""
+
+    gamma: float = 0.99
+    lmbda: float = 0.65
+    _target_: str = "torchrl_rtpd.trainers.LambdaTargets"
+
+
+@dataclass
 class SampleToDeviceConfig(HookConfig):
     """Hydra configuration of :class:`~torchrl_rtpd.trainers.SampleToDevice`."""
 
@@ -295,23 +340,8 @@ class NatureTowerConfig(NetworkConfig):
     _target_: str = "torchrl_rtpd.networks.NatureTower"
 
 
-def _make_distillation_loss(**kwargs: Any) -> DistillationLoss:
-    return _make_loss(DistillationLoss, kwargs)
-
-
-def _make_continuous_distillation_loss(**kwargs: Any) -> ContinuousDistillationLoss:
-    return _make_loss(ContinuousDistillationLoss, kwargs)
-
-
-def _make_student_dqn_loss(**kwargs: Any) -> StudentDQNLoss:
-    return _make_loss(StudentDQNLoss, kwargs)
-
-
-def _make_teacher_dqn_loss(**kwargs: Any) -> TeacherDQNLoss:
-    return _make_loss(TeacherDQNLoss, kwargs)
-
-
-def _make_loss(loss_class: Any, kwargs: dict[str, Any]) -> Any:
+def _make_loss(loss_class: Any, /, **kwargs: Any) -> Any:
+    """A loss with its keys and its discount."""
     names = {key.name for key in fields(loss_class._AcceptedKeys)}
     keys = {name: kwargs.pop(f"{name}_key", None) for name in names}
     gamma = kwargs.pop("gamma", None)
@@ -322,6 +352,14 @@ def _make_loss(loss_class: Any, kwargs: dict[str, Any]) -> Any:
     if gamma is not None:
         loss.make_value_estimator(gamma=gamma)
     return loss
+
+
+_make_distillation_loss = functools.partial(_make_loss, DistillationLoss)
+_make_continuous_distillation_loss = functools.partial(_make_loss, ContinuousDistillationLoss)
+_make_student_dqn_loss = functools.partial(_make_loss, StudentDQNLoss)
+_make_pqn_loss = functools.partial(_make_loss, PQNLoss)
+_make_student_pqn_loss = functools.partial(_make_loss, StudentPQNLoss)
+_make_teacher_dqn_loss = functools.partial(_make_loss, TeacherDQNLoss)
 
 
 def _make_dual_network_collector(**kwargs: Any) -> DualNetworkCollector:
@@ -341,23 +379,22 @@ def _built(network: Any) -> nn.Module | None:
     return network() if isinstance(network, functools.partial) else network
 
 
-def _register_configs() -> None:
-    store = functools.partial(ConfigStore.instance().store, provider="torchrl_rtpd")
-    store(group="loss", name="policy_distillation", node=DistillationLossConfig)
-    store(group="loss", name="continuous_distillation", node=ContinuousDistillationLossConfig)
-    store(group="loss", name="student_dqn", node=StudentDQNLossConfig)
-    store(group="loss", name="teacher_dqn", node=TeacherDQNLossConfig)
-    store(group="hook", name="real_time_distill", node=RealTimeDistillTrainerConfig)
-    store(group="hook", name="bounded_history", node=BoundedHistoryConfig)
-    store(group="hook", name="keep_warmup_data", node=KeepWarmupDataConfig)
-    store(group="hook", name="save_checkpoints", node=SaveCheckpointsConfig)
-    store(group="hook", name="divergence_guard", node=DivergenceGuardConfig)
-    store(group="hook", name="stop_on_signal", node=StopOnSignalConfig)
-    store(group="hook", name="sample_to_device", node=SampleToDeviceConfig)
-    store(group="collector", name="dual_network", node=DualNetworkCollectorConfig)
-    store(group="env", name="atari_vec", node=AtariVecEnvConfig)
-    store(group="storage", name="frame_stack", node=FrameStackStorageConfig)
-    store(group="network", name="nature_tower", node=NatureTowerConfig)
-
-
-_register_configs()
+_store = functools.partial(ConfigStore.instance().store, provider="torchrl_rtpd")
+_store(group="loss", name="policy_distillation", node=DistillationLossConfig)
+_store(group="loss", name="continuous_distillation", node=ContinuousDistillationLossConfig)
+_store(group="loss", name="student_dqn", node=StudentDQNLossConfig)
+_store(group="loss", name="teacher_dqn", node=TeacherDQNLossConfig)
+_store(group="loss", name="pqn", node=PQNLossConfig)
+_store(group="loss", name="student_pqn", node=StudentPQNLossConfig)
+_store(group="hook", name="lambda_targets", node=LambdaTargetsConfig)
+_store(group="hook", name="real_time_distill", node=RealTimeDistillTrainerConfig)
+_store(group="hook", name="bounded_history", node=BoundedHistoryConfig)
+_store(group="hook", name="keep_warmup_data", node=KeepWarmupDataConfig)
+_store(group="hook", name="save_checkpoints", node=SaveCheckpointsConfig)
+_store(group="hook", name="divergence_guard", node=DivergenceGuardConfig)
+_store(group="hook", name="stop_on_signal", node=StopOnSignalConfig)
+_store(group="hook", name="sample_to_device", node=SampleToDeviceConfig)
+_store(group="collector", name="dual_network", node=DualNetworkCollectorConfig)
+_store(group="env", name="atari_vec", node=AtariVecEnvConfig)
+_store(group="storage", name="frame_stack", node=FrameStackStorageConfig)
+_store(group="network", name="nature_tower", node=NatureTowerConfig)

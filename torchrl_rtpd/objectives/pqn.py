@@ -195,7 +195,7 @@ class StudentPQNLoss(DistillationLoss):
         distill_coeff (float, optional): weight of ``loss_distill``. Default: 1.0.
         loss_function (str, optional): of the error, as in :class:`PQNLoss`. Default: that of the teacher's loss where a
             trainer's hook shows it one, and otherwise ``"l2"``.
-        divergence, teacher_support, reduction, use_prioritized_weights: as in :class:`DistillationLoss`.
+        divergence, teacher_support, var_nums, reduction, use_prioritized_weights: as in :class:`DistillationLoss`.
         teacher_temperature (float or "auto", optional): Default: 0.1, as in
             :class:`~torchrl_rtpd.objectives.StudentDQNLoss`.
         student_temperature (float, optional): Default: ``None``, the teacher's, since the outputs must stay Q-values.
@@ -240,6 +240,7 @@ class StudentPQNLoss(DistillationLoss):
         teacher_temperature: float | Literal["auto"] = 0.1,
         student_temperature: float | None = None,
         teacher_support: Tensor | Sequence[float] | Literal["quantiles", "auto"] | None = "auto",
+        var_nums: Sequence[int] | None = None,
         reduction: str | None = None,
         use_prioritized_weights: str | bool = "auto",
     ) -> None:
@@ -250,6 +251,7 @@ class StudentPQNLoss(DistillationLoss):
             teacher_temperature=teacher_temperature,
             student_temperature=student_temperature,
             teacher_support=teacher_support,
+            var_nums=var_nums,
             reduction=reduction,
             use_prioritized_weights=use_prioritized_weights,
         )
