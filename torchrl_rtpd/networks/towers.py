@@ -274,7 +274,7 @@ def check_tower(name: str) -> None:
     Examples:
         >>> check_tower("net18")
         Traceback (most recent call last):
-        ValueError: unknown network 'net18'; did you mean net17, net1...
+        ValueError: unknown network 'net18'; did you mean net1, net17, net5? ...
     """
     if name not in TOWERS:
         near = difflib.get_close_matches(name, TOWERS, n=3, cutoff=0.3) or list(TOWERS)
