@@ -55,16 +55,16 @@ for script, files in _HELP.items():
     ConfigStore.instance().store(group="hydra/help", name=script, node=template)
 
 
-def prepared(config: Config, task: Task) -> tuple[Config, RunFolder]:
-    """Configuration and claimed folder of the run that a command line asks for.
+def prepared(config: Config, task: Task) -> tuple[Config, Task, RunFolder]:
+    """Configuration, games and claimed folder of the run that a command line asks for.
 
     What is wrong with the command is printed without a traceback, and ends the process with status 2.
     """
     quiet()
     try:
         if config.resume is not None:
-            config = resumed(config, HydraConfig.get().overrides.task)
-        return config, claimed(config, task)
+            config = resumed_phases(config, HydraConfig.get().overrides.task)
+        return config, task, claimed(config, task)
     except (ValueError, RuntimeError, OSError, ImportError) as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         raise SystemExit(2) from error
@@ -90,6 +90,20 @@ def _check_paths(config: Config) -> None:
         raise ValueError(
             f"teacher_from must be the folder of a finished run: got {config.teacher_from}, which has no results.json."
         )
+
+
+def resumed_phases(config: Config, overrides: Sequence[str]) -> Config:
+    """:func:`resumed`; where the first of two phases was cut, that one goes on and the second one follows."""
+    whole = Path(str(config.resume))
+    first = whole / "teacher"
+    if not first.is_dir() or set(whole.rglob("checkpoint-*")) != set(first.rglob("checkpoint-*")):
+        return resumed(config, overrides)
+    config.resume = str(first)
+    both = resumed(config, overrides)
+    both.method, both.output_dir = "two_stage", str(whole)
+    if (first / "results.json").exists():
+        both.teacher_from, both.resume = str(first), None
+    return both
 
 
 def resumed(config: Config, overrides: Sequence[str]) -> Config:

@@ -7,7 +7,7 @@ The student learns from the very minibatches its teacher learns from, by the los
 (https://arxiv.org/abs/1912.12630), Eq. 3.
 
 Half a minute on an idle CPU core. The networks scored are the last ones, on 50 games without exploration, of at most
-500. Runs of three seeds: docs/results/drop_in.md.
+500. Runs of three seeds: docs/methods.md.
 """
 
 from __future__ import annotations

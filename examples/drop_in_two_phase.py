@@ -8,7 +8,7 @@ Rusu et al. 2015 (https://arxiv.org/abs/1511.06295): a finished teacher plays, i
 it saw, and a far smaller student learns them from a replay buffer.
 
 Half a minute on an idle CPU core, most of which trains a teacher if none is given. The student scored is the last one,
-on 50 games without exploration. Runs of three seeds: docs/results/drop_in.md.
+on 50 games without exploration. Runs of three seeds: docs/methods.md.
 """
 
 from __future__ import annotations

@@ -174,7 +174,7 @@ def build_collector(
     )
 
 
-def build(config: Config, folder: RunFolder, task: Task = ATARI) -> Experiment:
+def build(config: Config, folder: RunFolder, task: Task = ATARI, *, whole: str | None = None) -> Experiment:
     """The whole run, where it begins or where its checkpoint was."""
     method = METHODS[config.method]
     env = task.make_env(config, config.num_envs, seed=method.game_seed(config) + resumed_steps(config.resume))
@@ -195,7 +195,7 @@ def build(config: Config, folder: RunFolder, task: Task = ATARI) -> Experiment:
         folder,
         evaluate_every_steps=config.evaluate_every_steps,
         evaluate_from_steps=config.evaluate_from_steps,
-        protection=protection(config),
+        protection=protection(config, whole or config.output_dir),
         about={"game": config.game, "method": config.method, "seed": config.seed},
         spent_before=spent_before,
         progress_bar=config.progress_bar,
@@ -206,44 +206,40 @@ def build(config: Config, folder: RunFolder, task: Task = ATARI) -> Experiment:
     return experiment
 
 
-def protection(config: Config) -> Protection:
-    """Checkpoints, guard and stoppers of the run."""
+def protection(config: Config, whole: str) -> Protection:
+    """Checkpoints, guard and stoppers of the run, which goes on with the folder ``whole``."""
     return Protection(
         checkpoint_every_steps=config.checkpoint_every_steps,
         checkpoint_keep=config.checkpoint_keep,
         checkpoint_replay=config.checkpoint_replay,
         on_divergence=config.on_divergence,
         stop_after_evaluations=config.stop_after_evaluations,
-        resume_hint=f"python {sys.argv[0]} resume={config.output_dir}",
+        resume_hint=f"python {sys.argv[0]} resume={whole}",
         metadata={"config": OmegaConf.to_container(OmegaConf.create(config), resolve=True)},
     )
 
 
-def run(config: Config, task: Task = ATARI, folder: RunFolder | None = None) -> dict[str, Any]:
+def run(
+    config: Config, task: Task = ATARI, folder: RunFolder | None = None, *, whole: str | None = None
+) -> dict[str, Any]:
     """Train, distil, evaluate, report, in a folder that is claimed or not yet; returns the content of results.json."""
     with folder or claimed(config, task) as folder:
         config = copy.deepcopy(config)
         config.output_dir = str(folder.path)
         first = METHODS[config.method].first_phase(config)
         if first is not None:
-            run(first, task)
-            config.teacher_from = first.output_dir
+            run(first, task, whole=config.output_dir)
+            config.teacher_from, config.resume = first.output_dir, None
         torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
         folder.once_begun(partial(OmegaConf.save, config, folder.path / "config.yaml", resolve=True))
         games = {"final_episodes": config.final_episodes, "final_seed": config.seed}
-        return build(config, folder, task).run(**games, export=config.export)
-
-
-def start(config: Config, task: Task = ATARI) -> None:
-    """Start what a command line asks for: a run, or one that goes on."""
-    config, folder = prepared(config, task)
-    run(config, task, folder)
+        return build(config, folder, task, whole=whole).run(**games, export=config.export)
 
 
 @hydra.main(config_path="config", config_name="rtpd_atari", version_base="1.3")
 def main(config: Config) -> None:
-    start(config)
+    run(*prepared(config, ATARI))
 
 
 if __name__ == "__main__":

@@ -12,9 +12,10 @@ from __future__ import annotations
 import gymnasium
 import hydra
 import torch
+from command import prepared
 from gymnasium.vector import AutoresetMode
 from methods import Task
-from rtpd_atari import start
+from rtpd_atari import run
 from settings import Config
 from torch import nn
 from torchrl.data import LazyTensorStorage, MultiStep, TensorDictReplayBuffer
@@ -78,7 +79,7 @@ CLASSIC = Task(check_names, make_env, make_mlp, make_replay, make_postproc, term
 @hydra.main(config_path="config", config_name="rtpd_classic", version_base="1.3")
 def main(config: Config) -> None:
     """Run with the resolved configuration."""
-    start(config, CLASSIC)
+    run(*prepared(config, CLASSIC))
 
 
 if __name__ == "__main__":

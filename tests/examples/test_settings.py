@@ -91,7 +91,7 @@ def test_help_explains_each_key_and_shows_the_scripts_own_values(script):
         (["game=chess"], "rtpd_classic.py: game must be one of cartpole, acrobot: got 'chess'."),
         (
             ["resume=nowhere"],
-            "rtpd_classic.py: no checkpoint in nowhere: resume=PATH takes a checkpoint-<steps>",
+            "rtpd_classic.py: no checkpoint in nowhere: there is no such folder",
         ),
         (["output_dir=used"], "rtpd_classic.py: used holds another run, of which results.json is left"),
     ],

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torchrl_rtpd.deploy.c_source import c_header, c_identifier, c_source
 from torchrl_rtpd.deploy.card import contract_of, contract_text, file_entry, page
 from torchrl_rtpd.deploy.chain import Chain, chain_of
-from torchrl_rtpd.deploy.formats import FORMATS, checked_formats
+from torchrl_rtpd.deploy.formats import FORMATS, FormatError, checked_formats
 from torchrl_rtpd.deploy.numpy_source import numpy_source, write_arrays
 from torchrl_rtpd.deploy.onnx_file import chain_model, program_model, quantised_model, write
 from torchrl_rtpd.deploy.program import Example, Program, multiply_adds, outputs_of, plain_copy, traced
@@ -196,9 +196,10 @@ class _Export:
             if reason is None and len(self.program.outputs[1].shape):
                 reason = "it chooses more than one action"
             if reason is not None:
-                raise ValueError(
+                raise FormatError(
+                    name,
                     f"format {name} holds chains of convolutions without padding, dense layers and ReLU: {reason}; "
-                    "export it as onnx or pt2."
+                    "export it as onnx or pt2.",
                 )
 
     def _states(self, student: nn.Module, calibration: Any, metadata: Mapping[str, Any]) -> Tensor | None:

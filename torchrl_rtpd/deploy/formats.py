@@ -6,9 +6,21 @@ from collections.abc import Sequence
 
 from torchrl_rtpd.deploy.onnx_file import require_onnx
 
-__all__ = ["FORMATS", "checked_formats"]
+__all__ = ["FORMATS", "FormatError", "checked_formats"]
 
 FORMATS = ("onnx", "onnx_int8", "pt2", "c", "numpy")
+
+
+class FormatError(ValueError):
+    """A format that cannot hold a network, which others may.
+
+    Attributes:
+        format: its name.
+    """
+
+    def __init__(self, format: str, message: str) -> None:
+        super().__init__(message)
+        self.format = format
 
 
 def checked_formats(formats: Sequence[str], name: str = "formats") -> list[str]:

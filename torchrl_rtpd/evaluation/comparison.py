@@ -115,7 +115,7 @@ def paper_percentages(
 
     Returns:
         ``max_percent``, the best student score over the best teacher score, and ``mean_percent``, the mean of the last
-        ratios. Both blow up where the teacher's scores are near zero and change sign below it; None where it scored 0.
+        ratios. Both blow up where the teacher's scores are near zero; None where one of them is not positive.
         ``max_normalised`` and ``mean_normalised`` are ratios of what student and teacher have above a random player,
         the latter of means over the last evaluations, not a mean of ratios; None for a teacher no better than random.
 
@@ -133,9 +133,9 @@ def paper_percentages(
         )
     best_student, best_teacher = max(student_scores), max(teacher_scores)
     student, teacher = list(student_scores[-last:]), list(teacher_scores[-last:])
-    ratios = [mine / theirs for mine, theirs in zip(student, teacher, strict=True) if theirs]
+    ratios = [mine / theirs for mine, theirs in zip(student, teacher, strict=True) if theirs > 0]
     return {
-        "max_percent": 100 * best_student / best_teacher if best_teacher else None,
+        "max_percent": 100 * best_student / best_teacher if best_teacher > 0 else None,
         "mean_percent": 100 * sum(ratios) / len(ratios) if len(ratios) == len(teacher) else None,
         "max_normalised": normalised_score(best_student, random_score, best_teacher),
         "mean_normalised": normalised_score(sum(student) / len(student), random_score, sum(teacher) / len(teacher)),

@@ -356,6 +356,8 @@ def newest_checkpoint(path: str | os.PathLike) -> Path:
         torchrl.checkpoint._checkpoint.CheckpointError: no checkpoint in no/such/run: ...
     """
     folder = Path(path)
+    if not folder.is_dir():
+        raise CheckpointError(f"no checkpoint in {folder}: there is no such folder; give that of a run.")
     if (folder / "sealed.json").exists() or (folder / "manifest.json").exists():
         VerifiedCheckpoint.verify(folder)
         return folder
@@ -367,7 +369,7 @@ def newest_checkpoint(path: str | os.PathLike) -> Path:
         except CheckpointError as error:
             warnings.warn(f"passed over: {error}", stacklevel=2)
     raise CheckpointError(
-        f"no checkpoint in {path}: resume=PATH takes a checkpoint-<steps> folder or the folder of a run that has "
+        f"no checkpoint in {folder}: a run goes on from a folder checkpoint-<steps>, or from that of a run that has "
         f"some; {len(found)} damaged ones were found there."
     )
 

@@ -205,21 +205,26 @@ def resumed_config(
         The run's configuration. ``resume`` is the checkpoint, and ``output_dir`` the folder the run is in now.
 
     Raises:
-        ValueError: an override of a key that may not change.
+        ValueError: another value of a key that may not change.
         CheckpointError: no checkpoint there, a damaged one, or one without a configuration.
     """
     given = {override.lstrip("+~").partition("=")[0] for override in overrides}
-    fixed = sorted(given - set(may_change) - {"resume"})
+    path = newest_checkpoint(config.resume)
+    before = saved_config(path, renamed)
+    fixed = [
+        f"{key}={OmegaConf.select(config, key)} (was {before.get(key, 'unknown')})"
+        for key in sorted(given - set(may_change) - {"resume"})
+        if key not in before or OmegaConf.create([OmegaConf.select(config, key)]) != OmegaConf.create([before[key]])
+    ]
     if fixed:
         raise ValueError(
             f"a resumed run keeps its configuration but for {', '.join(sorted(may_change))}: got {', '.join(fixed)}; "
             "leave it out, or start a new run, from this one's weights if you like (teacher_checkpoint=PATH)."
         )
-    path = newest_checkpoint(config.resume)
     own = {key: OmegaConf.select(config, key) for key in given & set(may_change)}
     run_folder = path.resolve().parent.parent  # of <run>/checkpoints/checkpoint-<steps>
     place = {"resume": str(path), "output_dir": str(run_folder)}
-    return cast(DictConfig, OmegaConf.merge(config, saved_config(path, renamed), own, place))
+    return cast(DictConfig, OmegaConf.merge(config, before, own, place))
 
 
 def changed_settings(before: Mapping[str, Any], config: Any, keys: Collection[str]) -> str:

@@ -7,7 +7,6 @@ resume from, guards, a table and figures.
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -26,11 +25,10 @@ from torchrl_rtpd.runs.final import final_results
 from torchrl_rtpd.runs.folder import RunFolder
 from torchrl_rtpd.runs.metrics import read_metrics, write_json
 from torchrl_rtpd.runs.monitor import RunMonitor
+from torchrl_rtpd.runs.players import check_networks, distiller_of
 from torchrl_rtpd.runs.process import keep_freed_memory
 from torchrl_rtpd.runs.protect import Protection, protect
 from torchrl_rtpd.runs.report import pareto_front, results_table
-from torchrl_rtpd.trainers._torchrl import hooks_of
-from torchrl_rtpd.trainers.hook import RealTimeDistillTrainer
 
 __all__ = ["Experiment"]
 
@@ -78,7 +76,8 @@ class Experiment:
         protected: checkpoints, guard and stopper.
 
     Raises:
-        ValueError: a name that is no file name, or one network under two names.
+        ValueError: a name that is no file name, one network under two names, a first network that is not the one the
+            trainer trains, or a student under another name than the hook's.
         RuntimeError: a trainer that saves checkpoints already; at :meth:`run`, a folder that holds another run.
         SystemExit: at :meth:`run`, after a signal that asked the run to end; its last checkpoint is whole. One that
             comes in the final games gives them up, and the resumed run plays them. A report that was begun is finished.
@@ -133,7 +132,7 @@ class Experiment:
         spent_before: Mapping[str, float] | None = None,
         progress_bar: bool = True,
     ) -> None:
-        _check_names(networks)
+        check_networks(networks, trainer.loss_module, distiller_of(trainer))
         self._start = time.perf_counter()
         self.trainer = trainer
         self.about = dict(about or {})
@@ -144,7 +143,7 @@ class Experiment:
             networks,
             evaluator,
             self.folder,
-            distiller=_distiller(trainer),
+            distiller=distiller_of(trainer),
             evaluate_every_steps=evaluate_every_steps,
             evaluate_from_steps=evaluate_from_steps,
             logger=trainer.logger,
@@ -316,31 +315,5 @@ def _folder(place: str | os.PathLike | RunFolder | None) -> RunFolder:
     return place if isinstance(place, RunFolder) else RunFolder(place)
 
 
-def _distiller(trainer: Trainer) -> RealTimeDistillTrainer | None:
-    """The hook of the students, if there are any: registered with the trainer, or inside its stepper."""
-    inside = getattr(getattr(trainer, "optimization_stepper", None), "hook", None)
-    hooks = [*hooks_of(trainer).values(), inside]
-    return next((hook for hook in hooks if isinstance(hook, RealTimeDistillTrainer)), None)
-
-
 def _device(network: TensorDictModule) -> Any:
     return next((parameter.device for parameter in network.parameters()), "cpu")
-
-
-def _check_names(networks: Mapping[str, TensorDictModule]) -> None:
-    """Refuse names that cannot stand in file names and columns, and a network that has two."""
-    if not networks:
-        raise ValueError("a run trains at least one network: got none; name the teacher, and its students after it.")
-    names: dict[int, str] = {}
-    for name, network in networks.items():
-        if not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", name):
-            raise ValueError(
-                f"a network's name is part of file names and columns, so it has letters, digits, '_', '-', '+' and "
-                f"'.': got {name!r}."
-            )
-        if id(network) in names:
-            raise ValueError(
-                f"a network has one name: got {names[id(network)]!r} and {name!r} for one network; a student of its "
-                "teacher's size is a network of its own."
-            )
-        names[id(network)] = name

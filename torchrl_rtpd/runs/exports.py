@@ -14,7 +14,7 @@ from torch import Tensor
 from torchrl.envs import EnvBase
 
 from torchrl_rtpd.deploy.export import ExportReport, export_student
-from torchrl_rtpd.deploy.formats import checked_formats
+from torchrl_rtpd.deploy.formats import FormatError, checked_formats
 from torchrl_rtpd.deploy.states import LEAST_STATES
 from torchrl_rtpd.runs.deployed import first_step, states_for
 from torchrl_rtpd.runs.final import teacher_name
@@ -87,22 +87,29 @@ def export_students(
         Reports by name, of those that could be written.
 
     Warns:
-        UserWarning: a student that could not be, with the reason. A run's report does not end here.
+        UserWarning: a student, or one of its formats, that could not be, with the reason. A run's report goes on.
     """
     rows = {row["name"]: row for row in results["networks"]}
     reports = {}
     for name, network in _students(networks).items():
-        try:
-            reports[name] = export_student(
-                network,
-                folder / name,
-                formats=formats,
-                calibration=_calibration(network, states, env, formats),
-                example=first_step(network, env),
-                metadata=_metadata(results, rows[name], env),
-            )
-        except Exception as error:  # of many libraries; results and weights are written already
-            warnings.warn(f"{name!r} was not exported: {error}", stacklevel=2)
+        wanted = list(formats)
+        while wanted:
+            try:
+                reports[name] = export_student(
+                    network,
+                    folder / name,
+                    formats=wanted,
+                    calibration=_calibration(network, states, env, wanted),
+                    example=first_step(network, env),
+                    metadata=_metadata(results, rows[name], env),
+                )
+                break
+            except FormatError as error:  # the other formats may hold it
+                warnings.warn(f"{name!r} was not exported: {error}", stacklevel=2)
+                wanted.remove(error.format)
+            except Exception as error:  # of many libraries; results and weights are written already
+                warnings.warn(f"{name!r} was not exported: {error}", stacklevel=2)
+                break
     return reports
 
 

@@ -103,7 +103,7 @@ def compared_scores(
 
 def _beside_teacher(score: float, teacher_score: float, random_score: float) -> dict[str, float | None]:
     return {
-        "percent_of_teacher": 100 * score / teacher_score if teacher_score else None,
+        "percent_of_teacher": 100 * score / teacher_score if teacher_score > 0 else None,
         "normalised": normalised_score(score, random_score, teacher_score),
     }
 
