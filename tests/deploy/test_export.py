@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -419,6 +420,16 @@ def test_inputs_that_no_example_tells_are_asked_for(tmp_path: Path) -> None:
         export_student(network, tmp_path / "student", example=example.exclude("goal"))
     with pytest.raises(TypeError, match="student must be a network: got str"):
         export_student("net17", tmp_path / "student")
+
+
+def test_two_threads_export_at_once(tmp_path: Path) -> None:
+    """:func:`torch.export.export` serves one thread at a time."""
+    with ThreadPoolExecutor(2) as pool:
+        made = [
+            pool.submit(export_student, nn.Linear(4, 3), tmp_path / name, formats=["numpy"], example=torch.zeros(2, 4))
+            for name in ("one", "two")
+        ]
+    assert [work.result().files["numpy"].path.name for work in made] == ["one.npz", "two.npz"]
 
 
 def test_a_path_needs_a_name_and_one_that_no_folder_has(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from torchrl_rtpd.deploy.chain import Chain, ChainLayer
-from torchrl_rtpd.deploy.program import Port, Program
+from torchrl_rtpd.deploy.program import TRACING, Port, Program
 from torchrl_rtpd.deploy.quantised import QuantisedChain, QuantisedLayer
 
 __all__ = ["chain_model", "program_model", "quantised_model", "write"]
@@ -174,7 +174,7 @@ def program_model(program: Program, path: Path) -> Any:
         ) from error
     sizes = ({0: torch.export.Dim.DYNAMIC},) * len(program.inputs)
     try:
-        with _quiet(), torch.no_grad():
+        with TRACING, _quiet(), torch.no_grad():
             torch.onnx.export(
                 program,
                 tuple(program.example),

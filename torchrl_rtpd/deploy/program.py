@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 import itertools
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -28,8 +29,9 @@ from torchrl_rtpd.networks.keys import last_part
 from torchrl_rtpd.networks.running import BareNetwork
 from torchrl_rtpd.networks.towers import NatureTower
 
-__all__ = ["Port", "Program", "multiply_adds", "outputs_of", "plain_copy", "traced"]
+__all__ = ["TRACING", "Port", "Program", "multiply_adds", "outputs_of", "plain_copy", "traced"]
 
+TRACING = threading.RLock()  # torch.export serves one thread at a time
 Example: TypeAlias = "Tensor | Mapping[Any, Tensor] | TensorDictBase | None"
 
 
@@ -120,7 +122,7 @@ def traced(program: Program) -> torch.export.ExportedProgram:
     wanted = program.run()
     sizes = ({0: torch.export.Dim.DYNAMIC},) * len(program.inputs)
     try:
-        with torch.no_grad():
+        with TRACING, torch.no_grad():
             graph = torch.export.export(program, tuple(program.example), dynamic_shapes=(sizes,))
     except Exception as error:  # torch raises of many kinds here
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
