@@ -150,8 +150,7 @@ def export_student(
 
 
 def _stem(path: str | os.PathLike) -> Path:
-    path = Path(path)
-    if not path.name:
+    if not (path := Path(path)).name:
         raise ValueError(f"path must name the files: got {str(path)!r}; give a folder and a name, without suffix.")
     return path.with_suffix("") if path.suffix in _SUFFIXES else path
 
@@ -358,6 +357,8 @@ class _Export:
         for file in dict.fromkeys(written.values()):
             names = [name for name, other in written.items() if other == file]
             for outcome in _run_check(file):
+                if not outcome.get("not_run", True):
+                    raise RuntimeError(f"{file.name} fails its self-check: {outcome['error']}")
                 if "error" in outcome:
                     self.notes.append(f"{', '.join(names)} was not run here: {outcome['error']}")
                     continue
