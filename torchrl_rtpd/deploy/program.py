@@ -78,7 +78,7 @@ class Program(nn.Module):
         actor = one_step(actor)
         bare = BareNetwork.of(actor) if isinstance(actor, TensorDictModuleBase) else actor
         self._in_keys: list[NestedKey] = bare.in_keys if isinstance(bare, BareNetwork) else _only_key(actor)
-        self._out_keys: list[NestedKey] = bare.out_keys if isinstance(bare, BareNetwork) else ["action_value"]
+        self._out_keys: list[NestedKey] = _told(bare.out_keys) if isinstance(bare, BareNetwork) else ["action_value"]
         self._remembered: list[NestedKey] = bare.remembered if isinstance(bare, BareNetwork) else []
         self.network = _plain_towers(bare).to(memory_format=torch.contiguous_format)
         self._choose = _chooser(actor, self._out_keys)
@@ -222,6 +222,12 @@ def _chooser(actor: nn.Module, keys: Sequence[NestedKey]) -> Callable[[dict[Nest
     if sizes is not None:
         return lambda values: torch.stack([group.argmax(-1) for group in _only(values).split(_sizes(sizes), -1)], -1)
     return lambda values: _only(values).argmax(-1)
+
+
+def _told(keys: Sequence[NestedKey]) -> list[NestedKey]:
+    """Keys of the action if the network writes one, otherwise of all values; a memory for the next step is neither."""
+    values = [key for key in keys if not (isinstance(key, tuple) and key[0] == "next")]
+    return [key for key in values if last_part(key) == "action"][:1] or values
 
 
 def _sizes(var_nums: Sequence[int] | int) -> list[int] | int:
