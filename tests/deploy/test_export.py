@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -384,6 +385,11 @@ def test_ranges_come_from_states_or_a_replay(tmp_path: Path, source: str) -> Non
         ({"formats": ["tflite"]}, ValueError, r"formats must be some of onnx, .*: got \['tflite'\]"),
         ({"formats": []}, ValueError, r"formats must be some of onnx, .*: got \[\]"),
         ({"metadata": {"game": object}}, ValueError, "metadata must be of JSON's types"),
+        ({"metadata": {"score": float("nan")}}, ValueError, "metadata must be of JSON's types: Out of range float"),
+        ({"metadata": {"game": "\ud800"}}, ValueError, r"metadata must be of JSON's types: .* surrogates not allowed"),
+        ({"metadata": ["pong"]}, TypeError, "metadata must be a dictionary: got list"),
+        ({"example": [states(2)]}, TypeError, "example must be observations or several by key: got list"),
+        ({"example": {"pixels": np.zeros((2, 4, 84, 84))}}, TypeError, "must hold tensors: got ndarray for 'pixels'"),
         ({"formats": ["onnx_int8"]}, ValueError, "calibration must give states for 8-bit integers: got None"),
         (
             {"formats": ["onnx_int8"], "calibration": torch.zeros(4, 4, 84, 84, dtype=torch.uint8)},
@@ -414,6 +420,32 @@ def test_inputs_that_no_example_tells_are_asked_for(tmp_path: Path) -> None:
         export_student(network, tmp_path / "student", example=example.exclude("goal"))
     with pytest.raises(TypeError, match="student must be a network: got str"):
         export_student("net17", tmp_path / "student")
+
+
+def test_two_threads_export_at_once(tmp_path: Path) -> None:
+    """:func:`torch.export.export` serves one thread at a time."""
+    with ThreadPoolExecutor(2) as pool:
+        made = [
+            pool.submit(export_student, nn.Linear(4, 3), tmp_path / name, formats=["numpy"], example=torch.zeros(2, 4))
+            for name in ("one", "two")
+        ]
+    assert [work.result().files["numpy"].path.name for work in made] == ["one.npz", "two.npz"]
+
+
+def test_a_path_needs_a_name_and_one_that_no_folder_has(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"path must name the files: got '\.'; give a folder and a name"):
+        export_student(student(), "")
+    (tmp_path / "net17.npz").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"files must not have the name of a folder: got \['net17.npz'\]"):
+        export_student(student(), tmp_path / "net17", formats=["numpy"])
+    assert [entry.name for entry in tmp_path.iterdir()] == ["net17.npz"]
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    network = nn.Linear(4, 3)
+    network.weight.data[1, 2] = torch.nan
+    with pytest.raises(ValueError, match="the student's weights must be finite: 'weight' is not"):
+        export_student(network, tmp_path / "student", example=torch.zeros(2, 4))
 
 
 def test_an_action_mask_is_refused(tmp_path: Path) -> None:

@@ -93,3 +93,28 @@ def test_layers_that_read_a_sequence_backwards_are_refused(tmp_path: Path) -> No
 def test_formats_of_our_own_kernels_refuse_a_memory(tmp_path: Path, form: str) -> None:
     with pytest.raises(ValueError, match=f"format {form} holds chains of .*; export it as onnx or pt2"):
         export_student(actor("gru"), tmp_path / "student", formats=[form], example={"seen": torch.zeros(1, 3)})
+
+
+class Cell(nn.Module):
+    """A step of a memory that its user wrote, and an action in [-1, 1]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.head = nn.LSTMCell(3, 5), nn.Linear(5, 2)
+
+    def forward(self, seen: torch.Tensor, h: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        h, c = self.cell(seen, (h, c))
+        return self.head(h).tanh(), h, c
+
+
+@torch.no_grad()
+def test_a_cell_that_writes_an_action_has_its_memory_once_in_the_file(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    student = TensorDictModule(Cell(), ["seen", "h", "c"], ["action", ("next", "h"), ("next", "c")])
+    given = {"seen": torch.randn(3, 3), "h": torch.randn(3, 5), "c": torch.randn(3, 5)}
+    report = export_student(student, tmp_path / "student", example=given)
+    session = onnx_session(onnxruntime, report.files["onnx"].path)
+    assert [entry.name for entry in session.get_outputs()] == ["action", "next_h", "next_c"]
+    found = session.run(None, {name: tensor.numpy() for name, tensor in given.items()})
+    for own, other in zip(student.module(*given.values()), found, strict=True):
+        torch.testing.assert_close(torch.from_numpy(other), own)

@@ -116,6 +116,33 @@ def test_weights_that_are_not_finite_are_refused(tmp_path):
         load_pretrained(_actor(), tmp_path / "nan.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda weight: (100 * weight).to(torch.int8), r"must be floats: '.*weight' is int8; save them before"),
+        (lambda weight: weight.to(torch.complex64), r"must be floats: '.*weight' is complex64"),
+        (lambda weight: weight.to_sparse(), r"must hold dense tensors of numbers: '.*weight' is sparse or nested"),
+        (lambda weight: weight.to("meta"), r"must hold dense tensors of numbers: '.*weight' is without data"),
+    ],
+)
+def test_weights_that_are_no_floats_in_memory_are_refused(tmp_path, change, match):
+    state = {"layer.weight": change(torch.ones(2, 3)), "layer.bias": torch.ones(2)}
+    torch.save(state, tmp_path / "other.pt")
+    network = torch.nn.Linear(3, 2)
+    before = network.weight.clone()
+    with pytest.raises(ValueError, match=match):
+        load_pretrained(network, tmp_path / "other.pt")
+    assert torch.equal(network.weight, before)
+
+
+@pytest.mark.parametrize("name", ["weights", "weights.pt", "weights.SAFETENSORS"])
+def test_safetensors_are_known_by_their_content(tmp_path, name):
+    network, path = torch.nn.Linear(3, 2), tmp_path / name
+    save_file({"a.weight": torch.ones(2, 3), "a.bias": torch.zeros(2)}, path)
+    load_pretrained(network, path)
+    assert network.weight.tolist() == [[1.0] * 3] * 2
+
+
 class _Crafted:
     """Makes a file when it is unpickled."""
 

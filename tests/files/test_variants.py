@@ -260,3 +260,31 @@ def test_layers_named_kernel_are_refused(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "flax.pt")
     with pytest.raises(ValueError, match=r"Layers named kernel are TensorFlow's or JAX's, \[in, out\]"):
         load_pretrained(nn.Linear(3, 3), tmp_path / "flax.pt")
+
+
+def test_actions_in_a_column_are_refused_since_they_agree_with_all_by_broadcasting(tmp_path):
+    path = tmp_path / "layer.pt"
+    torch.save({"weight": torch.eye(3), "bias": torch.zeros(3)}, path)
+    frames, actions = torch.eye(3), torch.tensor([0, 1, 2])
+    with pytest.raises(ValueError, match=r"observations \[N, ...\] and actions \[N\]: got \[3, 3\] and \[3, 1\]"):
+        load_pretrained(nn.Linear(3, 3), path, check_frames=(frames, actions[:, None]))
+    with pytest.raises(TypeError, match="must be two tensors, observations and actions: got Tensor"):
+        load_pretrained(nn.Linear(3, 3), path, check_frames=frames)
+    assert "100.0% of check_frames agree" in load_pretrained(
+        nn.Linear(3, 3), path, check_frames=(frames.numpy(), actions.numpy())
+    )
+
+
+@pytest.mark.parametrize("rows", [torch.tensor([2, 0]), range(2, -1, -2), [2, 0]])
+def test_rows_may_be_any_whole_numbers(tmp_path, rows):
+    torch.save({"weight": torch.eye(3), "bias": torch.zeros(3)}, tmp_path / "layer.pt")
+    network = nn.Linear(3, 2)
+    load_pretrained(network, tmp_path / "layer.pt", rows=rows)
+    assert network.weight.tolist() == [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
+
+
+@pytest.mark.parametrize("rows", ["20", [True, False], [2.0, 0.0]])
+def test_rows_that_are_no_whole_numbers_are_refused(tmp_path, rows):
+    torch.save({"weight": torch.eye(3), "bias": torch.zeros(3)}, tmp_path / "layer.pt")
+    with pytest.raises(TypeError, match=r"rows must be whole numbers: got .*; count the file's actions from 0"):
+        load_pretrained(nn.Linear(3, 2), tmp_path / "layer.pt", rows=rows)

@@ -22,10 +22,15 @@ __all__ = ["c_header", "c_identifier", "c_source"]
 def c_identifier(stem: str) -> str:
     """Return a file's name as a C identifier.
 
+    Raises:
+        ValueError: a name that no ``#include`` can hold.
+
     Examples:
         >>> c_identifier("net17-best.v2"), c_identifier("17")
         ('net17_best_v2', 'student_17')
     """
+    if any(letter in stem for letter in '"\\\n\r'):
+        raise ValueError(f"format c needs a name without quotes, backslashes and line breaks: got {stem!r}.")
     name = re.sub(r"\W", "_", stem, flags=re.ASCII)
     return name if name[:1].isalpha() else f"student_{name}"
 

@@ -14,6 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.fx import Node
+from torch.nn import functional as F
+
+from torchrl_rtpd.deploy.selfcheck import make_inputs
 
 __all__ = ["Chain", "ChainLayer", "chain_of"]
 
@@ -75,6 +78,18 @@ class Chain:
     dtype: str
     layers: list[ChainLayer]
 
+    def run(self, observations: Tensor) -> Tensor:
+        """Return the values of observations ``[B, ...]`` in double precision."""
+        values = observations.double()
+        for layer in self.layers:
+            weight, bias = (torch.from_numpy(array).double() for array in (layer.weight, layer.bias))
+            if weight.ndim == 4:
+                values = F.conv2d(values, weight, bias, layer.stride)
+            else:
+                values = F.linear(values.flatten(1), weight, bias)
+            values = values.relu() if layer.relu else values
+        return values
+
 
 class _Other(ValueError):
     """A network that is no such chain."""
@@ -93,9 +108,21 @@ def chain_of(graph: torch.export.ExportedProgram, shape: tuple[int, ...], dtype:
     if dtype not in ("uint8", "float32"):
         return f"its input is {dtype}"
     try:
-        return Chain(shape, dtype, _Reader(graph).layers)
+        chain = Chain(shape, dtype, _Reader(graph).layers)
     except _Other as reason:
         return str(reason)
+    return chain if _computes_the_same(chain, graph) else "its layers alone compute other values"
+
+
+@torch.no_grad()
+def _computes_the_same(chain: Chain, graph: torch.export.ExportedProgram) -> bool:
+    """Compare a chain with the program that it was read from on a few observations."""
+    (drawn,) = make_inputs([{"shape": chain.shape, "dtype": chain.dtype}])
+    observations = torch.from_numpy(drawn)
+    wanted, found = graph.module()(observations)[0].double(), chain.run(observations)
+    if wanted.shape != found.shape:
+        return False
+    return bool((wanted - found).abs().max() <= 1e-3 * max(float(wanted.max() - wanted.min()), 1e-6))
 
 
 class _Reader:
@@ -136,6 +163,9 @@ class _Reader:
             self.values[node] = self._constant(node)
             return
         target: Any = node.target
+        value = node.meta["val"]
+        if target not in _FLATTENING and isinstance(value, Tensor) and not value.is_floating_point():
+            raise _Other("it calculates in integers")
         if target in _FLATTENING:
             self._flatten(node)
         elif target is _ATEN.conv2d.default:
@@ -165,6 +195,8 @@ class _Reader:
 
     def _argument(self, node: Node, place: int, default: Any = None) -> Any:
         value = node.args[place] if len(node.args) > place else default
+        if isinstance(value, Node) and value not in self.values:
+            raise _Other("it has branches")
         return self.values[value] if isinstance(value, Node) else value
 
     def _flatten(self, node: Node) -> None:
@@ -198,7 +230,7 @@ class _Reader:
 
     def _affine(self, node: Node) -> None:
         other = self._argument(node, 1)
-        if isinstance(other, Node) or (isinstance(other, Tensor) and other.ndim > node.meta["val"].ndim):
+        if isinstance(other, Tensor) and other.ndim > node.meta["val"].ndim:
             raise _Other("it has branches")
         if isinstance(other, Tensor):
             other = other.double()
@@ -208,7 +240,7 @@ class _Reader:
         if step in (operator.mul, operator.truediv):
             self.scale, self.shift = step(self.scale, other), step(self.shift, other)
         else:
-            self.shift = step(self.shift, other)
+            self.shift = step(self.shift, other * node.kwargs.get("alpha", 1))
 
     def _normalise(self, node: Node) -> None:
         """Batch normalisation by its running statistics."""

@@ -127,10 +127,11 @@ def export_student(
 
     Raises:
         ValueError: an unknown format; a network that a format cannot hold, with the reason; no example or too few
-            states; metadata that JSON cannot hold.
-        TypeError: something that is no network.
+            states; weights that are not finite; metadata that JSON cannot hold, NaN among it; a path without a name.
+        TypeError: something that is no network, no tensor or no dictionary.
         ImportError: the export extra is not installed.
         RuntimeError: a file does not compute the student's values.
+        IsADirectoryError: a folder has the name of one of the files.
 
     Examples:
         >>> import tempfile
@@ -142,15 +143,26 @@ def export_student(
         ['net17.json', 'net17.md', 'net17.npz', 'net17_numpy.py']
     """
     path = _stem(path)
-    work = _Export(student, path, checked_formats(formats), calibration, example, dict(metadata or {}))
+    work = _Export(student, path, checked_formats(formats), calibration, example, _checked_metadata(metadata))
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         return work.write(Path(folder))
 
 
 def _stem(path: str | os.PathLike) -> Path:
-    path = Path(path)
+    if not (path := Path(path)).name:
+        raise ValueError(f"path must name the files: got {str(path)!r}; give a folder and a name, without suffix.")
     return path.with_suffix("") if path.suffix in _SUFFIXES else path
+
+
+def _checked_metadata(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
+    if not isinstance(metadata, Mapping | None):
+        raise TypeError(f"metadata must be a dictionary: got {type(metadata).__name__}.")
+    try:
+        json.dumps(found := dict(metadata or {}), allow_nan=False, ensure_ascii=False).encode()
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"metadata must be of JSON's types: {error}; convert it to numbers and strings.") from error
+    return found
 
 
 class _Export:
@@ -160,12 +172,6 @@ class _Export:
         self, student: nn.Module, path: Path, formats: list[str], calibration: Any, example: Example, metadata: dict
     ) -> None:
         self.path, self.formats = path, formats
-        try:
-            json.dumps(metadata)
-        except TypeError as error:
-            raise ValueError(
-                f"metadata must be of JSON's types: {error}; convert it to numbers and strings."
-            ) from error
         towers = isinstance(student, nn.Module) and any(isinstance(part, NatureTower) for part in student.modules())
         if example is None and isinstance(calibration, Tensor) and not towers:
             example = calibration[:2]
@@ -193,8 +199,8 @@ class _Export:
             reason: str | None = chain if isinstance(chain, str) else None
             if isinstance(chain, Chain) and name == "onnx_int8":
                 reason = reason_against(chain)
-            if reason is None and len(self.program.outputs[1].shape):
-                reason = "it chooses more than one action"
+            if reason is None and not self.program.chooses_one:
+                reason = "its action is no choice of one of its values"
             if reason is not None:
                 raise FormatError(
                     name,
@@ -254,8 +260,11 @@ class _Export:
         content = {**self.contract, **self._machine(), "files": entries, "notes": self.notes}
         card.write_text(json.dumps(content, indent=1) + "\n")
         card.with_suffix(".md").write_text(page(content))
-        for file in sorted(folder.iterdir()):
-            os.replace(file, self.path.parent / file.name)
+        places = {file: self.path.parent / file.name for file in sorted(folder.iterdir())}
+        if taken := [place.name for place in places.values() if place.is_dir()]:
+            raise IsADirectoryError(f"files must not have the name of a folder: got {taken}; give another path.")
+        for file, place in places.items():
+            os.replace(file, place)
         return ExportReport(files, self.path.parent / card.name, self.notes)
 
     def _machine(self) -> dict[str, Any]:
@@ -294,7 +303,7 @@ class _Export:
 
     def _write_onnx(self, folder: Path) -> dict[str, Path]:
         file = self._file(folder, ".onnx")
-        chain = None if self.program.outputs[1].shape else self.chain  # which ends with one choice
+        chain = self.chain if self.program.chooses_one else None  # which ends with one choice
         model = program_model(self.program, file) if chain is None else chain_model(chain, self.program)
         write(model, file, self._record("onnx", self._float_outputs()))
         return {"onnx": file}
@@ -349,6 +358,8 @@ class _Export:
         for file in dict.fromkeys(written.values()):
             names = [name for name, other in written.items() if other == file]
             for outcome in _run_check(file):
+                if not outcome.get("not_run", True):
+                    raise RuntimeError(f"{file.name} fails its self-check: {outcome['error']}")
                 if "error" in outcome:
                     self.notes.append(f"{', '.join(names)} was not run here: {outcome['error']}")
                     continue

@@ -110,7 +110,7 @@ def measure_deployment(network: nn.Module, example: Example = None, states: Tens
     except ImportError:
         return Deployment(Latency(_eager_latency(program, single), "torch"), None)
     chain = chain_of(traced(program), program.inputs[0].shape, program.inputs[0].dtype)
-    if isinstance(chain, str):
+    if isinstance(chain, str) or not program.chooses_one:
         with tempfile.TemporaryDirectory() as folder:
             model = program_model(program, Path(folder) / "network.onnx")
     else:
@@ -140,8 +140,7 @@ def _eager_latency(program: Program, single: list[Tensor]) -> float:
 def _can_quantise(chain: Chain, program: Program, states: Tensor) -> bool:
     """Return True if :func:`~torchrl_rtpd.deploy.export_student` would write the network in integers."""
     fits = states.dtype == torch.uint8 and states.shape[1:] == program.example[0].shape[1:]
-    one_action = not program.outputs[1].shape
-    return fits and one_action and len(states) >= LEAST_STATES and reason_against(chain) is None
+    return fits and program.chooses_one and len(states) >= LEAST_STATES and reason_against(chain) is None
 
 
 def _values(session: Any, program: Program, states: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,13 @@ from torchrl_rtpd.deploy.chain import Chain
 
 __all__ = ["numpy_source", "write_arrays"]
 
-_SOURCE = '''"""A student in NumPy, which is all that it needs. Weights are read from {archive} beside this file."""
+_SOURCE = '''"""A student in NumPy, which is all that it needs. Weights are read from the .npz beside this file."""
 
 from pathlib import Path
 
 import numpy as np
 
-_ARRAYS = dict(np.load(Path(__file__).with_name("{archive}")))
+_ARRAYS = dict(np.load(Path(__file__).with_name({archive})))
 _PARTS = ("weight", "bias", "stride", "relu")
 _LAYERS = [[_ARRAYS[f"{{part}}{{place}}"] for part in _PARTS] for place in range({layers})]
 
@@ -48,7 +49,7 @@ def action(observations):
 def numpy_source(chain: Chain, archive: str) -> str:
     """Return the module that reads ``archive``."""
     return _SOURCE.format(
-        archive=archive,
+        archive=json.dumps(archive),
         layers=len(chain.layers),
         actions=len(chain.layers[-1].bias),
         shape=", ".join(map(str, chain.shape)),

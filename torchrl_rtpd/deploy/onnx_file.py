@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from torchrl_rtpd.deploy.chain import Chain, ChainLayer
-from torchrl_rtpd.deploy.program import Port, Program
+from torchrl_rtpd.deploy.program import TRACING, Port, Program
 from torchrl_rtpd.deploy.quantised import QuantisedChain, QuantisedLayer
 
 __all__ = ["chain_model", "program_model", "quantised_model", "write"]
@@ -53,17 +53,26 @@ def write(model: Any, path: Path, card: str) -> None:
 class _Graph:
     """Nodes and constants of a model as they are added."""
 
-    def __init__(self, dimensions: int) -> None:
+    def __init__(self, dimensions: int, inputs: Sequence[Port]) -> None:
         self.onnx = require_onnx()
+        self.taken = {port.name for port in inputs}
         self.dimensions = dimensions  # of what the next layer reads
         self.nodes: list[Any] = []
         self.constants: dict[str, Any] = {}
 
+    def free(self, name: str) -> str:
+        """A name that no input has."""
+        while name in self.taken:
+            name += "_"
+        return name
+
     def constant(self, name: str, value: np.ndarray) -> str:
+        name = self.free(name)
         self.constants[name] = self.onnx.numpy_helper.from_array(np.ascontiguousarray(value), name)
         return name
 
     def add(self, operator: str, inputs: list[str], result: str, **attributes: Any) -> str:
+        result = self.free(result)
         self.nodes.append(self.onnx.helper.make_node(operator, inputs, [result], name=result, **attributes))
         return result
 
@@ -95,7 +104,7 @@ def _info(onnx: Any, port: Port) -> Any:
 
 def chain_model(chain: Chain, program: Program) -> Any:
     """Return a chain in float32."""
-    graph = _Graph(len(chain.shape) + 1)
+    graph = _Graph(len(chain.shape) + 1, program.inputs)
     values = graph.add("Cast", [program.inputs[0].name], "pixels_float", to=graph.onnx.TensorProto.FLOAT)
     last = len(chain.layers) - 1
     for place, layer in enumerate(chain.layers):
@@ -111,7 +120,7 @@ def chain_model(chain: Chain, program: Program) -> Any:
 
 def quantised_model(quantised: QuantisedChain, program: Program) -> Any:
     """Return a chain in 8-bit integers, each layer between operators that say its scales."""
-    graph = _Graph(len(quantised.chain.shape) + 1)
+    graph = _Graph(len(quantised.chain.shape) + 1, program.inputs)
     zero = graph.constant("zero", np.zeros((), np.uint8))
     steps = program.inputs[0].name
     for place, layer in enumerate(quantised.hidden):
@@ -165,7 +174,7 @@ def program_model(program: Program, path: Path) -> Any:
         ) from error
     sizes = ({0: torch.export.Dim.DYNAMIC},) * len(program.inputs)
     try:
-        with _quiet(), torch.no_grad():
+        with TRACING, _quiet(), torch.no_grad():
             torch.onnx.export(
                 program,
                 tuple(program.example),

@@ -67,17 +67,29 @@ def read_contents(path: Path) -> Contents:
     """Read a file or folder as tensors.
 
     Raises:
-        ValueError: a file that cannot be read as tensors without running it.
+        ValueError: a file that cannot be read as tensors without running it, or holds sparse or quantised ones.
         FileNotFoundError: nothing at that place.
     """
     value, reads_bytes = _read(path)
     tensors = {plain_name(name): tensor for name, tensor in _flat(value) if not _OF_OPTIMIZER.search(name)}
+    _refuse_without_numbers(path, tensors)
     library = next((library for part, library in _KNOWN.items() if any(part in name for name in tensors)), "")
     if path.suffix == ".cleanrl_model":
         library = "CleanRL"
     if (path.is_file() and zipfile.is_zipfile(path)) and _is_baselines_zip(path):
         library = "stable-baselines3"
-    return Contents(tensors, path.suffix not in (".safetensors", ".npz"), library, reads_bytes)
+    return Contents(tensors, not (path.suffix == ".npz" or _is_safetensors(path)), library, reads_bytes)
+
+
+def _refuse_without_numbers(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse tensors whose numbers do not simply lie in memory."""
+    for name, tensor in tensors.items():
+        if tensor.is_meta or tensor.is_quantized or tensor.is_nested or tensor.layout is not torch.strided:
+            kind = "without data" if tensor.is_meta else "quantised" if tensor.is_quantized else "sparse or nested"
+            raise ValueError(
+                f"{path} must hold dense tensors of numbers: {name!r} is {kind}; save the state_dict() of "
+                "the dense network."
+            )
 
 
 def words(name: str) -> list[str]:
@@ -99,7 +111,7 @@ def _read(path: Path) -> tuple[Any, bool | None]:
     try:
         if path.is_dir():
             return _read_folder(path), None
-        if path.suffix == ".safetensors":
+        if _is_safetensors(path):
             return load_file(path), None
         if path.suffix == ".npz":
             return _read_arrays(path), None
@@ -127,9 +139,21 @@ def _read(path: Path) -> tuple[Any, bool | None]:
         raise ValueError(f"{path} is damaged or no file of tensors: {type(error).__name__}: {error}.") from error
 
 
+def _is_safetensors(path: Path) -> bool:
+    """Return True for the suffix, and for the beginning of such a file: eight bytes of a length, then JSON."""
+    if path.suffix.lower() == ".safetensors":
+        return path.is_file()
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        begin = file.read(9)
+    return begin[8:] == b"{" and int.from_bytes(begin[:8], "little") < path.stat().st_size
+
+
 def _load_torch(path: Path | io.BytesIO) -> Any:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Detected pickle protocol", category=UserWarning)  # refused anyway
+        warnings.filterwarnings("ignore", message="Validating sparse", category=UserWarning)  # refused as well
         return torch.load(path, map_location="cpu", weights_only=True)
 
 

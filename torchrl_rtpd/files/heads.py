@@ -6,6 +6,7 @@ Shapes: ``A`` actions, ``N`` quantiles, ``U`` units before the head.
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -29,7 +30,9 @@ def with_rows(tensors: Mapping[str, Tensor], head: Tensor, rows: Sequence[int]) 
 
     Raises:
         ValueError: another number of rows than the network has actions, or a row that no head has.
+        TypeError: rows that are no whole numbers.
     """
+    rows = _numbers(rows)
     if len(rows) != len(head):
         raise ValueError(f"rows must name one action of the file for each of {len(head)}: got {len(rows)}.")
     if min(rows) < 0:
@@ -48,6 +51,17 @@ def with_rows(tensors: Mapping[str, Tensor], head: Tensor, rows: Sequence[int]) 
             if max(rows) < len(tensors[name]):
                 changed[name] = tensors[name][list(rows)]
     return changed
+
+
+def _numbers(rows: Sequence[int]) -> list[int]:
+    """Return rows as whole numbers, from a list, a tensor or an array."""
+    try:
+        listed = list(getattr(rows, "tolist", lambda: rows)())
+        if any(isinstance(row, bool) for row in listed):
+            raise TypeError("bool")
+        return [operator.index(row) for row in listed]
+    except TypeError as error:
+        raise TypeError(f"rows must be whole numbers: got {rows!r}; count the file's actions from 0.") from error
 
 
 def collapsed(tensors: Mapping[str, Tensor], actions: int) -> Iterator[tuple[dict[str, Tensor], str]]:

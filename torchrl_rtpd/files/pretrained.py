@@ -17,7 +17,7 @@ from torchrl_rtpd.files.foreign import Contents, read_contents, words
 from torchrl_rtpd.files.heads import collapsed, with_rows
 from torchrl_rtpd.files.layers import Candidate, candidates, layers_of, named_candidates, same_tensors, stands_alone
 from torchrl_rtpd.files.mismatch import explained
-from torchrl_rtpd.files.variants import check_recording, first_that_plays, variants
+from torchrl_rtpd.files.variants import checked_recording, first_that_plays, variants
 from torchrl_rtpd.networks.compiled import load_plain_state_dict, plain_state_dict
 from torchrl_rtpd.networks.running import bare_network
 
@@ -87,10 +87,11 @@ def load_pretrained(
         raise ValueError(f"network must have layers to fill: got {type(bare).__name__} without a parameter.")
     contents = read_contents(path)
     if check_frames is not None:
-        check_recording(*check_frames)
+        check_frames = checked_recording(check_frames)
     if rows is not None:
         contents = contents._replace(tensors=with_rows(contents.tensors, _head(wanted), rows))
     choice = _choose(path, wanted, contents)
+    _refuse_integers(path, choice, wanted)
     found = {own: choice.tensors[name].to(wanted[own].dtype) for own, name in choice.candidate.names.items()}
     broken = next((choice.candidate.names[own] for own, tensor in found.items() if not tensor.isfinite().all()), None)
     if broken is not None:
@@ -108,6 +109,17 @@ class _Choice(NamedTuple):
     candidate: Candidate
     tensors: Mapping[str, Tensor]
     said: list[str]
+
+
+def _refuse_integers(path: Path, choice: _Choice, wanted: Mapping[str, Tensor]) -> None:
+    """Refuse integers for weights: their scales are not known."""
+    for own, name in choice.candidate.names.items():
+        kind = choice.tensors[name].dtype
+        if wanted[own].is_floating_point() and not kind.is_floating_point:
+            raise ValueError(
+                f"the weights in {path} must be floats: {name!r} is {str(kind).removeprefix('torch.')}; save them "
+                "before they are quantised."
+            )
 
 
 def _head(wanted: Mapping[str, Tensor]) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torchrl_rtpd.networks.compiled import plain_name
 from torchrl_rtpd.networks.running import eval_mode
 from torchrl_rtpd.networks.towers import NatureTower
 
-__all__ = ["Variant", "check_recording", "first_that_plays", "variants"]
+__all__ = ["Variant", "checked_recording", "first_that_plays", "variants"]
 
 # Mean absolute weights of a first layer: 0.03 as PyTorch draws them and 0.074 of a trained tower on pixels in [0, 1];
 # 0.0003 for the same function of 0..255. A network that began with 0.03 and was trained on 0..255 is still near it, so
@@ -88,13 +88,25 @@ def variants(
     return found
 
 
-def check_recording(observations: Tensor, actions: Tensor) -> None:
-    """Refuse a recording with another number of actions than observations, or of none."""
-    if len(observations) != len(actions) or not len(actions):
+def checked_recording(recording: Any) -> tuple[Tensor, Tensor]:
+    """Return observations and actions of a recording as tensors.
+
+    Raises:
+        TypeError: something else than two arrays.
+        ValueError: another number of actions than observations, or none; actions of another shape than ``[N]``.
+    """
+    if not isinstance(recording, (tuple, list)) or len(recording) != 2:
+        raise TypeError(
+            f"check_frames must be two tensors, observations and actions: got {type(recording).__name__}; give "
+            "(frames, actions)."
+        )
+    observations, actions = (torch.as_tensor(array) for array in recording)
+    if not len(actions) or actions.shape != observations.shape[:1]:
         raise ValueError(
             f"check_frames must be observations [N, ...] and actions [N]: got {list(observations.shape)} and "
             f"{list(actions.shape)}; record one greedy action for each observation."
         )
+    return observations, actions
 
 
 def first_that_plays(

@@ -289,6 +289,11 @@ class BareNetwork(nn.Module):
         for part in parts:
             _add_module(self, names[part], part)
 
+    @classmethod
+    def of(cls, actor: TensorDictModuleBase) -> BareNetwork:
+        """Return what :func:`bare_network` does, even of an actor with one part."""
+        return cls(actor, *_parts_to_values(actor))
+
     def forward(self, *observations: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Return the values of observations ``[*B, ...]``.
 
@@ -384,3 +389,7 @@ def _add_module(root: nn.Module, name: str, module: nn.Module) -> None:
         root = root._modules[container]  # type: ignore[assignment]
     if leaf:
         root.add_module(leaf, module)
+    else:  # the actor itself, whose state has the names of what it holds
+        for own, parts in ((root._modules, module._modules), (root._parameters, module._parameters)):
+            own.update(parts)  # type: ignore[arg-type]
+        root._buffers.update(module._buffers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -156,4 +157,5 @@ def _metadata(results: Mapping[str, Any], row: Mapping[str, Any], env: EnvBase) 
     measured = {title: row[key] for key, title in _OF_THE_NETWORK.items() if row.get(key) is not None}
     origin = {key: results["environment"][key] for key in ("command", "commit")}
     chance = {"random_score": results["random_score"]} if "random_score" in results else {}
-    return {**about, **told_by(env), **measured, **chance, **origin}
+    found = {**about, **told_by(env), **measured, **chance, **origin}
+    return {key: value for key, value in found.items() if not (isinstance(value, float) and math.isnan(value))}
