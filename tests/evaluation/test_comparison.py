@@ -81,10 +81,10 @@ def test_max_and_mean_are_the_papers():
     assert found["mean_normalised"] == pytest.approx((7.5 - 2) / (11 - 2))
 
 
-def test_a_bad_teacher_spoils_the_percentages_and_not_the_normalised_ratios():
-    """At -20 of -21, twice the teacher's score is worse; a teacher at 0 has no percentage; below random, no ratio."""
+def test_a_teacher_of_no_positive_score_has_no_percentage_and_normalised_ratios_stay():
+    """Twice a negative score is worse, and no 200 %; likewise a teacher at 0. Below random there is no ratio."""
     worse = paper_percentages([-21.0], [-10.5], random_score=-21.0)
-    assert worse["mean_percent"] == pytest.approx(200.0) and worse["mean_normalised"] == 0.0
+    assert worse["mean_percent"] is None and worse["max_percent"] is None and worse["mean_normalised"] == 0.0
     assert paper_percentages([1.0, 1.0], [1.0, 0.0], random_score=-21.0)["mean_percent"] is None
     assert paper_percentages([1.0], [0.0], random_score=-21.0)["max_percent"] is None
     assert paper_percentages([1.0], [-21.0], random_score=-20.0)["mean_normalised"] is None

@@ -1,6 +1,7 @@
 """The methods of the main example, compared on equal terms: claims on short runs of its twin on classic control."""
 
 import csv
+import shutil
 from pathlib import Path
 
 import hydra
@@ -8,6 +9,7 @@ import pytest
 import rtpd_atari
 import rtpd_classic
 import torch
+from command import resumed_phases
 from safetensors.torch import load_file
 
 from torchrl_rtpd.runs.metrics import read_metrics
@@ -231,3 +233,22 @@ def test_the_main_example_has_the_same_methods(tmp_path):
     assert all(_equal(teachers[0], teacher) for teacher in teachers[1:])
     students = [_last(tmp_path / folder, "net17") for folder in ("rtpd", "two_stage", "scratch")]
     assert not any(_equal(one, other) for one, other in ((students[0], students[1]), (students[1], students[2])))
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_two_phases_that_were_cut_in_the_first_go_on_to_the_end_of_the_second(made, tmp_path, finished):
+    """By the folder of the whole run: the teacher's phase is taken up, or left as it is, and the students' follows."""
+    whole = tmp_path / "run"
+    shutil.copytree(made["two_stage"][0] / "teacher", whole / "teacher")
+    if not finished:
+        (whole / "teacher" / "results.json").unlink()
+    command = [f"resume={whole}"]
+    with hydra.initialize_config_dir(str(EXAMPLES / "config"), version_base="1.3"):
+        config = resumed_phases(hydra.compose("rtpd_classic", command), command)
+    assert (config.method, config.output_dir, config.students) == ("two_stage", str(whole), ["mlp16"])
+    assert (config.resume is None) == finished
+    results = rtpd_atari.run(config, rtpd_classic.CLASSIC)
+    assert results["method"] == "two_stage" and results["updates"] == made["two_stage"][1]["updates"]
+    assert _equal(_last(whole / "teacher", "teacher"), _last(made["two_stage"][0] / "teacher", "teacher"))
+    if finished:
+        assert _equal(_last(whole, "mlp16"), _last(made["two_stage"][0], "mlp16"))

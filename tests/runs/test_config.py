@@ -116,7 +116,8 @@ def test_a_resumed_run_has_its_own_configuration_but_for_what_may_change(tmp_pat
 
 def test_what_may_not_change_is_refused_by_name(tmp_path: Path) -> None:
     saved(tmp_path, {"gamma": 0.5})
-    with pytest.raises(ValueError, match=r"keeps its configuration but for log, steps: got gamma=0.99 \(was 0.5\), loss=l2 \(was unknown\); leave"):
+    message = r"keeps its configuration but for log, steps: got gamma=0.99 \(was 0.5\), loss=l2 \(was unknown\); leave"
+    with pytest.raises(ValueError, match=message):
         resumed_config(config(resume=str(tmp_path)), ["steps=3", "+gamma=0.1", "loss=l1"], may_change=["steps", "log"])
 
 
@@ -138,3 +139,11 @@ def test_a_checkpoint_without_a_configuration_is_refused(tmp_path: Path) -> None
     path = saved(tmp_path, None)
     with pytest.raises(CheckpointError, match="holds no configuration: it was not written by a script that saves one"):
         saved_config(path)
+
+
+def test_a_key_that_is_given_as_it_was_changes_nothing(tmp_path: Path) -> None:
+    """So that a command is repeated with ``resume=`` behind it."""
+    saved(tmp_path, {"gamma": 0.5, "steps": 10, "students": ["net1"]})
+    given = config(resume=str(tmp_path), gamma=0.5, students=["net1"])
+    found = resumed_config(given, [f"resume={tmp_path}", "gamma=0.5", "students=[net1]"], may_change=["steps"])
+    assert (found.gamma, found.students) == (0.5, ["net1"])
