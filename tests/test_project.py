@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import os
 import re
@@ -231,3 +232,10 @@ def test_readme_names_the_releases_that_are_required() -> None:
     torchrl, torch = re.search(r"It takes TorchRL\s+([\d.]+) and torch ([\d.]+) or later", README).groups()
     assert f"{torchrl}.1" in required["torchrl"] and f"{torchrl}.0" not in required["torchrl"]
     assert f"{torch}.0" in required["torch"] and "2.10.0" not in required["torch"]
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
+def test_files_that_an_examples_header_names_exist(script: Path) -> None:
+    header = ast.get_docstring(ast.parse(script.read_text())) or ""
+    named = re.findall(r"(?<![\w/.])(?:docs|examples|tests|findings)/[\w/]+\.(?:py|md|sh|json)", header)
+    assert [path for path in named if not (ROOT / path).exists()] == []

@@ -56,6 +56,14 @@ def test_students_are_exported_and_the_teacher_is_not(tmp_path, capsys):
     assert f"onnx: {folder / 'student.onnx'}" in capsys.readouterr().out
 
 
+def test_a_format_that_a_student_has_not_does_not_keep_the_others_from_being_written(tmp_path):
+    """PPO's policy in ONNX, and not in NumPy."""
+    with pytest.warns(UserWarning, match="'student' was not exported: format numpy holds chains of"):
+        made(tmp_path / "run", build=build_ppo).run(export=["numpy", "onnx"])
+    names = {path.name for path in (tmp_path / "run" / "deployed").iterdir()}
+    assert names == {"student.onnx", "student.json", "student.md"}
+
+
 def test_an_export_that_fails_leaves_the_report_and_says_why(tmp_path):
     """PPO's policy has layers that NumPy's thirty lines do not know."""
     with pytest.warns(UserWarning, match="'student' was not exported: format numpy holds chains of"):
