@@ -196,9 +196,7 @@ class _Export:
         for name in self.formats:
             if name not in _CHAINS:
                 continue
-            reason: str | None = chain if isinstance(chain, str) else None
-            if isinstance(chain, Chain) and name == "onnx_int8":
-                reason = reason_against(chain)
+            reason = chain if isinstance(chain, str) else reason_against(chain) if name == "onnx_int8" else None
             if reason is None and not self.program.chooses_one:
                 reason = "its action is no choice of one of its values"
             if reason is not None:
