@@ -90,7 +90,7 @@ class Experiment:
         >>> from torchrl.modules import MLP, QValueActor
         >>> from torchrl.objectives import DQNLoss, SoftUpdate
         >>> from torchrl.trainers.algorithms.dqn import DQNTrainer
-        >>> from torchrl_rtpd import DistillationLoss, DualNetworkCollector
+        >>> from torchrl_rtpd import DistillationLoss, DualNetworkCollector, RealTimeDistillTrainer
         >>> def make_env():
         ...     games = SerialEnv(2, partial(GymEnv, "CartPole-v1", categorical_action_encoding=True))
         ...     return games.append_transform(RewardSum())
