@@ -168,7 +168,7 @@ class TwoStage(Method):
 
     def first_phase(self, config: Any) -> Any:
         if config.teacher_from is not None:
-            return None  # it has been made; of a run that goes on the configuration says where
+            return None  # it has been made
         first = copy.deepcopy(config)
         first.method, first.output_dir, first.export = "teacher_only", f"{config.output_dir}/teacher", []
         return first

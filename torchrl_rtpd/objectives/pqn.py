@@ -113,9 +113,7 @@ class PQNLoss(LossModule):
         reduction: str | None = None,
     ) -> None:
         super().__init__()
-        if loss_function not in TD_LOSS_FUNCTIONS:
-            raise ValueError(f"loss_function must be one of {', '.join(TD_LOSS_FUNCTIONS)}: got {loss_function!r}.")
-        self.loss_function = loss_function
+        self.loss_function = _checked_function(loss_function)
         self.reduction = "mean" if reduction is None else reduction
         if self.reduction not in REDUCTIONS:
             raise ValueError(f"reduction must be none, mean or sum: got {reduction!r}.")
@@ -255,11 +253,10 @@ class StudentPQNLoss(DistillationLoss):
             reduction=reduction,
             use_prioritized_weights=use_prioritized_weights,
         )
+        self.loss_function = "l2"  # until a teacher's loss is followed
         if loss_function is not None:
+            self.loss_function = _checked_function(loss_function)
             self._told.add("loss_function")
-        self.loss_function = loss_function or "l2"
-        if self.loss_function not in TD_LOSS_FUNCTIONS:
-            raise ValueError(f"loss_function must be one of {', '.join(TD_LOSS_FUNCTIONS)}: got {loss_function!r}.")
         # As floats: an integer buffer would truncate a schedule.
         self.register_coeff_buffer("td_coeff", float(td_coeff), device=self._default_device)
         self.register_coeff_buffer("distill_coeff", float(distill_coeff), device=self._default_device)
@@ -289,6 +286,12 @@ class StudentPQNLoss(DistillationLoss):
         chosen = chosen_values(values, action, names.action, self.var_nums(values))
         td_error = error(chosen, target, self.loss_function)
         return {"loss_distill": per_sample * self.distill_coeff, "loss_td": td_error * self.td_coeff}, measured
+
+
+def _checked_function(loss_function: str) -> str:
+    if loss_function not in TD_LOSS_FUNCTIONS:
+        raise ValueError(f"loss_function must be one of {', '.join(TD_LOSS_FUNCTIONS)}: got {loss_function!r}.")
+    return loss_function
 
 
 def target_of(tensordict: TensorDictBase, key: NestedKey) -> Tensor:
