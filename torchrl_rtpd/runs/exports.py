@@ -105,12 +105,11 @@ def export_students(
                     metadata=_metadata(results, rows[name], env),
                 )
                 break
-            except FormatError as error:  # the other formats may hold it
-                warnings.warn(f"{name!r} was not exported: {error}", stacklevel=2)
-                wanted.remove(error.format)
             except Exception as error:  # of many libraries; results and weights are written already
                 warnings.warn(f"{name!r} was not exported: {error}", stacklevel=2)
-                break
+                if not isinstance(error, FormatError):
+                    break
+                wanted.remove(error.format)  # the others may hold the network
     return reports
 
 
