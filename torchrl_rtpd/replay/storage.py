@@ -215,6 +215,25 @@ class FrameStackStorage(TensorStorage):
         """``[N * T, ...]``, slot by slot, to ``[T, N, ...]``."""
         return tensor.to(self.device).unflatten(0, (self.num_envs, self.steps_per_write)).transpose(0, 1)
 
+    def renew(self, data: TensorDictBase) -> None:
+        """Replace everything but the frames of the newest write, such as returns computed from what it stored.
+
+        Args:
+            data: that write ``[N * T]``, slot by slot, with other values. Its frames and ends are not looked at.
+
+        Raises:
+            ValueError: entries of another layout, or another number of them.
+            RuntimeError: nothing was written yet.
+        """
+        block = self.num_envs * self.steps_per_write
+        if self._num_written == 0:
+            raise RuntimeError("renew replaces entries of the newest write: got a storage without one; extend first.")
+        if len(data) != block:
+            raise ValueError(f"renew takes the whole newest write, {block} transitions: got {len(data)}.")
+        place = (self._num_written - block) % self.max_size
+        self._extra[place : place + block] = self._entries(data)
+        self._bump_mutation_revision()
+
     def cut(self) -> None:
         """Declare that the stream ends here: the next write begins new games in every slot.
 

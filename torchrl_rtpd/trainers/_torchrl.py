@@ -7,11 +7,12 @@ nowhere else in ``trainers`` and ``runs``.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from tensordict import TensorDictBase
 from torchrl.checkpoint import Checkpoint
-from torchrl.trainers import Trainer
+from torchrl.trainers import ReplayBufferTrainer, Trainer
 
 __all__ = [
     "checkpoint_metadata",
@@ -26,6 +27,7 @@ __all__ = [
     "skip_counted_frames",
     "stopping",
     "synced_checkpoint",
+    "take_over_epoch_writes",
     "updates_made",
 ]
 
@@ -123,6 +125,29 @@ class _LearnedMinibatches:
     def after_epoch(self) -> None:
         """Take note of what the trainer has counted in addition."""
         self._excess = self._trainer._optim_count - self._made
+
+
+# Replay
+
+
+def take_over_epoch_writes(
+    trainer: Trainer, write: Callable[[TensorDictBase], TensorDictBase]
+) -> Callable[[TensorDictBase], TensorDictBase] | None:
+    """Call ``write`` before each epoch, in place of an on-policy trainer's own write into its replay.
+
+    Args:
+        trainer: writes the whole rollout again before every epoch over it.
+        write: takes and returns the rollout.
+
+    Returns:
+        The trainer's own write; None for a trainer that makes none.
+    """
+    for place, (op, options) in enumerate(trainer._pre_epoch_ops):
+        own = getattr(op, "__wrapped__", op)  # inside of the trainer's stopwatch
+        if getattr(own, "__func__", None) is ReplayBufferTrainer.extend:
+            trainer._pre_epoch_ops[place] = (write, options)
+            return own
+    return None
 
 
 # Checkpoints
