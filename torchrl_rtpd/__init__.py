@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         PiecewiseSchedule,
     )
     from torchrl_rtpd.trainers import (
+        AnnealExploration,
         AverageTeacher,
         BestTeacher,
         BoundedHistory,
@@ -63,6 +64,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "TOWERS",
+    "AnnealExploration",
     "AtariVecEnv",
     "AverageTeacher",
     "BestTeacher",
@@ -165,6 +167,7 @@ _HOMES = {
         "PiecewiseSchedule",
     ),
     "trainers": (
+        "AnnealExploration",
         "AverageTeacher",
         "BestTeacher",
         "BoundedHistory",

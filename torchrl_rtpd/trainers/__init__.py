@@ -11,6 +11,7 @@ twice, nothing is drawn from a random generator (unless by a student's own dropo
 
 from torchrl_rtpd.trainers.checks import Check, DormancyCheck, DriftCheck, RecyclingCheck
 from torchrl_rtpd.trainers.cudagraph import CudaGraphStepper
+from torchrl_rtpd.trainers.exploration import AnnealExploration
 from torchrl_rtpd.trainers.hook import RealTimeDistillTrainer
 from torchrl_rtpd.trainers.lambda_targets import LambdaTargets
 from torchrl_rtpd.trainers.off_policy import BoundedHistory, KeepWarmupData, SampleToDevice
@@ -22,6 +23,7 @@ from torchrl_rtpd.trainers.targets import hard_update_every
 from torchrl_rtpd.trainers.teacher_copies import AverageTeacher, BestTeacher, LaggingTeacher, TeacherCopy
 
 __all__ = [
+    "AnnealExploration",
     "AverageTeacher",
     "BestTeacher",
     "BoundedHistory",
