@@ -37,8 +37,8 @@ def pqn_block(results: Path) -> str:
         )
     first = next(iter(runs.values()))["teacher"][0]
     text = (
-        "Mean and standard deviation over seeds of the last weights' scores; the runs of a seed side by side, one on each "
-        "core. The share of its teacher is each seed's, 0 being a random player."
+        "Mean and standard deviation over seeds of the last weights' scores; the runs of a seed side by side, one on "
+        "each core. The share of its teacher is each seed's, 0 being a random player."
     )
     return table_block(
         text, rows, made_by({"cpu": first["cpu"], "commit": first["commit"], "command": first["command"]})
