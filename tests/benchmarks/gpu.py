@@ -41,7 +41,7 @@ from typing import Any
 
 import torch
 from gpu_parts.checks import captured_is_same, guarded, rollout_waits_nowhere, same_losses, suite, waits_nowhere
-from gpu_parts.game import FIVE, game
+from gpu_parts.game import PONG, game
 from gpu_parts.loop import PAPER, TINY, loops, resumed_loop
 from gpu_parts.resuming import resumed
 from gpu_parts.saving import add_to, limited, read
@@ -67,7 +67,7 @@ def options_of() -> argparse.Namespace:
     parser.add_argument("--only", nargs="*", help="parts to run; default: all")
     parser.add_argument("--out", type=Path, help="a JSON file to write, or to add to")
     parser.add_argument("--folder", type=Path, help="of the real run; default: beside --out")
-    parser.add_argument("--run", nargs="*", default=["teacher=pqn", "preset=pqn", FIVE], help="keys of the real run")
+    parser.add_argument("--run", nargs="*", default=PONG, help="keys of the real run; default: PQN on Pong")
     return parser.parse_args()
 
 

@@ -18,9 +18,15 @@ from main_example import ROOT
 from gpu_parts.trainings import utilisation
 from torchrl_rtpd.runs.metrics import read_metrics
 
-__all__ = ["FIVE", "game"]
+__all__ = ["PONG", "game"]
 
-FIVE = "students=[net1,net2,net3,net4,net5]"
+PONG = [
+    *["preset=pqn", "game=pong", "students=[net1,net2,net3,net4,net5]", "single_frames=true"],
+    *["total_steps=2457600", "epsilon_steps=245760", "evaluate_every_steps=491520", "checkpoint_every_steps=245760"],
+    *["evaluation_episodes=8", "final_episodes=16", "max_episode_steps=4000"],
+]
+"""Keys of the main example: 600 rollouts of 4,096 steps, a tenth of them exploring, scored five times on the way."""
+
 _SAVING = 40.0  # seconds that a run may take to save itself once it is told to stop
 
 

@@ -1,7 +1,7 @@
 """The whole loop on one device, by DQN and by PQN: its speed, where its time goes, and its checkpoints.
 
-Assembled from the package's parts as a user would: games shown on the device, a captured teacher that acts, captured
-updates, batches that stay on the device.
+Assembled from the package's parts as a user would: single frames shown on the device, a captured teacher that acts,
+captured updates, batches that stay on the device.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial, wraps
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import torch
-from torchrl.data import LazyTensorStorage, SamplerWithoutReplacement, TensorDictReplayBuffer
+from torchrl.data import SamplerWithoutReplacement, TensorDictReplayBuffer
 from torchrl.modules import EGreedyModule
 from torchrl.objectives import HardUpdate
 from torchrl.trainers import Trainer
@@ -27,6 +27,7 @@ from torchrl.trainers.algorithms.on_policy import OnPolicyTrainer
 from gpu_parts.trainings import utilisation
 from gpu_parts.update import FLEETS, distance, losses_of, optimizer_of
 from torchrl_rtpd import (
+    AnnealExploration,
     AtariVecEnv,
     BoundedHistory,
     CudaGraphStepper,
@@ -77,6 +78,12 @@ class Loop:
     hook: RealTimeDistillTrainer | None
 
 
+def make_env(sizes: Sizes, device: str) -> AtariVecEnv:
+    """Games that show single frames."""
+    threads = torch.get_num_threads()
+    return AtariVecEnv("breakout", sizes.slots, frame_stack=1, seed=0, device=device, num_threads=threads)
+
+
 def build(method: str, students: list[str], env: AtariVecEnv, sizes: Sizes, total_steps: int) -> Loop:
     """A teacher and its students that learn to play; the environment says where."""
     device = str(env.device)
@@ -93,6 +100,7 @@ def build(method: str, students: list[str], env: AtariVecEnv, sizes: Sizes, tota
         teacher,
         exploration=exploration,
         keep=["action_value"] if method == "pqn" else [],
+        frame_stack=4,
         frames_per_batch=sizes.steps,
         total_frames=total_steps,
         policy_device=device,
@@ -106,7 +114,19 @@ def build(method: str, students: list[str], env: AtariVecEnv, sizes: Sizes, tota
     make = {"dqn": _dqn, "pqn": _pqn}[method]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*experimental/prototype feature|.*hook stage will be replaced|Opti")
-        trainer = make(loss, collector, exploration, sizes, total_steps, device)
+        trainer = make(
+            sizes,
+            exploration,
+            device,
+            collector=collector,
+            total_frames=total_steps,
+            frame_skip=1,
+            loss_module=loss,
+            optimizer=optimizer_of(method, device)(loss.parameters()),
+            clip_norm=10.0,
+            progress_bar=False,
+            episode_reward_key="episode_reward",
+        )
     BoundedHistory().register(trainer)
     hook = RealTimeDistillTrainer(losses, optimizer=optimizer_of(method, device), checks=[]) if losses else None
     if device.startswith("cuda"):
@@ -116,55 +136,43 @@ def build(method: str, students: list[str], env: AtariVecEnv, sizes: Sizes, tota
     return Loop(trainer, collector, hook)
 
 
-def _dqn(loss: Any, collector: Any, exploration: Any, sizes: Sizes, total_steps: int, device: str) -> Trainer:
-    capacity = max(160 * sizes.steps, 2 * sizes.steps)
-    storage = FrameStackStorage(capacity, num_envs=sizes.slots, steps_per_write=sizes.rollout, device=device)
-    together = sizes.updates if device.startswith("cuda") else 4
-    buffer = make_replay_buffer(storage, batch_size=sizes.minibatch, minibatches_at_once=min(together, sizes.updates))
+def _storage(sizes: Sizes, capacity: int, device: str) -> FrameStackStorage:
+    return FrameStackStorage(capacity, num_envs=sizes.slots, steps_per_write=sizes.rollout, device=device)
+
+
+def _dqn(sizes: Sizes, exploration: EGreedyModule, device: str, **common: Any) -> Trainer:
+    together = sizes.updates if device.startswith("cuda") else min(4, sizes.updates)
+    storage = _storage(sizes, 160 * sizes.steps, device)
+    buffer = make_replay_buffer(storage, batch_size=sizes.minibatch, minibatches_at_once=together)
     trainer = DQNTrainer(
-        collector=collector,
-        total_frames=total_steps,
-        frame_skip=1,
+        **common,
         optim_steps_per_batch=sizes.updates,
-        loss_module=loss,
-        optimizer=optimizer_of("dqn", device)(loss.parameters()),
-        clip_norm=10.0,
-        progress_bar=False,
         replay_buffer=buffer,
-        target_net_updater=HardUpdate(loss, value_network_update_interval=1_000),
+        target_net_updater=HardUpdate(common["loss_module"], value_network_update_interval=1_000),
         greedy_module=exploration,
-        episode_reward_key="episode_reward",
     )
     KeepWarmupData(buffer).register(trainer)
     KeepOnDevice().register(trainer)
     return trainer
 
 
-def _pqn(loss: Any, collector: Any, exploration: Any, sizes: Sizes, total_steps: int, device: str) -> Trainer:
+def _pqn(sizes: Sizes, exploration: EGreedyModule, device: str, **common: Any) -> Trainer:
     buffer = TensorDictReplayBuffer(
-        storage=LazyTensorStorage(sizes.steps, device=device),
+        storage=_storage(sizes, sizes.steps, device),
         sampler=SamplerWithoutReplacement(),
         batch_size=sizes.minibatch,
     )
     trainer = OnPolicyTrainer(
-        collector=collector,
-        total_frames=total_steps,
-        frame_skip=1,
+        **common,
         optim_steps_per_batch=None,
-        loss_module=loss,
-        optimizer=optimizer_of("pqn", device)(loss.parameters()),
-        clip_norm=10.0,
-        progress_bar=False,
         replay_buffer=buffer,
         num_epochs=sizes.updates * sizes.minibatch // sizes.steps,
         add_gae=False,
         log_actions=False,  # it would average them, and these are integers
         terminated_key="end_of_life",
-        episode_reward_key="episode_reward",
     )
-    trainer.register_op("post_steps", partial(exploration.step, sizes.steps))
-    KeepOnDevice().register(trainer)
     LambdaTargets(gamma=0.99, lmbda=0.65).register(trainer)
+    AnnealExploration(exploration).register(trainer)
     return trainer
 
 
@@ -223,7 +231,7 @@ def loops(found: dict[str, Any], device: str, seconds: float, sizes: Mapping[str
         missing = [fleet for fleet in FLEETS if f"{method}, {fleet}" not in found]
         if not missing:
             continue
-        env = AtariVecEnv("breakout", size.slots, seed=0, device=device, num_threads=torch.get_num_threads())
+        env = make_env(size, device)
         for fleet in missing:
             loop = build(method, FLEETS[fleet], env, size, total_steps=10_000_000)
             found[f"{method}, {fleet}"] = _measured(loop, env, size, seconds)
@@ -295,7 +303,7 @@ def _run(
 ) -> tuple[dict[str, list[torch.Tensor]], int]:
     """Weights of teacher and five students at the end of a run or of its second half, and its updates."""
     torch.manual_seed(0)
-    env = AtariVecEnv("breakout", sizes.slots, seed=0, device=device, num_threads=torch.get_num_threads())
+    env = make_env(sizes, device)
     loop = build(method, FLEETS["the paper's five"], env, sizes, total)
     assert loop.hook is not None
     saver = SaveCheckpoints(folder, every_steps=sizes.steps, keep_last=99, replay=True)

@@ -30,7 +30,7 @@ def example_config(folder: Path, device: str, *overrides: str) -> Any:
         )
 
 
-def resumed(device: str, steps: int, method: str = "dqn") -> dict[str, Any]:
+def resumed(device: str, steps: int) -> dict[str, Any]:
     """The main example to its end, and twice more from the checkpoint in its middle, replay included.
 
     Games of ALE cannot be saved and begin anew, so that the two resumed runs can be alike, and the first one cannot.
