@@ -42,7 +42,7 @@ from typing import Any
 import torch
 from gpu_parts.checks import captured_is_same, guarded, rollout_waits_nowhere, same_losses, suite, waits_nowhere
 from gpu_parts.game import PONG, game
-from gpu_parts.loop import PAPER, TINY, loops, resumed_loop
+from gpu_parts.loop import CHECKED, PAPER, TINY, loops, resumed_loop
 from gpu_parts.resuming import resumed
 from gpu_parts.saving import add_to, limited, read
 from gpu_parts.timing import captured_profile, checkpoints, guard_times, replay_times, update_times
@@ -73,7 +73,7 @@ def options_of() -> argparse.Namespace:
 
 def checks(device: str, small: bool) -> dict[str, Part]:
     """Parts of a minute and a half: what must hold before a number counts."""
-    sizes = TINY if small else PAPER
+    sizes = TINY if small else CHECKED
     updates = 8 if small else 50
     parts: dict[str, Part] = {}
     for method in METHODS:

@@ -158,8 +158,11 @@ class CudaGraphStepper(OptimizationStepper):
         return learned
 
     def _measured(self, metrics: dict[str, Any]) -> Tensor:
-        """Stack the numbers that the trainer logs, detached."""
-        numbers = {name: value.detach() for name, value in metrics.items() if value.numel() == 1}
+        """Stack the numbers that the trainer logs, detached; those on the loss's device."""
+        device = metrics["loss"].device
+        numbers = {
+            name: value.detach() for name, value in metrics.items() if value.numel() == 1 and value.device == device
+        }
         self._metric_names = list(numbers)
         return torch.stack([value.reshape(()).float() for value in numbers.values()])
 

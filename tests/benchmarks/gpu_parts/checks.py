@@ -112,7 +112,7 @@ def suite(device: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", f"--junitxml={report}"]
-        if importlib.util.find_spec("xdist"):
+        if device.startswith("cuda") and importlib.util.find_spec("xdist"):
             command += ["-n", "6"]
         # Warnings are none of a GPU's: the image's torch need not be the one TorchRL's extension was built for.
         done = subprocess.run([*command, "-W", "default", *files], cwd=ROOT, text=True, capture_output=True)

@@ -18,7 +18,7 @@ from main_example import ROOT
 from gpu_parts.trainings import utilisation
 from torchrl_rtpd.runs.metrics import read_metrics
 
-__all__ = ["PONG", "game"]
+__all__ = ["PONG", "SAVING", "game"]
 
 PONG = [
     *["preset=pqn", "game=pong", "students=[net1,net2,net3,net4,net5]", "single_frames=true"],
@@ -27,7 +27,7 @@ PONG = [
 ]
 """Keys of the main example: 600 rollouts of 4,096 steps, a tenth of them exploring, scored five times on the way."""
 
-_SAVING = 40.0  # seconds that a run may take to save itself once it is told to stop
+SAVING = 40.0  # seconds that a run may take to save itself once it is told to stop
 
 
 def command(device: str, folder: Path, overrides: Sequence[str]) -> list[str]:
@@ -54,7 +54,7 @@ def game(found: dict[str, Any], device: str, seconds: float, folder: Path, overr
         TimeoutError: the run is not at its end; a later call goes on.
         RuntimeError: it failed; the message ends with what it printed.
     """
-    end = time.perf_counter() + seconds - _SAVING
+    end = time.perf_counter() + seconds - SAVING
     run = command(device, folder, overrides)
     folder.parent.mkdir(parents=True, exist_ok=True)
     log = folder.with_name(f"{folder.name}.log")
@@ -64,7 +64,7 @@ def game(found: dict[str, Any], device: str, seconds: float, folder: Path, overr
             process.wait(max(1.0, end - time.perf_counter()))
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGTERM)  # it saves a checkpoint and ends
-            process.wait(_SAVING)
+            process.wait(SAVING)
         finally:
             process.kill()
     found["command"] = " ".join(run)

@@ -44,7 +44,7 @@ from torchrl_rtpd.envs import atari
 from torchrl_rtpd.runs.checkpoints import SaveCheckpoints
 from torchrl_rtpd.runs.clock import RunClock
 
-__all__ = ["PAPER", "TINY", "Sizes", "loops", "resumed_loop"]
+__all__ = ["CHECKED", "PAPER", "TINY", "Sizes", "loops", "resumed_loop"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,9 @@ class Sizes:
 
 PAPER = {"dqn": Sizes(64, 4, 32, 64), "pqn": Sizes(128, 32, 128, 64)}
 """An update every 4 steps by DQN; two epochs of 32 minibatches over 4,096 steps by PQN."""
+
+CHECKED = {"dqn": Sizes(16, 4, 32, 16), "pqn": Sizes(16, 32, 128, 8)}
+"""The same with few games, since opening one takes a while."""
 
 TINY = {"dqn": Sizes(4, 2, 4, 2), "pqn": Sizes(4, 2, 4, 4)}
 """For a rehearsal on a CPU."""
