@@ -34,7 +34,8 @@ SMALL = {
     ],
     "bench_soak.py": ["--minutes", "1", "--threads", "1", "--capacity", "640"],
     "gpu.py": [
-        *["--device", "cpu", "--no-compile", "--repetitions", "1", "--steps", "640", "--patience", "20", "--run"],
+        *["--device", "cpu", "--no-compile", "--repetitions", "1", "--steps", "640", "--patience", "20"],
+        *["--seconds", "1100", "--run"],
         *["preset=pqn_quick", "game=pong", "students=[net17]", "total_steps=256", "num_envs=4", "rollout_steps=16"],
         *["batch_size=32", "evaluate_every_steps=128", "evaluate_from_steps=0", "evaluation_episodes=2"],
         *["final_episodes=2", "max_episode_steps=30", "checkpoint_every_steps=64", "threads=1", "epsilon_steps=128"],
