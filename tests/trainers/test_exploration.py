@@ -17,6 +17,7 @@ from torchrl_rtpd import (
     LambdaTargets,
     PQNLoss,
 )
+from torchrl_rtpd.trainers.exploration import lower
 
 
 class Pixels(nn.Module):
@@ -77,6 +78,28 @@ def test_exploration_falls_with_the_steps_and_goes_on_where_it_was():
     again.register(trainer, "again")
     again.anneal()
     assert exploration.eps == 1.0  # no step was made since
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "length"), [(1.0, 0.001, 1_000_000), (0.9, 0.05, 777), (1.0, 0.0, 3), (0.1, 0.1, 5)]
+)
+def test_steps_made_at_once_are_those_made_one_by_one(first, last, length):
+    """To the last bit, beyond the end too."""
+    one, other = (EGreedyModule(Categorical(2), first, last, annealing_num_steps=length) for _ in range(2))
+    for steps in (1, 5, 700, 90):
+        one.step(steps)
+        lower(other, steps)
+        assert torch.equal(one.eps, other.eps)
+
+
+def test_a_module_of_another_kind_makes_its_own_steps():
+    class Halving(EGreedyModule):
+        def step(self, frames=1):
+            self.eps.mul_(0.5**frames)
+
+    exploration = Halving(Categorical(2), 1.0, 0.0)
+    lower(exploration, 2)
+    assert exploration.eps == 0.25
 
 
 def test_workers_are_sent_the_share():

@@ -30,6 +30,10 @@ from torchrl_rtpd.collectors.weights import PolicyWeights
 
 __all__ = ["collector_on"]
 
+_DIRECT_ONLY = {
+    "overlap": "workers collect while the caller learns anyway",
+    "cudagraph_policy": "workers have environments of their own, on the CPU",
+}
 _POLICY_ARGUMENTS = ("acting", "exploration", "record", "keep", "frame_stack")
 
 
@@ -67,11 +71,11 @@ def collector_on(
             f"backend must be 'direct', 'process' or 'ray': got {backend!r}; on other engines of TorchRL's give "
             "its collector a TeacherStudentPolicy."
         )
-    if kwargs.pop("overlap", False):
-        raise ValueError(
-            f"overlap=True is for backend='direct': got backend={backend!r}, whose workers collect while the caller "
-            "learns anyway; leave it out."
-        )
+    for name, reason in _DIRECT_ONLY.items():
+        if kwargs.pop(name, False):
+            raise ValueError(
+                f"{name}=True is for backend='direct': got backend={backend!r}, whose {reason}; leave it out."
+            )
     own = {name: kwargs.pop(name) for name in _POLICY_ARGUMENTS if name in kwargs}
     policy = TeacherStudentPolicy(teacher, student, seed=acting_seed, **own)
     check_random_steps(policy, kwargs)

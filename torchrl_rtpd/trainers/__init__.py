@@ -14,7 +14,7 @@ from torchrl_rtpd.trainers.cudagraph import CudaGraphStepper
 from torchrl_rtpd.trainers.exploration import AnnealExploration
 from torchrl_rtpd.trainers.hook import RealTimeDistillTrainer
 from torchrl_rtpd.trainers.lambda_targets import LambdaTargets
-from torchrl_rtpd.trainers.off_policy import BoundedHistory, KeepWarmupData, SampleToDevice
+from torchrl_rtpd.trainers.off_policy import BoundedHistory, KeepOnDevice, KeepWarmupData, SampleToDevice
 from torchrl_rtpd.trainers.optimizers import keep_device_options
 from torchrl_rtpd.trainers.stateless import StatelessHook
 from torchrl_rtpd.trainers.stepper import RealTimeDistillStepper
@@ -31,6 +31,7 @@ __all__ = [
     "CudaGraphStepper",
     "DormancyCheck",
     "DriftCheck",
+    "KeepOnDevice",
     "KeepWarmupData",
     "LaggingTeacher",
     "LambdaTargets",

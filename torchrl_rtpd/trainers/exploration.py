@@ -5,10 +5,40 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from torchrl.modules import EGreedyModule
 from torchrl.trainers import Trainer, TrainerHookBase
 
 __all__ = ["AnnealExploration"]
+
+
+def lower(exploration: EGreedyModule, steps: int) -> None:
+    """Lower the share of random actions by some steps at once.
+
+    TorchRL's own method makes them one by one, with four kernels each on a GPU, which for a rollout of thousands takes
+    longer than to play it. The result is the same, to the last bit on a CPU.
+
+    Args:
+        exploration: changed; of another class than TorchRL's, its own method is called.
+        steps: number of them.
+
+    Examples:
+        >>> from torchrl.data import Categorical
+        >>> exploration = EGreedyModule(Categorical(2), 1.0, 0.0, annealing_num_steps=8)
+        >>> lower(exploration, 2)
+        >>> exploration.eps.item()
+        0.75
+    """
+    if type(exploration).step is not EGreedyModule.step:
+        exploration.step(steps)
+        return
+    share, first, last = (np.float32(getattr(exploration, name).item()) for name in ("eps", "eps_init", "eps_end"))
+    by = (first - last) / np.float32(exploration.annealing_num_steps)
+    for _ in range(steps):
+        share = max(last, share - by)
+        if share == last:
+            break
+    exploration.eps.fill_(float(share))
 
 
 class AnnealExploration(TrainerHookBase):
@@ -47,7 +77,7 @@ class AnnealExploration(TrainerHookBase):
         """Follow the steps of the batch; called once a batch."""
         steps = self._trainer.collected_frames
         if steps > self._steps:
-            self.exploration.step(steps - self._steps)
+            lower(self.exploration, steps - self._steps)
             self._steps = steps
             self._trainer.collector.update_policy_weights_()
 
