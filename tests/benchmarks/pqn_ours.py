@@ -54,8 +54,9 @@ def build(options: argparse.Namespace) -> OnPolicyTrainer:
     )
     loss = PQNLoss(teacher)
     storage = FrameStackStorage(size, num_envs=options.envs, steps_per_write=options.rollout)
+    storage.next_stacks = False  # no loss of PQN reads next states
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*experimental/prototype")
+        warnings.simplefilter("ignore")  # TorchRL's trainer is a prototype and uses stages that will be replaced
         trainer = OnPolicyTrainer(
             collector=collector,
             total_frames=options.steps // size * size,
