@@ -172,9 +172,14 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--game", default="breakout")
     parser.add_argument("--alone", action="store_true", help="the teacher without a student")
+    parser.add_argument("--keep_freed_memory", action="store_true", help="as the package's main example does")
     for name, default in NUMBERS.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args(arguments)
+    if options.keep_freed_memory:  # the only thing here that is the package's: a setting of the C library
+        from torchrl_rtpd.runs.process import keep_freed_memory
+
+        keep_freed_memory()
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     results = train(options)
