@@ -2,9 +2,8 @@
 
     python tests/benchmarks/pqn_ours.py --steps 10240
 
-The parts as a user puts them together: TorchRL's ``OnPolicyTrainer`` with ``PQNLoss`` and ``LambdaTargets``, single
-frames in the replay, and students by ``RealTimeDistillTrainer``. Prints ``{"steps_per_second": ...}``, agent steps a
-second without the first rollout, and the most memory that was resident.
+The main example's own networks, trainer and hook, with single frames all the way. Prints ``{"steps_per_second": ...}``,
+agent steps a second without the first rollout, and the most memory that was resident.
 """
 
 from __future__ import annotations
@@ -13,75 +12,36 @@ import argparse
 import json
 import time
 import warnings
-from functools import partial
 from pathlib import Path
 
 import torch
-from torchrl.data import SamplerWithoutReplacement, TensorDictReplayBuffer
-from torchrl.modules import EGreedyModule
-from torchrl.trainers.algorithms.on_policy import OnPolicyTrainer
+from hydra import compose, initialize_config_dir
+from main_example import ROOT, rtpd_atari
+from torchrl.trainers import Trainer
 
-from torchrl_rtpd import (
-    AtariVecEnv,
-    DistillationLoss,
-    DualNetworkCollector,
-    FrameStackStorage,
-    LambdaTargets,
-    PQNLoss,
-    RealTimeDistillTrainer,
-    make_actor,
-)
 from torchrl_rtpd.runs.process import keep_freed_memory
 
 NUMBERS = {"envs": 8, "rollout": 128, "batch": 256, "epochs": 4, "steps": 4_096, "threads": 2, "seed": 0}
+SETTINGS = [
+    *("teacher=pqn", "single_frames=true", "td_coeff=0", "loss_function=l2", "gamma=0.99", "lmbda=0.65"),
+    *("teacher_learning_rate=2.5e-4", "student_learning_rate=1e-3", "teacher_settles=null", "student_settles=null"),
+    *("epsilon_end=0.01", "recycle_every_updates=null", "output_dir=unused"),
+]
+KEYS = {"envs": "num_envs", "rollout": "rollout_steps", "batch": "batch_size", "epochs": "num_epochs"}
 
 
-def build(options: argparse.Namespace) -> OnPolicyTrainer:
-    """The trainer of a teacher and its students."""
-    env = AtariVecEnv(options.game, options.envs, num_threads=options.threads, seed=options.seed, frame_stack=1)
-    make = partial(make_actor, action_spec=env.action_spec, norm="layer")
-    teacher = make("teacher", seed=options.seed)
+def build(options: argparse.Namespace) -> Trainer:
+    """The main example's trainer of a teacher and its students."""
     size = options.envs * options.rollout
-    exploration = EGreedyModule(env.action_spec_unbatched, 1.0, 0.01, annealing_num_steps=max(1, options.steps // 10))
-    collector = DualNetworkCollector(
-        env,
-        teacher,
-        exploration=exploration,
-        frames_per_batch=size,
-        total_frames=options.steps // size * size,
-        frame_stack=4,
-        keep=["action_value"],
-    )
-    loss = PQNLoss(teacher)
-    storage = FrameStackStorage(size, num_envs=options.envs, steps_per_write=options.rollout)
-    storage.next_stacks = False  # no loss of PQN reads next states
+    own = {KEYS.get(name, name): getattr(options, name) for name in ("game", "threads", "seed", *KEYS)}
+    own |= {"total_steps": options.steps // size * size, "epsilon_steps": max(1, options.steps // 10)}
+    settings = [*SETTINGS, f"students=[{options.students}]", *(f"{key}={value}" for key, value in own.items())]
+    with initialize_config_dir(str(ROOT / "examples" / "config"), version_base="1.3"):
+        config = compose("rtpd_atari", settings)
+    env = rtpd_atari.make_env(config, config.num_envs, seed=config.seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchRL's trainer is a prototype and uses stages that will be replaced
-        trainer = OnPolicyTrainer(
-            collector=collector,
-            total_frames=options.steps // size * size,
-            frame_skip=1,
-            optim_steps_per_batch=None,
-            num_epochs=options.epochs,
-            loss_module=loss,
-            optimizer=torch.optim.RAdam(loss.parameters(), lr=2.5e-4),
-            replay_buffer=TensorDictReplayBuffer(
-                storage=storage, sampler=SamplerWithoutReplacement(), batch_size=options.batch
-            ),
-            add_gae=False,
-            clip_norm=10.0,
-            progress_bar=False,
-            episode_reward_key="episode_reward",
-        )
-    loss.set_keys(terminated="end_of_life")
-    trainer.register_op("post_steps", lambda: exploration.step(size))
-    LambdaTargets(gamma=0.99, lmbda=0.65).register(trainer)
-    names = [name for name in options.students.split(",") if name]
-    if names:
-        students = {name: DistillationLoss(make(name, seed=seed)) for seed, name in enumerate(names, 1)}
-        optimizer = partial(torch.optim.Adam, lr=1e-3, eps=1e-5, fused=True)
-        RealTimeDistillTrainer(students, optimizer=optimizer).register(trainer)
-    return trainer
+        return rtpd_atari.build_trainer(config, env, rtpd_atari.build_networks(config, env), None)[0]
 
 
 def resident_gb() -> float:
