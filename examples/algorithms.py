@@ -27,6 +27,7 @@ from torchrl.trainers.algorithms.on_policy import OnPolicyTrainer
 from torchrl_rtpd import (
     AnnealExploration,
     DistillationLoss,
+    FrameStackStorage,
     KeepWarmupData,
     LambdaTargets,
     PQNLoss,
@@ -134,10 +135,11 @@ class PQN(DQN):
 
     def trainer(self, config: Any, task: Task, exploration: EGreedyModule, **common: Any) -> Trainer:
         """TorchRL's trainer, with the returns written before the rollout is stored."""
+        storage = task.make_storage(config, batch_steps(config))
+        if isinstance(storage, FrameStackStorage):
+            storage.next_stacks = False  # no loss of PQN reads next states
         rollout = TensorDictReplayBuffer(
-            storage=task.make_storage(config, batch_steps(config)),
-            sampler=SamplerWithoutReplacement(),
-            batch_size=config.batch_size,
+            storage=storage, sampler=SamplerWithoutReplacement(), batch_size=config.batch_size
         )
         trainer = OnPolicyTrainer(
             **common,

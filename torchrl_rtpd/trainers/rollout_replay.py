@@ -77,7 +77,7 @@ class RolloutReplay:
         if not self.stacks_frames:
             return rollout.get("next")[chosen]
         places = chosen.reshape(-1).nonzero().squeeze(-1)
-        return self.buffer.storage.get(places.to(self.buffer.storage.device)).get("next").to(chosen.device)
+        return self.buffer.storage.next_states(places.to(self.buffer.storage.device)).to(chosen.device)
 
     def _before_epoch(self, rollout: TensorDictBase) -> TensorDictBase:
         if self._is_new and self.stacks_frames:
