@@ -28,6 +28,7 @@ from torchrl_rtpd import (
     AnnealExploration,
     DistillationLoss,
     FrameStackStorage,
+    KeepOnDevice,
     KeepWarmupData,
     LambdaTargets,
     PQNLoss,
@@ -101,6 +102,7 @@ class DQN:
             greedy_module=exploration,
         )
         KeepWarmupData(replay_buffer).register(trainer)
+        KeepOnDevice().register(trainer)
         return trainer
 
 

@@ -56,11 +56,14 @@ from torchrl_rtpd.runs.folder import RunFolder
 
 
 def make_env(config: Config, slots: int, *, seed: int | None = None, evaluation: bool = False) -> AtariVecEnv:
-    """Games side by side; those of evaluation are bounded."""
+    """Games side by side, whose frames go to the device at once; those of evaluation are bounded, and stay here."""
     if evaluation:
         return AtariVecEnv(config.game, slots, num_threads=config.threads, max_frames=4 * config.max_episode_steps)
-    frame_stack = 1 if config.single_frames else 4
-    return AtariVecEnv(config.game, slots, num_threads=config.threads, seed=seed, frame_stack=frame_stack)
+    shown = {
+        "frame_stack": 1 if config.single_frames else 4,
+        "device": None if config.device == "cpu" else config.device,
+    }
+    return AtariVecEnv(config.game, slots, num_threads=config.threads, seed=seed, **shown)
 
 
 def make_tower(config: Config, size: str, env: AtariVecEnv, seed: int) -> QValueActor:
@@ -71,7 +74,7 @@ def make_tower(config: Config, size: str, env: AtariVecEnv, seed: int) -> QValue
 
 def make_storage(config: Config, size: int) -> FrameStackStorage:
     """Single frames, restacked when sampled."""
-    storage = FrameStackStorage(
+    return FrameStackStorage(
         size,
         num_envs=config.num_envs,
         steps_per_write=config.rollout_steps,
@@ -79,14 +82,13 @@ def make_storage(config: Config, size: int) -> FrameStackStorage:
         gamma=config.gamma,
         device=config.device,
     )
-    print(f"Replay: {storage.max_size:,} transitions, {storage.estimated_bytes / 1e9:.2f} GB when full.")
-    return storage
 
 
 def make_replay(config: Config, storage: FrameStackStorage) -> ReplayBuffer:
     """DQN's; several minibatches are taken from the storage at once."""
+    print(f"Replay: {storage.max_size:,} transitions, {storage.estimated_bytes / 1e9:.2f} GB when full.")
     updates = ALGORITHMS["dqn"].updates(config)
-    together = updates if config.device.startswith("cuda") else min(4, updates)
+    together = min(4, updates) if config.device == "cpu" else updates
     return make_replay_buffer(storage, batch_size=config.batch_size, minibatches_at_once=together)
 
 
@@ -173,7 +175,8 @@ def build_collector(
         overlap=config.overlap,
         frame_stack=4 if config.single_frames else None,
         policy_device=config.device,
-        env_device="cpu",
+        env_device=env.device or "cpu",
+        cudagraph_policy=config.cudagraph and config.acting == "teacher",
         storing_device=config.device,
     )
 

@@ -38,8 +38,8 @@ def norm_block(results: Path) -> str:
         f"{first['game']}, {first['steps']:,} steps and {first['updates']:,} updates, seeds "
         f"{', '.join(str(run['seed']) for run in runs)}: mean and standard deviation over the seeds. Teachers, without "
         f"LayerNorm and the same for all students of a seed, scored "
-        f"{', '.join(format(run['teacher_score'], ',.0f') for run in runs)}; {GAMES} games a network. Dormant units are "
-        "those of the worst layer at the end; agreement is that on states which the teacher plays."
+        f"{', '.join(format(run['teacher_score'], ',.0f') for run in runs)}; {GAMES} games a network. Dormant units "
+        "are those of the worst layer at the end; agreement is that on states which the teacher plays."
     )
     return table_block(text, rows, made_by(first["environment"], "Command of the first"))
 
