@@ -1,6 +1,7 @@
 """Random play through ``AtariVecEnv``, against ALE's own vector environment and TorchRL's wrapper of it.
 
     python tests/benchmarks/bench_env.py --out docs/results/env.json
+    python tests/benchmarks/bench_env.py --out docs/results/env.json --repetitions 0  # the second part alone
 
 Every alternative steps its own games and takes turns with the others. "stepping" is what TorchRL's collectors call,
 ``step_and_maybe_reset``; "collecting" is a collector with random actions, storage of the batch included.
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import os
 import statistics
 import time
@@ -250,24 +252,35 @@ def alternatives(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Measure, print, save."""
-    options = parsed_options(__doc__, NUMBERS, game="road_runner")
-    torch.set_num_threads(options.threads)
-    keep_freed_memory()  # for all alternatives alike
-    load = [os.getloadavg()[0]]
-    result = {
+def by_number(options: argparse.Namespace) -> dict[str, Any]:
+    """Games by their number and by threads, and the parts of one, with the load of the machine before and after."""
+    before = os.getloadavg()[0]
+    found = {
         "one_game_ms": {game: one_game(game) for game in SINGLE_GAMES},
         "sweep": list(sweep(options)),
         "beside_torch_ms": beside_torch(options),
     }
     torch.set_num_threads(options.threads)
-    result |= alternatives(options)
-    load.append(os.getloadavg()[0])
-    result["options"] = {"game": options.game, **{name: getattr(options, name) for name in NUMBERS}, "load": load}
-    print({name: value for name, value in result.items() if name != "sweep"})
+    load = [before, os.getloadavg()[0]]
+    named = {name: getattr(options, name) for name in ("game", "most_games", "sweep_steps")}
+    return {**found, "options": {**named, "load": load}, "environment": run_environment()}
+
+
+def main() -> None:
+    """Measure, print, save; a part that has no repetitions or steps stays as the file has it."""
+    options = parsed_options(__doc__, NUMBERS, game="road_runner")
+    torch.set_num_threads(options.threads)
+    keep_freed_memory()  # for all alternatives alike
+    known = options.out is not None and options.out.exists()
+    result: dict[str, Any] = json.loads(options.out.read_text()) if known else {}
+    if options.repetitions:
+        named = {name: getattr(options, name) for name in ("game", "repetitions", "envs", "steps", "threads")}
+        result |= {**alternatives(options), "options": named, "environment": run_environment()}
+    if options.sweep_steps:
+        result["games"] = by_number(options)
+    print(result)
     if options.out is not None:
-        write_json(options.out, {**result, "environment": run_environment()})
+        write_json(options.out, result)
 
 
 if __name__ == "__main__":

@@ -264,16 +264,10 @@ class AtariVecEnv(EnvBase):
             shown = shown.copy()
             shown[done] = info["final_obs"][done]
             pixels = self._frames(shown)
-        entries = self._entries(
-            pixels,
-            score,
-            (life_lost | terminated)[:, None],
-            raw_reward,
-            reward=np.sign(raw_reward) if self.clip_rewards else raw_reward,
-            done=done[:, None],
-            terminated=terminated[:, None],
-            truncated=truncated[:, None],
-        )
+        ends = {"done": done[:, None], "terminated": terminated[:, None], "truncated": truncated[:, None]}
+        end_of_life = (life_lost | terminated)[:, None]
+        reward = np.sign(raw_reward) if self.clip_rewards else raw_reward
+        entries = self._entries(pixels, score, end_of_life, raw_reward, reward=reward, **ends)
         self._done = entries["done"]
         return TensorDict(entries, batch_size=self.batch_size, device=self.device)
 
@@ -343,7 +337,7 @@ class AtariVecEnv(EnvBase):
 
     def _send(self, actions: list[int]) -> None:
         """Hand a step to ALE's threads, as lists: numbers of an array would be taken out of it one by one."""
-        self._ale.ale.send(actions, self._full_strength)
+        self._ale.ale.send(actions, self._full_strength)  # type: ignore[arg-type]  # its stub allows arrays only
 
     def _entries(
         self,
