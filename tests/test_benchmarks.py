@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import importlib
 import json
 import runpy
 import subprocess
@@ -13,6 +14,11 @@ import types
 from pathlib import Path
 
 import pytest
+import torch
+from tensordict import TensorDict
+from torchrl.data import Categorical
+
+from torchrl_rtpd import DistillationLoss, PQNLoss, make_actor
 
 from docs.pages.gpu import loop_lines
 
@@ -29,6 +35,9 @@ SMALL = {
     "bench_profile.py": ["total_steps=640", "warmup_steps=320"],
     "bench_memory.py": ["--capacity", "4096", "--updates", "800"],
     "bench_loop.py": ["--repeats", "1", "--steps", "640", "--start", "320"],
+    "bench_pqn.py": [
+        *["--repeats", "1", "--rollouts", "2", "--threads", "1", "--sizes", "32 x 32", "--memory_envs", "2"],
+    ],
     "bench_kills.py": ["--kills", "1"],
     "bench_checkpoint.py": ["--capacity", "4000", "--repetitions", "2"],
     "bench_deploy.py": [
@@ -146,7 +155,7 @@ def test_a_run_of_the_script_that_fails_says_what_it_printed(gpu, tmp_path: Path
 
 
 def test_every_benchmark_is_among_them() -> None:
-    helpers = {"main_example.py", "turns.py"}
+    helpers = {"main_example.py", "turns.py", "pqn_by_hand.py", "pqn_ours.py"}
     assert {path.name for path in BENCHMARKS.glob("*.py")} == SMALL.keys() | helpers
 
 
@@ -158,3 +167,124 @@ def test_the_speed_benchmark_times_the_method_by_hand(program: str, monkeypatch:
     assert str(Path(__file__).parents[1] / "examples" / "by_hand.py") in " ".join(bench["OTHERS"][program])
     sizes = {"game": "road_runner", "steps": 48, "start": 32, "envs": 4, "batch": 4, "every": 4, "threads": 1}
     assert bench["other"](bench["OTHERS"][program], argparse.Namespace(**sizes), 0) > 0
+
+
+# The plain loop of PQN
+
+
+@pytest.fixture(scope="module")
+def pqn_by_hand():
+    """The plain loop, as a module."""
+    return _benchmark("pqn_by_hand")
+
+
+@pytest.fixture(scope="module")
+def bench_pqn():
+    """The benchmark, as a module."""
+    return _benchmark("bench_pqn")
+
+
+def _benchmark(name: str):
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+
+
+def test_the_plain_loop_of_pqn_needs_nothing_of_the_package(pqn_by_hand) -> None:
+    """At most 250 lines; what it takes on request is a setting of the C library."""
+    text = Path(pqn_by_hand.__file__).read_text()
+    assert len(text.splitlines()) <= 250
+    assert [line.strip() for line in text.splitlines() if "import" in line and "rtpd" in line] == [
+        "from torchrl_rtpd.runs.process import keep_freed_memory"
+    ]
+    assert "torchrl." not in text.replace("torchrl_rtpd.", "")
+
+
+def test_the_plain_loop_has_the_returns_of_a_rollout(pqn_by_hand) -> None:
+    """Rewards 1, 2, 3 and a life lost at the second: 3 + 0.99 * 40; 2; 1 + 0.99 * (0.35 * 10 + 0.65 * 2)."""
+    rollout = pqn_by_hand.Rollout(3, 1)
+    for row, values in zip(
+        (rollout.reward, rollout.over, rollout.worth), ([1, 2, 3], [0, 1, 0], [5, 10, 20]), strict=True
+    ):
+        row.copy_(torch.tensor(values, dtype=torch.float32)[:, None])
+    found = rollout.returns(torch.tensor([40.0])).flatten().tolist()
+    assert found == pytest.approx([5.752, 2.0, 42.6])
+
+
+def test_an_update_of_the_plain_loop_is_the_packages(pqn_by_hand) -> None:
+    """Teacher and student, from the same weights and minibatch: the same new weights."""
+    torch.manual_seed(0)
+    learners = pqn_by_hand.make_learners(6)
+    actors = [make_actor(name, Categorical(6), norm="layer") for name in ("teacher", "net17")]
+    for learner, network in zip(learners, actors, strict=True):
+        for one, other in zip(learner.network.parameters(), network.parameters(), strict=True):
+            other.data.copy_(one.data)
+    pixels = torch.randint(256, (8, 4, 84, 84), dtype=torch.uint8)
+    action, target = torch.randint(6, (8,)), torch.randn(8)
+    losses = PQNLoss(actors[0]), DistillationLoss(actors[1], teacher_temperature=0.1, student_temperature=0.1)
+    optimizers = (
+        torch.optim.RAdam(losses[0].parameters(), lr=2.5e-4),
+        torch.optim.Adam(losses[1].parameters(), lr=1e-3, eps=1e-5, fused=True),
+    )
+    batch = TensorDict({"pixels": pixels, "action": action, "value_target": target[:, None]}, [8])
+
+    pqn_by_hand.learn(pqn_by_hand.scaled(pixels), action, target, *learners)
+    for loss, optimizer, norm in zip(losses, optimizers, (10.0, None), strict=True):
+        out = loss(batch)
+        sum(value for key, value in out.items() if key.startswith("loss")).backward()
+        if norm is not None:
+            torch.nn.utils.clip_grad_norm_(loss.parameters(), norm)
+        optimizer.step()
+
+    for learner, network in zip(learners, actors, strict=True):
+        pairs = list(zip(learner.network.parameters(), network.parameters(), strict=True))
+        assert len(pairs) == 18
+        for one, other in pairs:
+            torch.testing.assert_close(one.data, other.data, rtol=0, atol=2e-5)
+
+
+def test_the_plain_loop_plays_and_learns(pqn_by_hand, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two rollouts of 8 steps in minibatches of 4, two epochs: eight updates."""
+    numbers = {"envs": 2, "rollout": 4, "batch": 4, "epochs": 2, "steps": 16, "threads": 1}
+    returned = pqn_by_hand.main([word for name, number in numbers.items() for word in (f"--{name}", str(number))])
+    assert json.loads(capsys.readouterr().out) == returned
+    assert returned["updates"] == 8 and returned["steps_per_second"] > 0
+
+
+def test_a_foreign_script_is_timed_by_the_lines_that_it_prints(bench_pqn, tmp_path: Path) -> None:
+    """A script that works for 0.2 s after its first rollout of 8 steps, which takes longer and is left out."""
+    (tmp_path / "cleanrl").mkdir()
+    (tmp_path / "cleanrl" / "pqn_atari_envpool.py").write_text(
+        "import time\n"
+        "def work(seconds):\n"
+        "    end = time.process_time() + seconds\n"
+        "    while time.process_time() < end: pass\n"
+        "work(0.6)\nprint('SPS: 1')\nwork(0.2)\nprint('SPS: 2')\n"
+    )
+    options = argparse.Namespace(
+        game="space_invaders", rollouts=2, threads=1, cleanrl=tmp_path, cleanrl_python=sys.executable
+    )
+    found = bench_pqn.run_cleanrl(options, 0, {"envs": 2, "rollout": 4, "batch": 4, "epochs": 1})
+    assert found["steps_per_cpu_second"] == pytest.approx(8 / 0.2, rel=0.25)
+    assert 0 < found["steps_per_second"] < 1.1 * 8 / 0.2
+
+
+def test_a_foreign_script_that_fails_is_named(bench_pqn, tmp_path: Path) -> None:
+    options = argparse.Namespace(game="pong", rollouts=2, threads=1, cleanrl=tmp_path, cleanrl_python=sys.executable)
+    with pytest.raises(RuntimeError, match=r"--env-id Pong-v5 .* failed or printed no speeds; run it by hand"):
+        bench_pqn.run_cleanrl(options, 0, {"envs": 2, "rollout": 4, "batch": 4, "epochs": 1})
+
+
+def test_ratios_are_those_of_programs_with_the_same_networks(bench_pqn) -> None:
+    """Ours with a student over the loop with one; ours alone over CleanRL's script. Medians over three rounds."""
+    runs = {
+        "ours": [2.0, 6.0, 5.0],
+        "plain": [1.0, 2.0, 5.0],
+        "ours_alone": [9.0, 8.0, 6.0],
+        "cleanrl": [3.0, 2.0, 6.0],
+    }
+    found = bench_pqn.summary({"steps_per_second": runs})["steps_per_second"]
+    assert found["ours_over"] == {"plain": 2.0, "cleanrl": 3.0}
+    assert found["medians"] == {"ours": 5.0, "plain": 2.0, "ours_alone": 8.0, "cleanrl": 3.0}

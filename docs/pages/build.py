@@ -41,6 +41,7 @@ IN_README = re.compile(r"<!-- start: (?P<name>[^>]+) -->\n(?P<text>.*?)<!-- end:
 BENCHMARKS: dict[str, Callable[[dict[str, Any]], str]] = {  # docs/results/<name>.json and what its block says
     "speed": speed.speed_block,
     "profile": speed.profile_block,
+    "pqn": speed.pqn_block,
     "env": speed.env_block,
     "objectives": speed.objectives_block,
     "collector": speed.collector_block,

@@ -144,3 +144,41 @@ def fleet_block(result: dict[str, Any]) -> str:
         f"{result['separate_over_fleet']:.1f} times as long together."
     )
     return table_block(text, rows, made_by(result["environment"]))
+
+
+PQN_PROGRAMS = {
+    "ours": "this package, teacher and one student",
+    "plain": "plain PyTorch, teacher and one student",
+    "plain_kept": "plain PyTorch that keeps freed memory as ours does",
+    "ours_alone": "this package, teacher alone",
+    "cleanrl": "CleanRL's script on EnvPool, teacher alone",
+}
+
+
+def pqn_block(result: dict[str, Any]) -> str:
+    """The block of what ``tests/benchmarks/bench_pqn.py`` saved."""
+    options, memory = result["options"], result["memory"]
+    rows = [["games x steps", "program", "by the clock", "ours over it", "by processor time", "ours over it", "runs"]]
+    for name, size in result["sizes"].items():
+        clock, processor = size["steps_per_second"], size["steps_per_cpu_second"]
+        for program, runs in clock["runs"].items():
+            columns = [
+                text
+                for speeds in (clock, processor)
+                for text in (f"{speeds['medians'][program]:.0f}", _ratio(speeds["ours_over"].get(program)))
+            ]
+            rows.append([name, PQN_PROGRAMS[program], *columns, ", ".join(f"{speed:.0f}" for speed in runs)])
+    first = next(iter(result["sizes"].values()))
+    text = (
+        f"Agent steps a second, {options['game']}, minibatches of {first['batch']}, {first['epochs']} epochs, "
+        f"{options['threads']} threads, from the second rollout on; runs of the programs alternate, and ratios are "
+        "medians over rounds, of teacher and student over teacher and student, and alone over alone. Load of the "
+        f"machine at the beginning and end: {result['load'][0]:.1f} and {result['load'][1]:.1f}. A teacher and "
+        f"{len(memory['students'])} students at {memory['envs']} x {memory['rollout']} held at most "
+        f"{memory['resident_gb_most']:.2f} GB."
+    )
+    return table_block(text, rows, made_by(result["environment"]))
+
+
+def _ratio(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"

@@ -30,6 +30,8 @@ from torch import nn
 from torchrl.data import Categorical
 from torchrl.modules import QValueActor
 
+from torchrl_rtpd.envs import AtariVecEnv
+from torchrl_rtpd.networks import make_actor, pixels
 from torchrl_rtpd.networks.recycling import UnitRecycler
 from torchrl_rtpd.objectives.discrete import DistillationLoss
 from torchrl_rtpd.objectives.student_dqn import StudentDQNLoss
@@ -39,6 +41,18 @@ from torchrl_rtpd.trainers._torchrl import hooks_of
 from torchrl_rtpd.trainers.checks import DormancyCheck, RecyclingCheck
 from torchrl_rtpd.trainers.hook import RealTimeDistillTrainer
 from torchrl_rtpd.trainers.teacher_copies import AverageTeacher
+
+
+def test_a_minibatch_is_scaled_once_for_the_teacher_and_all_of_its_students(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two tensors of pixels an update, states and next states, for a teacher and two students with targets."""
+    scaled = []
+    original = pixels._scaled
+    monkeypatch.setattr(pixels, "_scaled", lambda stacks: scaled.append(stacks.shape) or original(stacks))
+    spec = AtariVecEnv("pong", 1).action_spec
+    students = {name: StudentDQNLoss(make_actor("net17", spec, seed=seed)) for seed, name in enumerate("ab")}
+    hook = trained(atari_trainer(loss_class=TeacherDQNLoss), students, checks=[])
+    assert hook.updates == 12
+    assert sum(shape == (8, 4, 84, 84) for shape in scaled) == 2 * 12
 
 
 @pytest.mark.parametrize("double_dqn", [False, True])
