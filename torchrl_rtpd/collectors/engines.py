@@ -204,6 +204,12 @@ class _RayCollector(PolicyWeights, WholePolicyRayCollector):
         self.dual_policy = policy
         self.start_from(policy.weights().data.clone())
 
+    def update_policy_weights_(self, policy_or_weights: Any = None, **kwargs: Any) -> None:
+        """Update what is given, and leave the rest; without anything, all weights as the policy has them here."""
+        if policy_or_weights is None and not kwargs.get("weights_dict"):
+            policy_or_weights = self.dual_policy.weights()
+        super().update_policy_weights_(policy_or_weights, **kwargs)
+
     def iterator(self) -> Iterator[TensorDictBase]:
         """TorchRL's batches; an actor that dies is named."""
         from ray.exceptions import RayActorError

@@ -26,10 +26,12 @@ class PolicyWeights:
         """Update what is given, and leave the rest.
 
         That may be a whole policy or its weights, parts of them (:meth:`TeacherStudentPolicy.weights`), or the teacher
-        alone by its network or weights, which is what TorchRL's ``DQNTrainer`` sends without exploration. Everything
-        else is as in TorchRL's collectors.
+        alone by its network or weights, which is what TorchRL's ``DQNTrainer`` sends without exploration and its
+        on-policy trainers by ``weight_update_map={"policy": ...}``. Everything else is as in TorchRL's collectors.
         """
         weights = policy_or_weights
+        if weights is None and list(kwargs.get("weights_dict") or ()) == ["policy"]:
+            weights = kwargs.pop("weights_dict")["policy"]
         if isinstance(weights, TensorDictModuleBase):
             weights = TensorDict.from_module(weights)
         if isinstance(weights, TensorDictBase):

@@ -17,6 +17,7 @@ from torchrl.trainers import Trainer
 from torchrl_rtpd.functional.checks import check_within
 from torchrl_rtpd.networks.keys import names_in
 from torchrl_rtpd.objectives.pqn import PQNLoss
+from torchrl_rtpd.trainers._torchrl import learned_weights, runs_elsewhere
 from torchrl_rtpd.trainers.stateless import StatelessHook
 
 __all__ = ["LambdaTargets"]
@@ -33,6 +34,9 @@ class LambdaTargets(StatelessHook):
     Values of the rollout's states are those in its ``"action_value"``, if the collector keeps them
     (``DualNetworkCollector(keep=["action_value"])``): the ones that acted. Otherwise they are computed here, in one
     forward of the rollout. Epochs over the rollout all see the same targets.
+
+    With remote learners (``learner_backend="ray"``) the weights that have just been learned are fetched once a rollout,
+    and the targets are written before the rollout goes to the learners' replay.
 
     Entries have the names that the trainer's loss has for them. With ``set_keys(terminated="end_of_life")`` a lost life
     ends bootstrapping.
@@ -51,6 +55,7 @@ class LambdaTargets(StatelessHook):
             mix rollouts, or minibatches that do not divide it.
         TypeError: at ``register``, a trainer of another loss.
         RuntimeError: at ``register``, a trainer with a fixed number of updates an epoch: TorchRL's then skips epochs.
+            One with remote learners needs such a number; at the first rollout, another one than an epoch has.
         KeyError: at a rollout without one of the entries.
 
     Examples:
@@ -62,6 +67,7 @@ class LambdaTargets(StatelessHook):
         self.gamma, self.lmbda = float(gamma), float(lmbda)
         self._loss: Any = None
         self._buffer: Any = None
+        self._elsewhere: Trainer | None = None  # a trainer whose learners are remote
 
     def register(self, trainer: Trainer, name: str = "lambda_targets") -> None:
         """Attach to a trainer whose loss is a ``PQNLoss``; one with ``add_gae=False``."""
@@ -69,7 +75,8 @@ class LambdaTargets(StatelessHook):
             raise TypeError(
                 f"targets of whole rollouts are for PQNLoss: got a trainer of {type(trainer.loss_module).__name__}."
             )
-        if trainer.optim_steps_per_batch is not None:
+        self._elsewhere = trainer if runs_elsewhere(trainer) else None
+        if trainer.optim_steps_per_batch is not None and self._elsewhere is None:
             raise RuntimeError(
                 "an epoch is a pass over the whole rollout: got optim_steps_per_batch="
                 f"{trainer.optim_steps_per_batch}, at which the trainer's epochs end early or are skipped; pass None."
@@ -82,6 +89,8 @@ class LambdaTargets(StatelessHook):
     def write(self, rollout: TensorDictBase) -> TensorDictBase:
         """Write the targets into a rollout ``[N, T]``, time last, and return it."""
         self._check_replay(rollout)
+        if self._elsewhere is not None:
+            self._loss.value_network_params.data.update_(learned_weights(self._elsewhere))
         names = self._loss.tensor_keys
         reward, done, terminated = (self._next(rollout, key) for key in (names.reward, names.done, names.terminated))
         done = done | terminated
@@ -121,7 +130,8 @@ class LambdaTargets(StatelessHook):
     def _check_replay(self, rollout: TensorDictBase) -> None:
         if self._buffer is None:
             return
-        steps, kept, size = rollout.numel(), getattr(self._buffer.storage, "max_size", None), self._buffer.batch_size
+        storage = getattr(self._buffer, "storage", None)  # a remote buffer has none here
+        steps, kept, size = rollout.numel(), getattr(storage, "max_size", None), self._buffer.batch_size
         if kept not in (None, steps):
             raise ValueError(
                 f"a replay of PQN holds one rollout, since targets of an older one are out of date: got room for "
@@ -131,4 +141,9 @@ class LambdaTargets(StatelessHook):
             raise ValueError(
                 f"minibatches must divide the rollout: got {size} and {steps} steps; change batch_size or "
                 "frames_per_batch."
+            )
+        if self._elsewhere is not None and self._elsewhere.optim_steps_per_batch * size != steps:
+            raise RuntimeError(
+                "an epoch is a pass over the whole rollout, which remote learners count: got optim_steps_per_batch="
+                f"{self._elsewhere.optim_steps_per_batch} of {size} for {steps} steps; pass {steps // size}."
             )
