@@ -6,10 +6,11 @@
     python examples/rtpd_distributed.py --backend ray --sync --learners 2 --out results/run
     python examples/rtpd_distributed.py --backend ray --sync --learners 2 --out results/run --resume
 
-TorchRL and Ray distribute: collectors, learners and remote replay are TorchRL's. The trainer sends the teacher's weights
-to the workers after each batch, the hook the student's, where it acts. With remote learners the hook goes there in a
-stepper, the teacher alone acts, and the student comes back in a checkpoint. An actor that dies is named; --resume goes on
-from the newest checkpoint in --out. Ray's cluster is that of RAY_ADDRESS or one of --cpus here. Times: docs/clusters.md.
+TorchRL and Ray distribute: collectors, learners and remote replay are TorchRL's. The trainer sends the teacher's
+weights to the workers after each batch, the hook the student's, where it acts. With remote learners the hook goes there
+in a stepper, the teacher alone acts, and the student comes back in a checkpoint. An actor that dies is named, and
+--resume goes on from the newest checkpoint in --out. Ray's cluster is that of RAY_ADDRESS, or one of --cpus here.
+CartPole; times and scores: docs/clusters.md.
 """
 
 from __future__ import annotations
