@@ -26,7 +26,7 @@ from turns import parsed_options
 from torchrl_rtpd.runs.environment import run_environment
 from torchrl_rtpd.runs.metrics import write_json
 
-NUMBERS = {"seeds": 5, "steps": 0, "games": 50}  # 0 steps: as many as the example takes
+NUMBERS = {"seeds": 5, "steps": 0, "games": 50, "ways": 3}  # 0 steps: as many as the example takes
 EXAMPLE = Path(__file__).parents[2] / "examples" / "rtpd_distributed.py"
 WAYS = {
     "processes": ["--backend", "process"],
@@ -84,7 +84,12 @@ def main() -> None:
     options = parsed_options(__doc__, NUMBERS)
     known = options.out is not None and options.out.exists()
     runs = json.loads(options.out.read_text())["runs"] if known else []
-    wanted = [(teacher, way, seed) for seed in range(options.seeds) for way in WAYS for teacher in TEACHERS]
+    wanted = [
+        (teacher, way, seed)
+        for seed in range(options.seeds)
+        for way in list(WAYS)[: options.ways]
+        for teacher in TEACHERS
+    ]
     for teacher, way, seed in wanted:
         if any((run["teacher_kind"], run["way"], run["seed"]) == (teacher, way, seed) for run in runs):
             continue
