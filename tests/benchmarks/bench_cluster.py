@@ -45,6 +45,7 @@ NUMBERS = {"repetitions": 20, "slots": 8, "rollout": 16, "collectors": 4, "batch
 STUDENTS = ["net1", "net2", "net3", "net5", "net17"]
 RAY = {"num_cpus": 16, "include_dashboard": False, "object_store_memory": 500_000_000, "log_to_driver": False}
 ACTIONS = Categorical(18)
+ENDLESS = 10**9  # for -1 a Ray collector yields nothing
 
 
 def atari(slots: int, frame_stack: int) -> EnvBase:
@@ -57,14 +58,14 @@ def networks() -> dict[str, QValueActor]:
     return {name: make_actor(name, ACTIONS, seed=0) for name in ["teacher", *STUDENTS]}
 
 
-def median_seconds(call: Callable[[], object], repetitions: int) -> float:
-    """Median time of a call; the first two are not counted."""
+def least_seconds(call: Callable[[], object], repetitions: int) -> float:
+    """Shortest time of a call, since others may use the machine; the first two are not counted."""
     times = []
     for _ in range(repetitions + 2):
         start = time.perf_counter()
         call()
         times.append(time.perf_counter() - start)
-    return statistics.median(times[2:])
+    return min(times[2:])
 
 
 def bytes_a_step(slots: int, rollout: int) -> dict[str, dict[str, float]]:
@@ -85,13 +86,13 @@ def bytes_a_step(slots: int, rollout: int) -> dict[str, dict[str, float]]:
     return found
 
 
-def on_ray(make_env: Callable[[], EnvBase], acting: dict[str, QValueActor], **kwargs: Any) -> DualNetworkCollector:
+def on_ray(make_env: Callable[[], EnvBase], named: dict[str, QValueActor], **kwargs: Any) -> DualNetworkCollector:
     """A collector of Ray actors."""
-    teacher, *students = acting.values()
+    teacher, *students = named.values()
     return DualNetworkCollector(
         make_env,
         teacher,
-        dict(zip(list(acting)[1:], students, strict=True)) or None,
+        dict(zip(list(named)[1:], students, strict=True)) or None,
         backend="ray",
         backend_options={"ray_init_config": RAY, "remote_configs": {"num_cpus": 1, "memory": 0}},
         **kwargs,
@@ -113,15 +114,15 @@ def collection(slots: int, rollout: int, batches: int) -> dict[str, float]:
         {"teacher": make_actor("teacher", ACTIONS)},
         frame_stack=4,
         frames_per_batch=steps,
-        total_frames=-1,
+        total_frames=ENDLESS,
         sync=True,
         num_collectors=1,
     )
     data = iter(collector)
-    seconds = median_seconds(lambda: next(data), batches)
+    seconds = least_seconds(lambda: next(data), batches)
     batch = next(data).reshape(-1)
-    storing = median_seconds(lambda: replay.extend(batch), batches)
-    sampling = median_seconds(replay.sample, batches)
+    storing = least_seconds(lambda: replay.extend(batch), batches)
+    sampling = least_seconds(replay.sample, batches)
     collector.shutdown()
     replay.shutdown()
     return {"steps_per_second": steps / seconds, "driver_seconds_a_step": storing / steps, "seconds_a_sample": sampling}
@@ -138,13 +139,13 @@ def broadcasts(most: int, repetitions: int) -> dict[str, Any]:
             networks(),
             acting=dict.fromkeys(STUDENTS, 0.1),
             frames_per_batch=4 * number,
-            total_frames=-1,
+            total_frames=ENDLESS,
             num_collectors=number,
             sync=True,
         )
         weights = collector.dual_policy.weights()
         found["bytes"] = weights.bytes()
-        found["seconds"][str(number)] = median_seconds(
+        found["seconds"][str(number)] = least_seconds(
             lambda collector=collector, weights=weights: collector.update_policy_weights_(weights), repetitions
         )
         collector.shutdown()
@@ -190,7 +191,7 @@ def update_seconds(kind: str, size: int, repetitions: int) -> float:
         optimizer.zero_grad()
         hook.step(batch)
 
-    return median_seconds(update, repetitions)
+    return least_seconds(update, repetitions)
 
 
 class _Bare:
@@ -213,7 +214,7 @@ def broadcasts_behind(workers: int, batches: int, *, sync: bool) -> float:
         {"teacher": QValueActor(head, in_keys=["observation"], spec=Categorical(2))},
         keep=["action_value"],
         frames_per_batch=16 * workers,
-        total_frames=-1,
+        total_frames=ENDLESS,
         num_collectors=workers,
         sync=sync,
     )
