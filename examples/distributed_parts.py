@@ -34,18 +34,17 @@ class Recipe:
     steps: int  # agent steps of training
     updates: int  # per batch and worker; of PQN in each epoch
     epochs: int  # passes over a rollout; 1 where a replay is drawn from
-    teacher_rate: float
-    student_rate: float
-    gamma: float
     annealed: float  # share of the training after which few actions are random
 
 
 RECIPES = {
-    "dqn": Recipe(49_152, 16, 1, teacher_rate=5e-4, student_rate=5e-4, gamma=0.99, annealed=0.25),
-    "pqn": Recipe(65_536, 2, 4, teacher_rate=1e-3, student_rate=2e-3, gamma=0.98, annealed=0.5),
+    "dqn": Recipe(49_152, 16, 1, annealed=0.25),
+    "pqn": Recipe(65_536, 2, 4, annealed=0.5),
 }
 STEPS_PER_WORKER = 128  # agent steps that each worker adds to a batch
 BATCH_SIZE = 64  # of a minibatch, of all learners together
+LEARNING_RATE = 5e-4  # of teacher and student
+GAMMA, LAMBDA = 0.99, 0.9
 EPSILON = 0.05  # share of random actions at the end
 TAU = 0.01  # of DQN's target network
 
@@ -68,14 +67,14 @@ def teacher_loss(kind: str, teacher: QValueActor) -> LossModule:
     if kind == "pqn":
         return PQNLoss(teacher)
     loss = DQNLoss(teacher, action_space="categorical", loss_function="smooth_l1", delay_value=True, double_dqn=True)
-    loss.make_value_estimator(gamma=RECIPES[kind].gamma)
+    loss.make_value_estimator(gamma=GAMMA)
     return loss
 
 
 def make_optimizer(kind: str, loss: LossModule) -> torch.optim.Optimizer:
     """The teacher's: Adam, and RAdam for PQN as in its paper."""
     optimizer = torch.optim.RAdam if kind == "pqn" else torch.optim.Adam
-    return optimizer(loss.parameters(), lr=RECIPES[kind].teacher_rate)
+    return optimizer(loss.parameters(), lr=LEARNING_RATE)
 
 
 def make_exploration(kind: str, steps: int) -> EGreedyModule:
@@ -87,7 +86,7 @@ def n_steps(kind: str) -> MultiStep | None:
     """Returns of ten steps for DQN; PQN's are of whole rollouts."""
     if kind == "pqn":
         return None
-    ten_steps = MultiStep(gamma=RECIPES[kind].gamma, n_steps=10)
+    ten_steps = MultiStep(gamma=GAMMA, n_steps=10)
     ten_steps.done_keys = ("done",)  # move "terminated" as well, lest games that end within the ten steps look endless
     return ten_steps
 
@@ -95,7 +94,7 @@ def n_steps(kind: str) -> MultiStep | None:
 def student_hook(kind: str, student: QValueActor) -> RealTimeDistillTrainer:
     """The paper's loss for one student."""
     loss = StudentPQNLoss(student) if kind == "pqn" else StudentDQNLoss(student)
-    return RealTimeDistillTrainer(loss, optimizer=partial(torch.optim.Adam, lr=RECIPES[kind].student_rate))
+    return RealTimeDistillTrainer(loss, optimizer=partial(torch.optim.Adam, lr=LEARNING_RATE))
 
 
 def replay_parts(kind: str, steps: int, workers: int) -> dict[str, Any]:

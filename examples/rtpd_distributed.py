@@ -24,6 +24,8 @@ from typing import Any
 import torch
 from distributed_parts import (
     EPSILON,
+    GAMMA,
+    LAMBDA,
     RECIPES,
     STEPS_PER_WORKER,
     TAU,
@@ -112,7 +114,7 @@ def local_trainer(kind: str, teacher: TensorDictModule, collector: Any, steps: i
     trainer = OnPolicyTrainer(weight_update_map={"policy": "loss_module.actor_network"}, **own, **common)
     trainer.exploration_module = exploration  # saved by this name; unlike DQNTrainer it neither lowers nor sends it
     trainer.register_op("post_steps", partial(_explore_less, collector))
-    LambdaTargets(gamma=recipe.gamma).register(trainer)
+    LambdaTargets(gamma=GAMMA, lmbda=LAMBDA).register(trainer)
     return trainer
 
 
@@ -161,7 +163,7 @@ def train_remotely(
         progress_bar=False,
     )
     if kind == "pqn":
-        LambdaTargets(gamma=recipe.gamma).register(trainer)
+        LambdaTargets(gamma=GAMMA, lmbda=LAMBDA).register(trainer)
     for moment in ("setup", "post_steps"):
         trainer.register_op(moment, partial(_tell_exploration, kind, trainer))
     try:

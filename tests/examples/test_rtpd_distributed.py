@@ -199,7 +199,7 @@ def test_targets_of_remote_learners_are_of_the_weights_that_acted(
     seen = []
 
     def compare(trainer: Trainer, rollout: Any) -> None:
-        expected = returns_by_hand(trainer, rollout, gamma=0.98, lmbda=0.65)
+        expected = returns_by_hand(trainer, rollout, gamma=0.99, lmbda=0.9)
         torch.testing.assert_close(rollout["value_target"].squeeze(-1), expected, rtol=1e-4, atol=1e-4)
         seen.append(expected)
 
@@ -208,6 +208,22 @@ def test_targets_of_remote_learners_are_of_the_weights_that_acted(
         "pqn", 768, tmp_path, seed=0, workers=2, learners=1, resume=False, backend_options=ray_options
     )
     assert [target.shape for target in seen] == [(2, 4, 32)] * 3
+
+
+@pytest.mark.ray
+def test_an_error_while_all_actors_live_is_not_blamed_on_one(
+    watch: Watch, ray_options: dict[str, Any], tmp_path: Path
+) -> None:
+    """TorchRL ends them all because of it."""
+
+    def fail(trainer: Trainer, batch: Any) -> None:
+        raise ValueError("a hook of the user's failed")
+
+    watch.at_batch = fail
+    with pytest.raises(ValueError, match="a hook of the user's failed"):
+        rtpd_distributed.train_remotely(
+            "dqn", 512, tmp_path, seed=0, workers=1, learners=1, resume=False, backend_options=ray_options
+        )
 
 
 @pytest.mark.ray

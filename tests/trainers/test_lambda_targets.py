@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from functools import partial
+from types import SimpleNamespace
 
 import gymnasium
 import numpy as np
@@ -324,6 +325,14 @@ def test_a_replay_that_mixes_rollouts_is_refused() -> None:
 def test_minibatches_that_do_not_divide_the_rollout_are_refused() -> None:
     trainer, _, _ = build(batch=48)
     with pytest.raises(ValueError, match="must divide the rollout: got 48 and 128 steps; change batch_size or"):
+        trainer.train()
+
+
+def test_remote_learners_that_do_not_make_whole_passes_are_refused() -> None:
+    """Four minibatches of 32 are a pass over 128 steps."""
+    trainer, _, hook = build()
+    hook._elsewhere = SimpleNamespace(optim_steps_per_batch=3)
+    with pytest.raises(RuntimeError, match=r"got optim_steps_per_batch=3 of 32 for 128 steps; pass 4\."):
         trainer.train()
 
 

@@ -64,8 +64,10 @@ class RealTimeDistillStepper(OptimizationStepper):
             return
 
         def average(parameter: torch.Tensor) -> None:
-            torch.distributed.all_reduce(parameter.grad, group=ranks.process_group)
-            parameter.grad.div_(ranks.world_size)  # type: ignore[union-attr]
+            gradient = parameter.grad
+            assert gradient is not None  # just accumulated
+            torch.distributed.all_reduce(gradient, group=ranks.process_group)
+            gradient.div_(ranks.world_size)
 
         for student in self.hook.learners.values():
             for parameter in student.loss.parameters():
