@@ -93,8 +93,7 @@ def train(
 
 def local_trainer(kind: str, teacher: TensorDictModule, collector: Any, steps: int, *, updates: int) -> Trainer:
     """TorchRL's trainer of a kind of teacher, which learns in this process."""
-    recipe, loss = RECIPES[kind], teacher_loss(kind, teacher)
-    exploration = collector.dual_policy.exploration
+    loss, exploration = teacher_loss(kind, teacher), collector.dual_policy.exploration
     common = {
         "collector": collector,
         "total_frames": steps,
@@ -107,11 +106,10 @@ def local_trainer(kind: str, teacher: TensorDictModule, collector: Any, steps: i
         "progress_bar": False,
     }
     if kind == "dqn":
-        target = SoftUpdate(loss, tau=TAU)
-        own = {"optim_steps_per_batch": updates, "target_net_updater": target, "greedy_module": exploration}
-        return DQNTrainer(**own, **common)
-    own = {"optim_steps_per_batch": None, "num_epochs": recipe.epochs, "add_gae": False}
-    trainer = OnPolicyTrainer(weight_update_map={"policy": "loss_module.actor_network"}, **own, **common)
+        common |= {"optim_steps_per_batch": updates, "target_net_updater": SoftUpdate(loss, tau=TAU)}
+        return DQNTrainer(greedy_module=exploration, **common)
+    common |= {"optim_steps_per_batch": None, "num_epochs": RECIPES[kind].epochs, "add_gae": False}
+    trainer = OnPolicyTrainer(weight_update_map={"policy": "loss_module.actor_network"}, **common)
     trainer.exploration_module = exploration  # saved by this name; unlike DQNTrainer it neither lowers nor sends it
     trainer.register_op("post_steps", partial(_explore_less, collector))
     LambdaTargets(gamma=GAMMA, lmbda=LAMBDA).register(trainer)
