@@ -94,7 +94,21 @@ def distributed_block(result: dict[str, Any]) -> str:
         f"{max(loads):.0f} on two cores), so seconds say little."
     )
     origin = f"Ray {result['ray']}. {made_by(result['environment'])}"
-    return "\n".join([text, "", markdown(rows), "", *verdicts, "", origin, ""])
+    return "\n".join([text, "", markdown(rows), "", *verdicts, *_discarded(result["discarded"]), "", origin, ""])
+
+
+def _discarded(runs: list[dict[str, Any]]) -> list[str]:
+    """Lines on runs that led to other numbers of the example, every one of them."""
+    lines = []
+    for reason in dict.fromkeys(run["reason"] for run in runs):
+        found = [
+            f"{run['teacher_kind'].upper()}, {WAYS[run['way']]}, seed {run['seed']}: teacher "
+            f"{run['scores']['teacher']:.0f}, student {run['scores']['student']:.0f}"
+            for run in runs
+            if run["reason"] == reason
+        ]
+        lines.append(f"- Not counted above ({reason}): {'; '.join(found)}.")
+    return lines
 
 
 def _spread(scores: list[float]) -> str:

@@ -5,7 +5,8 @@
 
 Each run is ``examples/rtpd_distributed.py`` in a process of its own. A run that the file has already is not repeated,
 so that the script can be cut off and started again. The tolerance was set before any run: mean scores over the seeds
-that all ways have may differ by a tenth of the best score.
+that all ways have may differ by a tenth of the best score. Runs under ``discarded`` were made with other numbers of the
+example, which were changed because of them; they stay in the file with the reason, and the page shows them.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ def one_run(teacher: str, way: str, seed: int, steps: int, games: int) -> dict[s
         result = json.loads((Path(folder) / "results.json").read_text())
     scores = {network["name"]: network["score_mean"] for network in result["networks"]}
     where = {"teacher_kind": teacher, "way": way, "seed": seed, "steps": result["steps"]}
-    return {**where, "scores": scores, "seconds": seconds, "load": os.getloadavg()[0]}
+    made = {"seconds": seconds, "load": os.getloadavg()[0], "commit": run_environment()["commit"]}
+    return {**where, "scores": scores, **made}
 
 
 def differences(runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -83,7 +85,8 @@ def main() -> None:
     """Run what is missing, save after each run."""
     options = parsed_options(__doc__, NUMBERS)
     known = options.out is not None and options.out.exists()
-    runs = json.loads(options.out.read_text())["runs"] if known else []
+    saved = json.loads(options.out.read_text()) if known else {}
+    runs, discarded = saved.get("runs", []), saved.get("discarded", [])
     wanted = [
         (teacher, way, seed)
         for seed in range(options.seeds)
@@ -96,15 +99,16 @@ def main() -> None:
         runs.append(one_run(teacher, way, seed, options.steps, options.games))
         print(runs[-1], flush=True)
         if options.out is not None:
-            write_json(options.out, summary(runs, options.games))
-    print(json.dumps(summary(runs, options.games)))
+            write_json(options.out, summary(runs, discarded, options.games))
+    print(json.dumps(summary(runs, discarded, options.games)))
 
 
-def summary(runs: list[dict[str, Any]], games: int) -> dict[str, Any]:
+def summary(runs: list[dict[str, Any]], discarded: list[dict[str, Any]], games: int) -> dict[str, Any]:
     """What the file holds."""
     complete = {(run["teacher_kind"], run["way"]) for run in runs} >= {(kind, "processes") for kind in TEACHERS}
     return {
         "runs": runs,
+        "discarded": discarded,
         "compared": differences(runs) if complete else {},
         "tolerance": TOLERANCE * BEST_SCORE,
         "best_score": BEST_SCORE,
