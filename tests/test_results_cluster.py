@@ -6,6 +6,7 @@ import json
 import re
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PIECES = cluster.Pieces(
     steps_per_second=64.0,  # so that a batch of 128 steps is played in two seconds
     bytes_a_step=1.25e5,  # so that the link takes 10,000 steps a second
+    bytes_of_weights=1.25e7,  # so that it takes 100 copies of the weights a second
     driver_seconds=5e-4,
     update_seconds=0.001,
     steps_per_update=4,
@@ -25,28 +27,39 @@ PIECES = cluster.Pieces(
 
 
 def test_a_round_of_one_and_of_ten_machines() -> None:
-    """One machine: 16 collectors x 128 steps = 2,048 steps, 512 updates of a millisecond, 0.4 + 16 x 0.01 s to send."""
+    """One machine: 16 collectors x 128 steps = 2,048 steps, 512 updates of a millisecond, 0.4 + 16 x 0.01 s to send.
+
+    On the link 0.2048 s of steps and 0.16 s of 16 copies of the weights.
+    """
     one, ten = (cluster.seconds_of_round(PIECES, machines) for machines in (1, 10))
     assert one == pytest.approx(
-        {"collecting": 2.0, "link": 0.2048, "driver": 1.024, "learner": 0.512, "broadcast": 0.56}
+        {"collecting": 2.0, "link": 0.3648, "driver": 1.024, "learner": 0.512, "broadcast": 0.56}
     )
-    assert ten == pytest.approx({"collecting": 2.0, "link": 2.048, "driver": 10.24, "learner": 5.12, "broadcast": 2.0})
+    assert ten == pytest.approx({"collecting": 2.0, "link": 3.648, "driver": 10.24, "learner": 5.12, "broadcast": 2.0})
 
 
 def test_each_part_bites_where_it_takes_as_long_as_playing() -> None:
     """Two seconds over what one machine takes; of the broadcast 2 - 0.4 s are left, over 0.16 s a machine."""
     found = cluster.machines_where_it_bites(PIECES)
-    expected = {"link": 2 / 0.2048, "driver": 2 / 1.024, "learner": 2 / 0.512, "broadcast": 10.0}
+    expected = {"link": 2 / 0.3648, "driver": 2 / 1.024, "learner": 2 / 0.512, "broadcast": 10.0}
     assert found == pytest.approx(expected)
     for part, machines in expected.items():
         assert cluster.seconds_of_round(PIECES, machines)[part] == pytest.approx(2.0)
 
 
 def test_the_tables_say_which_part_is_the_bound() -> None:
-    """Ten machines: 20,480 steps in 21.408 s are 957 a second, of which the driver has 10.24 s, 48 %."""
+    """Ten machines: 20,480 steps in 23.008 s are 890 a second, of which the driver has 10.24 s, 45 %."""
     row = cluster.round_rows({"made up": PIECES})[1]
-    assert row == ["made up", "476; playing, 47%", "957; the driver, 48%", row[3], "512"]
-    assert cluster.bite_rows({"made up": PIECES})[1] == ["made up", "3.9", "2", "9.8", "10"]
+    assert row == ["made up", "459; playing, 45%", "890; the driver, 45%", row[3], "512"]
+    assert cluster.bite_rows({"made up": PIECES})[1] == ["made up", "3.9", "2", "5.5", "10"]
+
+
+def test_one_receiver_a_machine_sends_a_sixteenth_of_the_weights() -> None:
+    """Ten machines, ten copies: 2.048 + 0.1 s on the link, 0.4 + 0.1 s to send; it bites at 160 machines, not at 10."""
+    pieces = replace(PIECES, receivers=1)
+    found = cluster.seconds_of_round(pieces, 10)
+    assert (found["link"], found["broadcast"]) == pytest.approx((2.148, 0.5))
+    assert cluster.machines_where_it_bites(pieces)["broadcast"] == pytest.approx(160)
 
 
 def test_a_broadcast_is_a_line_through_the_fewest_and_the_most_collectors() -> None:

@@ -43,23 +43,26 @@ class Pieces:
 
     steps_per_second: float  # of a collector
     bytes_a_step: float  # that reach the learner's machine
+    bytes_of_weights: float  # that leave it for each receiver
     driver_seconds: float  # a step, to pass it on to the replay
     update_seconds: float  # with the minibatch
     steps_per_update: int
     broadcast_seconds: float  # whatever the number of collectors
-    broadcast_seconds_each: float  # for each collector in addition
+    broadcast_seconds_each: float  # for each receiver in addition
+    receivers: int = CORES  # of weights, in a machine: its collectors, or one that has them as worker processes
 
 
 def seconds_of_round(pieces: Pieces, machines: int) -> dict[str, float]:
     """Seconds of each part of a round, which follow one another when workers are in step."""
     collectors = machines * CORES
-    steps = collectors * BATCH_STEPS
+    steps, receivers = collectors * BATCH_STEPS, machines * pieces.receivers
+    carried = steps * pieces.bytes_a_step + receivers * pieces.bytes_of_weights
     return {
         "collecting": BATCH_STEPS / pieces.steps_per_second,
-        "link": steps * pieces.bytes_a_step / LINK_BYTES_PER_SECOND,
+        "link": carried / LINK_BYTES_PER_SECOND,
         "driver": steps * pieces.driver_seconds,
         "learner": steps / pieces.steps_per_update * pieces.update_seconds,
-        "broadcast": pieces.broadcast_seconds + collectors * pieces.broadcast_seconds_each,
+        "broadcast": pieces.broadcast_seconds + receivers * pieces.broadcast_seconds_each,
     }
 
 
@@ -177,12 +180,14 @@ def kinds_of_learner(result: dict[str, Any], gpu: dict[str, Any]) -> dict[str, P
             found[f"{kind.upper()}, {device}"] = Pieces(
                 steps_per_second=result["collection"]["steps_per_second"],
                 bytes_a_step=result["bytes_a_step"]["single frames"]["sent"],
+                bytes_of_weights=result["broadcast"]["bytes"],
                 driver_seconds=result["collection"]["driver_seconds_a_step"],
                 update_seconds=update + result["collection"]["seconds_a_sample"],
                 steps_per_update=STEPS_PER_UPDATE[kind],
                 broadcast_seconds=fixed,
                 broadcast_seconds_each=each,
             )
+    found["PQN, GPU, captured, one receiver a machine"] = replace(found["PQN, GPU, captured"], receivers=1)
     return found
 
 
