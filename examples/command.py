@@ -10,10 +10,11 @@ from typing import Any, cast
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from methods import METHODS, Task
+from methods import METHODS
 from omegaconf import OmegaConf
 from scoreboard import quiet
 from settings import RENAMED, Config, check
+from tasks import Task
 
 from torchrl_rtpd.runs.config import (
     changed_settings,
@@ -28,22 +29,27 @@ from torchrl_rtpd.runs.folder import RunFolder
 _CONFIG = Path(__file__).parent / "config"
 _HELP = {
     "rtpd_atari": ("rtpd_atari.yaml", "preset/quick.yaml"),
-    "rtpd_classic": ("rtpd_classic.yaml",),
+    "rtpd_classic": ("rtpd_classic.yaml", "preset/dqn_classic.yaml"),
 }
 """Files whose values ``--help`` shows, by script."""
 
 
-def _help(files: Sequence[str]) -> str:
+_PRESETS = {
+    "rtpd_atari": "preset=quick, whose values these are, preset=paper; with teacher=pqn preset=pqn_quick, preset=pqn",
+    "rtpd_classic": "preset=dqn_classic, whose values these are; with teacher=pqn preset=pqn_classic",
+}
+
+
+def _help(files: Sequence[str], presets: str) -> str:
     """Template of a script's ``--help``."""
     values: dict[str, Any] = {}
     for file in files:
         values |= cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(_CONFIG / file), resolve=False))
-    presets = "Presets: preset=quick, whose values these are, and preset=paper." if len(files) > 1 else ""
     return f"""Keys, their values and their meaning:
 
 {settings_help(Config, values)}
 
-Give any of them as key=value. {presets}
+Give any of them as key=value. Presets: {presets}.
 
 $FLAGS_HELP
 """
@@ -51,7 +57,7 @@ $FLAGS_HELP
 
 ConfigStore.instance().store(name="settings", node=Config)
 for script, files in _HELP.items():
-    template = {"app_name": "", "header": "", "footer": "", "template": _help(files)}
+    template = {"app_name": "", "header": "", "footer": "", "template": _help(files, _PRESETS[script])}
     ConfigStore.instance().store(group="hydra/help", name=script, node=template)
 
 
@@ -62,12 +68,24 @@ def prepared(config: Config, task: Task) -> tuple[Config, Task, RunFolder]:
     """
     quiet()
     try:
+        _check_teacher(config)
         if config.resume is not None:
             config = resumed_phases(config, HydraConfig.get().overrides.task)
         return config, task, claimed(config, task)
     except (ValueError, RuntimeError, OSError, ImportError) as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         raise SystemExit(2) from error
+
+
+def _check_teacher(config: Config) -> None:
+    """Refuse a preset of another teacher than the one that is asked for by name."""
+    command = HydraConfig.get()
+    asked = command.runtime.choices["teacher"]
+    if asked != config.teacher and any(part.startswith("teacher=") for part in command.overrides.task):
+        raise ValueError(
+            f"preset={command.runtime.choices['preset']} is for teacher={config.teacher}: got teacher={asked}; leave "
+            "one of them out."
+        )
 
 
 def claimed(config: Config, task: Task) -> RunFolder:

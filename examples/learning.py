@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import torch
+from algorithms import ALGORITHMS
+from tasks import batch_steps
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule
 from torchrl.trainers import LRSchedulerHook, OptimizationStepper, Trainer
@@ -19,7 +21,6 @@ from torchrl_rtpd import (
     LaggingTeacher,
     RealTimeDistillTrainer,
     RecyclingCheck,
-    StudentDQNLoss,
 )
 from torchrl_rtpd.networks.recycling import UnitRecycler
 from torchrl_rtpd.trainers._torchrl import hooks_of, updates_made
@@ -34,42 +35,15 @@ TEACHERS: dict[str, Callable[[], Any]] = {
 """Versions of the learning teacher that the students of ``rtpd`` can learn from."""
 
 
-def batch_steps(config: Any) -> int:
-    """Agent steps between two rounds of updates."""
-    return config.num_envs * config.rollout_steps
-
-
-def distiller(config: Any, students: Sequence[tuple[str, TensorDictModule]], terminated: str) -> RealTimeDistillTrainer:
-    """The hook that teaches students, given as names and networks; ``terminated`` ends bootstrapping."""
+def distiller(config: Any, losses: Mapping[str, DistillationLoss]) -> RealTimeDistillTrainer:
+    """The hook that teaches students, given by the losses that they learn by."""
     recycling = [] if config.recycle_every_updates is None else [RecyclingCheck(recycler(config))]
     return RealTimeDistillTrainer(
-        {name: student_loss(config, network, terminated) for name, network in students},
+        losses,
         optimizer=student_optimizer(config),
         checks=[DormancyCheck(), *recycling],
         teacher=TEACHERS[config.learn_from](),
     )
-
-
-def student_loss(config: Any, student: TensorDictModule, terminated: str) -> DistillationLoss:
-    """The paper's loss, or its divergence alone; the hook puts the teacher's values into each minibatch."""
-    distillation = {
-        "divergence": config.divergence,
-        "teacher_temperature": config.temperature,
-        "student_temperature": config.student_temperature,
-    }
-    if config.td_coeff == 0:
-        return DistillationLoss(student, **distillation)
-    loss = StudentDQNLoss(
-        student,
-        imitation=config.imitation,
-        td_coeff=config.td_coeff,
-        distill_coeff=config.distill_coeff,
-        loss_function=config.loss_function,
-        **distillation,
-    )
-    loss.set_keys(terminated=terminated)
-    loss.make_value_estimator(gamma=config.gamma)
-    return loss
 
 
 def student_optimizer(config: Any) -> Callable[[Any], torch.optim.Optimizer]:
@@ -83,7 +57,7 @@ def settle(
     """Lower a learning rate linearly to a hundredth, between two shares of the run; None leaves it alone."""
     if share is None:
         return
-    batches = (schedule_steps(config) - config.warmup_steps) / batch_steps(config)
+    batches = learning_batches(config)
     begin, end = (fraction * batches for fraction in share)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda batch: 1 - 0.99 * min(1.0, max(0.0, (batch - begin) / (end - begin)))
@@ -96,10 +70,15 @@ def schedule_steps(config: Any) -> int:
     return config.schedule_steps or config.total_steps
 
 
+def learning_batches(config: Any) -> float:
+    """Batches of that run that are learned from."""
+    return (schedule_steps(config) - (config.warmup_steps or 0)) / batch_steps(config)
+
+
 def recycler(config: Any) -> UnitRecycler:
     """Gives dormant units of students a new start, until their learning rate settles."""
     share = 1.0 if config.student_settles is None else config.student_settles[0]
-    updates = (schedule_steps(config) - config.warmup_steps) // config.steps_per_update
+    updates = int(learning_batches(config) * ALGORITHMS[config.teacher].updates(config))
     return UnitRecycler(
         every_updates=config.recycle_every_updates,
         until_updates=int(share * updates),
@@ -130,7 +109,7 @@ def go_on(config: Any, before: Mapping[str, Any], trainer: Trainer, epsilon: tup
             hook.scheduler.step()  # adds one, and sets the rate
     first, last = epsilon
     passed = min(1.0, trainer.collected_frames / config.epsilon_steps)
-    trainer.greedy_module.eps.fill_(first - (first - last) * passed)
+    trainer.collector.dual_policy.exploration.eps.fill_(first - (first - last) * passed)
     trainer.collector.update_policy_weights_()
 
 

@@ -17,44 +17,21 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from learning import FrozenTeacher, RecycleUnits, batch_steps, recycler, settle, student_optimizer
-from tensordict import TensorDictBase
+from algorithms import ALGORITHMS
+from learning import FrozenTeacher, RecycleUnits, recycler, settle, student_optimizer
+from tasks import batch_steps
 from tensordict.nn import TensorDictModule
-from torchrl.envs import EnvBase
-from torchrl.modules import QValueActor
 from torchrl.trainers import Trainer
 
 from torchrl_rtpd import load_weights
 
 SAME_SIZE = "teacher_size"
 """Name of a student of the teacher's size."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """A kind of games, as far as the script must know it.
-
-    Attributes:
-        check: refuses names of games and networks in a configuration, before anything is written.
-        make_env: environments from the configuration, slots, a seed, and whether they are for evaluation.
-        make_actor: a network from the configuration, the name of its size, the environment and a seed.
-        make_replay: the replay buffer from the configuration.
-        make_postproc: what the collector does to each batch, from the configuration; None does nothing.
-        terminated: the entry that ends bootstrapping.
-    """
-
-    check: Callable[[Any], None]
-    make_env: Callable[..., EnvBase]
-    make_actor: Callable[..., QValueActor]
-    make_replay: Callable[[Any], Any]
-    make_postproc: Callable[[Any], Callable[[TensorDictBase], TensorDictBase] | None]
-    terminated: str
 
 
 OPTIONS = {
@@ -106,7 +83,7 @@ class Method:
 
     def warmup_steps(self, config: Any) -> int:
         """Agent steps of random play before the first update."""
-        return config.warmup_steps
+        return config.warmup_steps or 0
 
     def epsilon(self, config: Any) -> tuple[float, float]:
         """Share of random actions at first and at last."""
@@ -117,6 +94,8 @@ class Method:
         rate = config.teacher_learning_rate
         if config.teacher_optimizer == "rmsprop":
             return torch.optim.RMSprop(parameters, lr=rate, alpha=0.95, eps=0.01, centered=True)
+        if config.teacher_optimizer == "radam":
+            return torch.optim.RAdam(parameters, lr=rate)
         return torch.optim.Adam(parameters, lr=rate, eps=1.5e-4, fused=True)
 
     def equip(self, config: Any, trainer: Trainer) -> None:
@@ -180,7 +159,9 @@ class TwoStage(Method):
         return super().game_seed(config) + 500  # other games than those of the first phase
 
     def num_steps(self, config: Any) -> int:
-        """As many as give the updates of the first phase, since there is no warm-up."""
+        """As many as give the updates of the first phase, which its warm-up ends with."""
+        if not config.warmup_steps:
+            return config.total_steps
         return config.total_steps - config.warmup_steps + batch_steps(config)
 
     def warmup_steps(self, config: Any) -> int:
@@ -193,7 +174,7 @@ class TwoStage(Method):
         return None
 
     def equip(self, config: Any, trainer: Trainer) -> None:
-        trainer.optimization_stepper = FrozenTeacher(with_next=config.imitation and config.td_coeff > 0)
+        trainer.optimization_stepper = FrozenTeacher(with_next=ALGORITHMS[config.teacher].reads_next(config))
 
 
 METHODS: dict[str, Method] = {

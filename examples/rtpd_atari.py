@@ -3,6 +3,7 @@
     python examples/rtpd_atari.py                                   the quick run, ten minutes on two CPU cores
     python examples/rtpd_atari.py --help                            all keys, what they mean and what they may be
     python examples/rtpd_atari.py preset=paper game=breakout device=cuda cudagraph=true
+    python examples/rtpd_atari.py teacher=pqn                       a teacher without replay, see algorithms.py
     python examples/rtpd_atari.py method=two_stage                  the teacher first, then the students; see methods.py
     python examples/rtpd_atari.py export=[onnx,onnx_int8]           and its students as files for devices, in deployed/
     python examples/rtpd_atari.py resume=outputs/...                a run that was interrupted; total_steps=MORE: longer
@@ -20,16 +21,18 @@ from typing import Any
 
 import hydra
 import torch
+from algorithms import ALGORITHMS
 from command import claimed, prepared
-from learning import batch_steps, compile_towers, distiller, go_on, settle
-from methods import METHODS, Task
+from learning import compile_towers, distiller, go_on, settle
+from methods import METHODS
 from omegaconf import OmegaConf
 from settings import RENAMED, Config
+from tasks import Task, batch_steps
 from tensordict.nn import TensorDictModule
 from torchrl.data import ReplayBuffer
 from torchrl.modules import EGreedyModule, QValueActor
 from torchrl.record.loggers import Logger, TensorboardLogger
-from torchrl.trainers.algorithms.dqn import DQNTrainer
+from torchrl.trainers import Trainer
 
 from torchrl_rtpd import (
     AtariVecEnv,
@@ -39,11 +42,9 @@ from torchrl_rtpd import (
     Evaluator,
     Experiment,
     FrameStackStorage,
-    KeepWarmupData,
     Protection,
     RealTimeDistillTrainer,
     SampleToDevice,
-    TeacherDQNLoss,
     load_pretrained,
     make_actor,
     make_replay_buffer,
@@ -52,36 +53,42 @@ from torchrl_rtpd.envs import check_game
 from torchrl_rtpd.networks import check_tower
 from torchrl_rtpd.runs.config import resumed_steps, saved_config
 from torchrl_rtpd.runs.folder import RunFolder
-from torchrl_rtpd.trainers import hard_update_every
 
 
 def make_env(config: Config, slots: int, *, seed: int | None = None, evaluation: bool = False) -> AtariVecEnv:
-    """Games side by side; those of evaluation are bounded."""
+    """Games side by side, whose frames go to the device at once; those of evaluation are bounded, and stay here."""
     if evaluation:
         return AtariVecEnv(config.game, slots, num_threads=config.threads, max_frames=4 * config.max_episode_steps)
-    frame_stack = 1 if config.single_frames else 4
-    return AtariVecEnv(config.game, slots, num_threads=config.threads, seed=seed, frame_stack=frame_stack)
+    shown = {
+        "frame_stack": 1 if config.single_frames else 4,
+        "device": None if config.device == "cpu" else config.device,
+    }
+    return AtariVecEnv(config.game, slots, num_threads=config.threads, seed=seed, **shown)
 
 
 def make_tower(config: Config, size: str, env: AtariVecEnv, seed: int) -> QValueActor:
     """One of the paper's networks."""
     dtype = torch.bfloat16 if config.amp else None
-    return make_actor(size, env.action_spec, seed=seed, autocast_dtype=dtype, device=config.device)
+    return make_actor(size, env.action_spec, seed=seed, norm=config.norm, autocast_dtype=dtype, device=config.device)
 
 
-def make_replay(config: Config) -> ReplayBuffer:
+def make_storage(config: Config, size: int) -> FrameStackStorage:
     """Single frames, restacked when sampled."""
-    storage = FrameStackStorage(
-        config.replay_capacity - config.replay_capacity % batch_steps(config),
+    return FrameStackStorage(
+        size,
         num_envs=config.num_envs,
         steps_per_write=config.rollout_steps,
-        n_step=config.n_step,
+        n_step=config.n_step or 1,
         gamma=config.gamma,
         device=config.device,
     )
+
+
+def make_replay(config: Config, storage: FrameStackStorage) -> ReplayBuffer:
+    """DQN's; several minibatches are taken from the storage at once."""
     print(f"Replay: {storage.max_size:,} transitions, {storage.estimated_bytes / 1e9:.2f} GB when full.")
-    updates = batch_steps(config) // config.steps_per_update
-    together = updates if config.device.startswith("cuda") else min(4, updates)
+    updates = ALGORITHMS["dqn"].updates(config)
+    together = min(4, updates) if config.device == "cpu" else updates
     return make_replay_buffer(storage, batch_size=config.batch_size, minibatches_at_once=together)
 
 
@@ -92,7 +99,9 @@ def check_names(config: Config) -> None:
         check_tower(name)
 
 
-ATARI = Task(check_names, make_env, make_tower, make_replay, lambda config: None, terminated="end_of_life")
+ATARI = Task(
+    check_names, make_env, make_tower, make_storage, make_replay, lambda config: None, terminated="end_of_life"
+)
 
 
 def build_networks(config: Config, env: AtariVecEnv, task: Task = ATARI) -> dict[str, TensorDictModule]:
@@ -109,38 +118,34 @@ def build_networks(config: Config, env: AtariVecEnv, task: Task = ATARI) -> dict
 
 def build_trainer(
     config: Config, env: AtariVecEnv, networks: dict[str, TensorDictModule], logger: Logger | None, task: Task = ATARI
-) -> tuple[DQNTrainer, RealTimeDistillTrainer | None]:
-    """TorchRL's DQN trainer for the network that acts, a teacher or not, and our hook for its students."""
-    method, ((_, actor), *students) = METHODS[config.method], networks.items()
+) -> tuple[Trainer, RealTimeDistillTrainer | None]:
+    """TorchRL's trainer for the network that acts, a teacher or not, and our hook for its students."""
+    method, algorithm, ((_, actor), *students) = METHODS[config.method], ALGORITHMS[config.teacher], networks.items()
     start, end = method.epsilon(config)
     exploration = EGreedyModule(
         env.action_spec_unbatched, start, end, annealing_num_steps=config.epsilon_steps, device=config.device
     )
-    replay_buffer = task.make_replay(config)
-    loss = TeacherDQNLoss(actor, loss_function=config.loss_function, action_space="categorical", delay_value=True)
-    loss.set_keys(terminated=task.terminated)
-    loss.make_value_estimator(gamma=config.gamma)
-    trainer = DQNTrainer(
+    loss = algorithm.loss(config, actor, task.terminated)
+    trainer = algorithm.trainer(
+        config,
+        task,
+        exploration,
         collector=build_collector(config, env, networks, exploration, task),
         total_frames=method.num_steps(config),
         frame_skip=1,  # we count steps
-        optim_steps_per_batch=batch_steps(config) // config.steps_per_update,
         loss_module=loss,
         optimizer=method.optimizer(config, loss.parameters()),
         logger=logger,
         clip_norm=10.0,
         progress_bar=False,  # the experiment has its own
         log_interval=1_000,
-        replay_buffer=replay_buffer,
-        target_net_updater=hard_update_every(loss, config.target_every_updates),
-        greedy_module=exploration,
         episode_reward_key="episode_reward",
     )
     BoundedHistory().register(trainer)
-    KeepWarmupData(replay_buffer).register(trainer)
     SampleToDevice(config.device).register(trainer)
     method.equip(config, trainer)
-    hook = distiller(config, students, task.terminated) if students else None
+    losses = {name: algorithm.student_loss(config, network, task.terminated) for name, network in students}
+    hook = distiller(config, losses) if losses else None
     if config.cudagraph:
         CudaGraphStepper(hook).register(trainer)
     elif hook is not None:
@@ -162,6 +167,7 @@ def build_collector(
         acting=config.acting,
         acting_seed=config.seed,
         exploration=exploration,
+        keep=ALGORITHMS[config.teacher].kept if config.acting == "teacher" else (),
         frames_per_batch=batch_steps(config),
         total_frames=method.num_steps(config),
         init_random_frames=method.warmup_steps(config),
@@ -169,7 +175,8 @@ def build_collector(
         overlap=config.overlap,
         frame_stack=4 if config.single_frames else None,
         policy_device=config.device,
-        env_device="cpu",
+        env_device=env.device or "cpu",
+        cudagraph_policy=config.cudagraph and config.acting == "teacher",
         storing_device=config.device,
     )
 

@@ -2,6 +2,7 @@
 
     python examples/rtpd_classic.py
     python examples/rtpd_classic.py game=acrobot method=two_stage seed=3
+    python examples/rtpd_classic.py teacher=pqn
 
 Everything but games and networks is that of rtpd_atari.py: keys, methods, budget, and what a run leaves behind. The
 keys are explained by --help.
@@ -14,9 +15,9 @@ import hydra
 import torch
 from command import prepared
 from gymnasium.vector import AutoresetMode
-from methods import Task
 from rtpd_atari import run
 from settings import Config
+from tasks import Task
 from torch import nn
 from torchrl.data import LazyTensorStorage, MultiStep, TensorDictReplayBuffer
 from torchrl.envs import EnvBase, GymWrapper, RewardSum
@@ -54,26 +55,35 @@ def make_mlp(config: Config, name: str, env: EnvBase, seed: int) -> QValueActor:
     units, inputs, actions = UNITS[name], env.observation_spec["observation"].shape[-1], env.action_spec.space.n
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        layers = [nn.Linear(inputs, units), nn.ReLU(), nn.Linear(units, units), nn.ReLU(), nn.Linear(units, actions)]
+        layers: list[nn.Module] = []
+        for size in (inputs, units):
+            layers += [nn.Linear(size, units), *([nn.LayerNorm(units)] if config.norm == "layer" else []), nn.ReLU()]
+        layers.append(nn.Linear(units, actions))
     return QValueActor(nn.Sequential(*layers), in_keys=["observation"], spec=env.action_spec_unbatched).to(
         config.device
     )
 
 
-def make_replay(config: Config) -> TensorDictReplayBuffer:
+def make_storage(config: Config, size: int) -> LazyTensorStorage:
     """Whole transitions: observations are small here."""
-    storage = LazyTensorStorage(config.replay_capacity, device=config.device)
+    return LazyTensorStorage(size, device=config.device)
+
+
+def make_replay(config: Config, storage: LazyTensorStorage) -> TensorDictReplayBuffer:
+    """DQN's, as TorchRL has it."""
     return TensorDictReplayBuffer(storage=storage, batch_size=config.batch_size)
 
 
-def make_postproc(config: Config) -> MultiStep:
-    """Returns over several steps, within the batches collected."""
+def make_postproc(config: Config) -> MultiStep | None:
+    """Returns over several steps, within the batches collected, where they are learned from."""
+    if config.n_step is None:
+        return None
     postproc = MultiStep(gamma=config.gamma, n_steps=config.n_step)
     postproc.done_keys = ("done",)  # move "terminated" on, too: else games that end within the steps look endless
     return postproc
 
 
-CLASSIC = Task(check_names, make_env, make_mlp, make_replay, make_postproc, terminated="terminated")
+CLASSIC = Task(check_names, make_env, make_mlp, make_storage, make_replay, make_postproc, terminated="terminated")
 
 
 @hydra.main(config_path="config", config_name="rtpd_classic", version_base="1.3")

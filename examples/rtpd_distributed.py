@@ -51,7 +51,7 @@ from torchrl.trainers.algorithms.dqn import DQNTrainer
 from torchrl.trainers.algorithms.on_policy import OnPolicyTrainer
 
 from torchrl_rtpd import DualNetworkCollector, SaveCheckpoints
-from torchrl_rtpd.trainers import LambdaTargets, RealTimeDistillStepper, dead_actors_named
+from torchrl_rtpd.trainers import AnnealExploration, LambdaTargets, RealTimeDistillStepper, dead_actors_named
 
 
 def train(
@@ -110,16 +110,10 @@ def local_trainer(kind: str, teacher: TensorDictModule, collector: Any, steps: i
         return DQNTrainer(greedy_module=exploration, **common)
     common |= {"optim_steps_per_batch": None, "num_epochs": RECIPES[kind].epochs, "add_gae": False}
     trainer = OnPolicyTrainer(weight_update_map={"policy": "loss_module.actor_network"}, **common)
-    trainer.exploration_module = exploration  # saved by this name; unlike DQNTrainer it neither lowers nor sends it
-    trainer.register_op("post_steps", partial(_explore_less, collector))
+    trainer.exploration_module = exploration  # saved by this name
+    AnnealExploration(exploration).register(trainer)  # as DQNTrainer does by itself
     LambdaTargets(gamma=GAMMA, lmbda=LAMBDA).register(trainer)
     return trainer
-
-
-def _explore_less(collector: Any) -> None:
-    """Lower the share of random actions and send it, with the teacher, to the workers."""
-    collector.dual_policy.exploration.step(collector.requested_frames_per_batch)
-    collector.update_policy_weights_(collector.dual_policy.weights("teacher"))
 
 
 def train_remotely(

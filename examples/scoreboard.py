@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=r"\w+Trainer is an experimental", category=UserWarning)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torchrl")
     torchrl_logger.setLevel("WARNING")
+    logging.getLogger("onnxscript").setLevel("WARNING")
 
 
 def begin() -> None:

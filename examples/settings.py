@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from algorithms import ALGORITHMS, check_algorithm
 from learning import TEACHERS
 from methods import METHODS
 
@@ -29,10 +30,14 @@ class Config:
     """Keys that the command line of rtpd_atari.py and rtpd_classic.py takes."""
 
     method: str = setting("rtpd", "what is trained, see methods.py", choices=list(METHODS))
+    teacher: str = setting(
+        "dqn", "algorithm by which the network that acts learns, see algorithms.py", choices=list(ALGORITHMS)
+    )
     game: str = setting(help="ALE's name in snake case; in rtpd_classic.py a key of its GAMES")
     students: list[str] = setting(
         [], "names in torchrl_rtpd.TOWERS, in rtpd_classic.py in its UNITS; teacher trains one of the teacher's size"
     )
+    norm: str | None = setting(None, "LayerNorm over channels before each ReLU of all networks", choices=["layer"])
     seed: int = setting(0, "of networks, games and exploration", within="[0, 1e6]")
     output_dir: str | None = setting(None, "folder of the run; null makes a new one in outputs/")
     tensorboard: bool = setting(True, "write events for TensorBoard", may_change=True)
@@ -67,7 +72,7 @@ class Config:
         None, "of the students where it is to differ; null is the same", within="(0, 1e12]"
     )
     imitation: bool = setting(
-        True, "the teacher chooses the action of the students' targets (Eq. 5); otherwise they do (Eq. 2)"
+        True, "dqn: the teacher chooses the action of the students' targets (Eq. 5); otherwise they do (Eq. 2)"
     )
     td_coeff: float = setting(
         1.0, "weight of the students' own TD error (paper: 1); 0 saves its target network", within="[0, 1e12]"
@@ -93,15 +98,21 @@ class Config:
     total_steps: int = setting(
         help="steps of the run; resume=PATH total_steps=MORE trains for longer", within=MANY, may_change=True
     )
-    warmup_steps: int = setting(help="random play before the first update", within="[0, 1e12]")
+    warmup_steps: int | None = setting(None, "dqn: random play before the first update", within="[0, 1e12]")
     num_envs: int = setting(help="games side by side", within=MANY, may_change=True)
     rollout_steps: int = setting(help="steps of each game between two rounds of updates", within=MANY)
     batch_size: int = setting(help="transitions in a minibatch", within=MANY)
-    steps_per_update: int = setting(help="steps between two updates (Nature DQN: 4)", within=MANY)
-    n_step: int = setting(help="steps of a return before it is bootstrapped", within=MANY)
+    steps_per_update: int | None = setting(None, "dqn: steps between two updates (Nature: 4)", within=MANY)
+    n_step: int | None = setting(None, "dqn: steps of a return before it is bootstrapped", within=MANY)
+    num_epochs: int | None = setting(None, "pqn: passes over each rollout", within=MANY)
+    lmbda: float | None = setting(
+        None, "pqn: 0 bootstraps a return at every step, 1 where the rollout ends", within=SHARE
+    )
     gamma: float = setting(help="discount factor of a step", within=SHARE)
-    replay_capacity: int = setting(help="transitions kept to learn from", within=MANY)
-    teacher_optimizer: str = setting("adam", "rmsprop is the paper's, centred", choices=["adam", "rmsprop"])
+    replay_capacity: int | None = setting(None, "dqn: transitions kept to learn from", within=MANY)
+    teacher_optimizer: str = setting(
+        "adam", "rmsprop is the paper's, centred; radam that of PQN's", choices=["adam", "rmsprop", "radam"]
+    )
     teacher_learning_rate: float = setting(help="before it settles", within=SHARE)
     student_learning_rate: float = setting(help="before it settles", within=SHARE)
     teacher_settles: list[float] | None = setting(
@@ -111,7 +122,9 @@ class Config:
     recycle_every_updates: int | None = setting(
         None, "give dormant units of students a new start, until their rate settles; null: never", within=MANY
     )
-    target_every_updates: int = setting(help="updates between two copies to the target networks", within=MANY)
+    target_every_updates: int | None = setting(
+        None, "dqn: updates between two copies to the target networks", within=MANY
+    )
     epsilon_end: float = setting(help="share of random actions at last", within=SHARE)
     epsilon_steps: int = setting(help="steps over which the share of random actions falls from 1", within=MANY)
     loss_function: str = setting("smooth_l1", "of the TD errors", choices=["smooth_l1", "l2", "l1"])
@@ -157,7 +170,7 @@ class Config:
     )
     checkpoint_replay: bool = setting(
         False,
-        "save the replay, 7 kB a transition of Atari; otherwise a resumed run plays warmup_steps to fill it again",
+        "dqn: save the replay, 7 kB a transition of Atari; otherwise a resumed run plays warmup_steps to fill it again",
         may_change=True,
     )
     on_divergence: str = setting("stop", "what to do where training diverges", choices=POLICIES, may_change=True)
@@ -169,19 +182,14 @@ class Config:
 def check(config: Config) -> None:
     """Refuse, before anything is built or written, what could only fail later."""
     check_settings(config, Config)
-    if config.warmup_steps >= config.total_steps:
+    check_algorithm(config)
+    if (config.warmup_steps or 0) >= config.total_steps:
         raise ValueError(
             f"nothing is learned in the warm-up: got warmup_steps={config.warmup_steps} of total_steps="
             f"{config.total_steps}; make it shorter."
         )
     if not re.fullmatch(r"cpu|cuda(:\d+)?", config.device):
         raise ValueError(f"device must be cpu, cuda or cuda:<number>: got {config.device!r}.")
-    batch_steps = config.num_envs * config.rollout_steps
-    if batch_steps % config.steps_per_update:
-        raise ValueError(
-            f"num_envs * rollout_steps must be a multiple of steps_per_update: got {config.num_envs} * "
-            f"{config.rollout_steps} and {config.steps_per_update}; change rollout_steps."
-        )
     for key in ("teacher_settles", "student_settles"):
         share = getattr(config, key)
         if share is not None and (len(share) != 2 or not 0 <= share[0] < share[1] <= 1):

@@ -9,9 +9,12 @@ import runpy
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
+
+from docs.pages.gpu import loop_lines
 
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 SMALL = {
@@ -32,7 +35,13 @@ SMALL = {
     "bench_soak.py": ["--minutes", "1", "--threads", "1", "--capacity", "640"],
     "bench_cluster.py": ["--repetitions", "2", "--collectors", "2", "--batches", "8"],
     "bench_distributed.py": ["--seeds", "1", "--steps", "1024", "--games", "2"],
-    "gpu.py": ["--device", "cpu", "--no-compile", "--repetitions", "1", "--steps", "640", "--patience", "20"],
+    "gpu.py": [
+        *["--device", "cpu", "--no-compile", "--repetitions", "1", "--steps", "640", "--patience", "20"],
+        *["--seconds", "1100", "--run"],
+        *["preset=pqn_quick", "game=pong", "students=[net17]", "total_steps=256", "num_envs=4", "rollout_steps=16"],
+        *["batch_size=32", "evaluate_every_steps=128", "evaluate_from_steps=0", "evaluation_episodes=2"],
+        *["final_episodes=2", "max_episode_steps=30", "checkpoint_every_steps=64", "threads=1", "epsilon_steps=128"],
+    ],
 }
 
 
@@ -40,6 +49,7 @@ NEED_RAY = ("bench_cluster.py", "bench_distributed.py")
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1_200)
 @pytest.mark.parametrize(
     "script", [pytest.param(name, marks=pytest.mark.ray if name in NEED_RAY else ()) for name in SMALL]
 )
@@ -52,45 +62,91 @@ def test_every_benchmark_runs_and_says_where(script: str, tmp_path: Path) -> Non
 
 @pytest.fixture(scope="module")
 def gpu():
-    """The script for a machine with a GPU, as a module."""
+    """Parts of the script for a machine with a GPU, as modules."""
     sys.path.insert(0, str(BENCHMARKS))
     try:
-        import gpu
+        from gpu_parts import checks, game, loop, saving, update
     finally:
         sys.path.remove(str(BENCHMARKS))
-    return gpu
+    return types.SimpleNamespace(checks=checks, game=game, loop=loop, saving=saving, update=update)
 
 
 def test_a_part_that_is_cut_off_leaves_what_it_found_and_goes_on_from_there(gpu, tmp_path: Path) -> None:
     """In the file as soon as it is found, and marked as unfinished until all of it is there."""
     out = tmp_path / "gpu.json"
-    save = functools.partial(gpu.add_to, out, "part", "cpu", time.perf_counter())
+    save = functools.partial(gpu.saving.add_to, out, "part", "cpu", time.perf_counter())
     seen = []
 
     def slow(found: dict) -> None:
         for name in [name for name in ("first", "second") if name not in found]:
             found[name] = 1
-            seen.append(gpu.read(out)["part"])
+            seen.append(gpu.saving.read(out)["part"])
             time.sleep(30 if len(seen) == 1 else 0)
 
-    cut = gpu.limited(slow, 0.2, {}, save)
+    cut = gpu.saving.limited(slow, 0.2, {}, save)
     assert cut == {"first": 1, "error": "OutOfTime: cut off after 0 s"}
-    assert gpu.limited(slow, 60, cut, save) == {"first": 1, "second": 1}
+    assert gpu.saving.limited(slow, 60, cut, save) == {"first": 1, "second": 1}
     assert seen == [{"first": 1, "error": "not finished"}, {"first": 1, "second": 1, "error": "not finished"}]
-    assert gpu.read(out)["made"]["part"].keys() == {"command", "commit", "device", "date", "seconds"}
+    assert gpu.saving.read(out)["made"]["part"].keys() == {"command", "commit", "device", "date", "seconds"}
 
 
 def test_a_part_that_fails_says_so_and_does_not_end_the_script(gpu) -> None:
-    assert gpu.limited(lambda _: {"fine": 1}, 60, {"error": "before"}, lambda _: None) == {"fine": 1}
-    found = gpu.limited(lambda _: 1 / 0, 60, {"kept": 1}, lambda _: None)
+    assert gpu.saving.limited(lambda _: {"fine": 1}, 60, {"error": "before"}, lambda _: None) == {"fine": 1}
+    found = gpu.saving.limited(lambda _: 1 / 0, 60, {"kept": 1}, lambda _: None)
     assert found == {"kept": 1, "error": "ZeroDivisionError: division by zero"}
 
 
 def test_a_guard_in_an_update_of_the_script_leaves_out_what_is_not_finite(gpu, monkeypatch) -> None:
-    monkeypatch.setitem(gpu.FLEETS, "the paper's five", ["net17"])
-    found = gpu.guarded("cpu", updates=14)
+    monkeypatch.setitem(gpu.update.FLEETS, "the paper's five", ["net17"])
+    found = gpu.checks.guarded("cpu", updates=14)
     assert (found["left_out"], found["finite"]) == (2, True)
     assert found["identical_to_never_made"] == {"teacher": True, "net17": True}
+
+
+@pytest.mark.parametrize("method", ["dqn", "pqn"])
+def test_a_captured_update_of_the_script_is_the_uncaptured_one(gpu, monkeypatch, method: str) -> None:
+    monkeypatch.setitem(gpu.update.FLEETS, "the paper's five", ["net17"])
+    found = gpu.checks.captured_is_same("cpu", 3, method)
+    assert found["largest_difference_of_weights"] == {"teacher": 0.0, "net17": 0.0}
+    assert found["teacher_identical_without_students"] == {"eager": True, "captured": True}
+
+
+def test_loops_of_the_script_say_where_their_time_goes(gpu, monkeypatch) -> None:
+    """Shares of one second add up to it; a second call measures what is missing alone. The page shows them."""
+    monkeypatch.setattr(gpu.loop, "FLEETS", {"teacher": [], "one student": ["net17"]})
+    kept = {"steps_per_second": 1.0, "shares": {"learning": 1.0}}
+    found = {"dqn, teacher": kept, "pqn, teacher": kept, "dqn, one student": kept}
+    gpu.loop.loops(found, "cpu", 0.0, gpu.loop.TINY)
+    assert found["dqn, teacher"] is kept
+    measured = found["pqn, one student"]
+    assert measured["steps"] == 8 and measured["steps_per_second"] > 0
+    assert measured["shares"].keys() == {"environment", "inference", "learning", "rest"}
+    assert sum(measured["shares"].values()) == pytest.approx(1.0)
+    assert all(share > 0 for share in measured["shares"].values())
+    assert "| PQN, one student |" in "\n".join(loop_lines(found))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_run_of_the_script_that_is_cut_goes_on_with_the_next_call(gpu, tmp_path: Path) -> None:
+    """It is told to stop, saves itself, and ends at the steps asked for. A busy machine needs a second try."""
+    keys = ["preset=pqn_quick", "game=pong", "students=[net17]", "total_steps=8192", "num_envs=4", "rollout_steps=16"]
+    keys += ["batch_size=32", "evaluate_every_steps=8192", "evaluate_from_steps=0", "evaluation_episodes=2"]
+    keys += ["threads=1", "final_episodes=2", "max_episode_steps=30", "checkpoint_every_steps=1024"]
+    found: dict = {}
+    for seconds in (8, 16, 32, 64):
+        if not found.get("steps"):
+            with pytest.raises(TimeoutError, match=r"the run is at step [\d,]+; call again to go on"):
+                gpu.game.game(found, "cpu", gpu.game.SAVING + seconds, tmp_path / "run", keys)
+    cut = found["steps"]
+    gpu.game.game(found, "cpu", 600.0, tmp_path / "run", keys)
+    assert 0 < cut < found["finished"]["steps"] == 8192
+    assert f"resume={tmp_path / 'run'}" in found["command"]
+
+
+def test_a_run_of_the_script_that_fails_says_what_it_printed(gpu, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"the run is at step 0; [\s\S]* it printed: [\s\S]*no_such_key"):
+        gpu.game.game({}, "cpu", 200.0, tmp_path / "run", ["no_such_key=1"])
 
 
 def test_every_benchmark_is_among_them() -> None:

@@ -43,12 +43,14 @@ if TYPE_CHECKING:
         PiecewiseSchedule,
     )
     from torchrl_rtpd.trainers import (
+        AnnealExploration,
         AverageTeacher,
         BestTeacher,
         BoundedHistory,
         CudaGraphStepper,
         DormancyCheck,
         DriftCheck,
+        KeepOnDevice,
         KeepWarmupData,
         LaggingTeacher,
         LambdaTargets,
@@ -63,6 +65,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "TOWERS",
+    "AnnealExploration",
     "AtariVecEnv",
     "AverageTeacher",
     "BestTeacher",
@@ -80,6 +83,7 @@ __all__ = [
     "FrameStackStorage",
     "GapSchedule",
     "KLGate",
+    "KeepOnDevice",
     "KeepWarmupData",
     "LaggingTeacher",
     "LambdaTargets",
@@ -165,12 +169,14 @@ _HOMES = {
         "PiecewiseSchedule",
     ),
     "trainers": (
+        "AnnealExploration",
         "AverageTeacher",
         "BestTeacher",
         "BoundedHistory",
         "CudaGraphStepper",
         "DormancyCheck",
         "DriftCheck",
+        "KeepOnDevice",
         "KeepWarmupData",
         "LaggingTeacher",
         "LambdaTargets",

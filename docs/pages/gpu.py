@@ -56,6 +56,7 @@ def gpu_block(result: dict[str, Any]) -> str:
             "",
             markdown(batch_rows(result)),
             "",
+            *loop_lines(result.get("loop", {})),
             f"Commit of the package: {', '.join(commit[:10] for commit in commits)}. Commands: "
             f"{'; '.join(f'`{command}`' for command in commands)}.",
             "",
@@ -91,7 +92,56 @@ def _checks(result: dict[str, Any]) -> list[str]:
         f"{resumed['cut_at']:,}, replay included, and run to step {resumed['steps']:,}: "
         f"weights differ by {apart:g}, rows of metrics are the same: "
         f"{'yes' if resumed['same_rows'] else 'no'}.",
+        *pqn_checks(result),
         f"- Tests marked `gpu`: {len(suite['passed'])} passed; {'; '.join(others) or 'none failed'}.",
+        "",
+    ]
+
+
+def pqn_checks(result: dict[str, Any]) -> list[str]:
+    """Findings of equality for PQN and for rollouts, one line each; none where they were not looked for."""
+    lines = []
+    if "pqn_captured_is_same" in result:
+        captured = result["pqn_captured_is_same"]
+        largest = max(captured["largest_difference_of_weights"].values())
+        lines.append(
+            f"- PQN with RAdam: after {captured['updates']} updates the weights of captured and eager networks differ "
+            f"by {largest:g}; the teacher's are bit for bit the same with and without students: "
+            f"{_yes(captured['teacher_identical_without_students'])}."
+        )
+    if "rollout_waits_nowhere" in result:
+        rollout = result["rollout_waits_nowhere"]
+        lines.append(
+            f"- A captured teacher played {rollout['steps']:,} steps, exploring, of which "
+            f"{rollout['steps_of_each_game_without_waiting']} in each game under the debugger, and waited for nothing "
+            f"but its actions; they are an uncaptured one's: {_yes(rollout['identical_to_uncaptured'])}."
+        )
+    for method in ("dqn", "pqn"):
+        if f"{method}_resumed" in result:
+            resumed = result[f"{method}_resumed"]
+            apart = max(resumed["largest_difference_of_weights_of_two_resumes"].values())
+            lines.append(
+                f"- A loop of {method.upper()} with five students, resumed twice from its checkpoint at step "
+                f"{resumed['cut_at']:,} and run to step {resumed['steps']:,}: weights differ by {apart:g}."
+            )
+    return lines
+
+
+def loop_lines(loops: dict[str, Any]) -> list[str]:
+    """The whole loop by method and fleet, and the shares of its time; nothing where it was not measured."""
+    if not loops:
+        return []
+    rows = [["loop", "steps a second", "games", "inference", "learning", "the rest", "GPU busy"]]
+    for name, loop in loops.items():
+        shares = [f"{loop['shares'].get(key, 0.0):.0%}" for key in ("environment", "inference", "learning", "rest")]
+        busy = f"{loop['gpu_busy_percent']:.0f}%" if "gpu_busy_percent" in loop else "-"
+        method, _, fleet = name.partition(", ")
+        rows.append([f"{method.upper()}, {fleet}", f"{loop['steps_per_second']:,.0f}", *shares, busy])
+    return [
+        "The whole loop from the package's parts, without evaluations, and the shares of its time by what the host did "
+        "or waited for; busy is the driver's own account:",
+        "",
+        markdown(rows),
         "",
     ]
 

@@ -1,7 +1,8 @@
 """Train variants of one tiny student on one teacher, in the same run, to find the settings that keep it alive.
 
-    python -m docs.pages.train_students --seed 0        docs/results/students/seed0.json
-    python -m docs.pages                                and its block in the pages
+    python -m docs.pages.train_students --seed 0                    docs/results/students/seed0.json
+    python -m docs.pages.train_students --study students_norm ...   with LayerNorm and without, in a folder of its own
+    python -m docs.pages                                            and their blocks in the pages
 
 The run is the quick preset of ``examples/rtpd_atari.py`` with one hook a variant. Hooks do not disturb each other or
 the teacher, so every variant of a seed follows the same teacher through the same minibatches and differs in one
@@ -13,11 +14,11 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from hydra import compose, initialize_config_dir
@@ -25,7 +26,16 @@ from torch import nn
 from torchrl.modules import QValueActor
 
 from docs.pages.students import GAMES
-from torchrl_rtpd import AtariVecEnv, DistillationLoss, Evaluator, RealTimeDistillTrainer, StudentDQNLoss, make_actor
+from torchrl_rtpd import (
+    AtariVecEnv,
+    DistillationLoss,
+    DormancyCheck,
+    Evaluator,
+    RealTimeDistillTrainer,
+    RecyclingCheck,
+    StudentDQNLoss,
+    make_actor,
+)
 from torchrl_rtpd.evaluation.scores import agreement_with_teacher
 from torchrl_rtpd.functional.scores import normalised_score
 from torchrl_rtpd.networks.recycling import UnitRecycler
@@ -37,7 +47,6 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "examples"))
 import rtpd_atari  # noqa: E402
 
-STUDENT = "net17"
 MEASURES = ("dormant", "agreement", "kl_to_teacher")
 
 
@@ -45,6 +54,8 @@ MEASURES = ("dormant", "agreement", "kl_to_teacher")
 class Variant:
     """One student and its differences from the main example's."""
 
+    tower: str = "net17"
+    norm: Literal["layer"] | None = None
     loss: dict[str, Any] = field(default_factory=dict)
     td: bool = True
     learning_rate: float = 5e-4
@@ -55,7 +66,12 @@ class Variant:
 
 def recycled(**options: Any) -> Callable[[int, int], dict[str, Any]]:
     """ReDo until the learning rate settles."""
-    return lambda updates, actions: {"recycler": UnitRecycler(until_updates=int(0.75 * updates), **options)}
+
+    def checks(updates: int, actions: int) -> dict[str, Any]:
+        recycler = UnitRecycler(until_updates=int(0.75 * updates), **options)
+        return {"checks": [DormancyCheck(), RecyclingCheck(recycler)]}
+
+    return checks
 
 
 VARIANTS = {
@@ -77,10 +93,25 @@ VARIANTS = {
     "two updates a minibatch": Variant(hook=lambda updates, actions: {"updates_per_step": 2}),
 }
 
+NORM_VARIANTS = {
+    f"{tower}, {words}": Variant(tower=tower, **options)
+    for tower in ("net17", "net5")
+    for words, options in {
+        "plain": {},
+        "LayerNorm": {"norm": "layer"},
+        "ReDo, Adam's count begun again": {"hook": recycled(reset_step=True)},
+        "PyTorch's initialisation, plain": {"he_init": False},
+        "PyTorch's initialisation, LayerNorm": {"he_init": False, "norm": "layer"},
+    }.items()
+}
+
+STUDIES = {"students": VARIANTS, "students_norm": NORM_VARIANTS}
+"""Variants by the name of the folder that holds their results."""
+
 
 def student_network(variant: Variant, env: AtariVecEnv, seed: int) -> QValueActor:
     """The student, with the same first weights in every variant of a seed."""
-    network = make_actor(STUDENT, env.action_spec, seed=1_000 * seed + 1)
+    network = make_actor(variant.tower, env.action_spec, seed=1_000 * seed + 1, norm=variant.norm)
     if not variant.he_init:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1_000 * seed + 1)
@@ -101,7 +132,7 @@ def student_loss(variant: Variant, config: Any, network: QValueActor) -> Distill
     return loss
 
 
-def run(seed: int, threads: int, overrides: list[str]) -> dict[str, Any]:
+def run(seed: int, threads: int, overrides: list[str], variants: Mapping[str, Variant]) -> dict[str, Any]:
     """Train one teacher and all variants; play them."""
     start = time.perf_counter()
     with initialize_config_dir(str(ROOT / "examples" / "config"), version_base="1.3"):
@@ -113,23 +144,25 @@ def run(seed: int, threads: int, overrides: list[str]) -> dict[str, Any]:
     trainer, _ = rtpd_atari.build_trainer(config, env, networks, None)
     updates = (config.total_steps - config.warmup_steps) // config.steps_per_update
     curves: dict[str, dict[str, list[float]]] = {}
-    for index, (name, variant) in enumerate(VARIANTS.items()):
+    for index, (name, variant) in enumerate(variants.items()):
         networks[name] = student_network(variant, env, seed)
+        student = f"student_{index}"
         hook = RealTimeDistillTrainer(
-            {"student": student_loss(variant, config, networks[name])},
+            {student: student_loss(variant, config, networks[name])},
             optimizer=partial(torch.optim.Adam, lr=variant.learning_rate, eps=variant.eps, fused=True),
             **variant.hook(updates, env.action_spec.space.n),
         )
         hook.register(trainer, f"distill_{index}")
-        rtpd_atari.settle(config, trainer, f"student_{index}", hook.optimizers["student"], config.student_settles)
+        rtpd_atari.settle(config, trainer, student, hook.optimizers[student], config.student_settles)
         curves[name] = {"steps": [], **{measure: [] for measure in MEASURES}}
-        trainer.register_op("post_steps", partial(follow, trainer, hook, curves[name]))
+        trainer.register_op("post_steps", partial(follow, trainer, hook, student, curves[name]))
     trainer.train()
     return {
         "seed": seed,
         "game": config.game,
         "steps": trainer.collected_frames,
         "updates": trainer._optim_count,
+        "parameters": {name: sum(value.numel() for value in networks[name].parameters()) for name in variants},
         "curves": curves,
         **play(config, networks, threads, seed),
         "seconds": round(time.perf_counter() - start),
@@ -137,13 +170,13 @@ def run(seed: int, threads: int, overrides: list[str]) -> dict[str, Any]:
     }
 
 
-def follow(trainer: Any, hook: RealTimeDistillTrainer, curve: dict[str, list[float]]) -> None:
-    """Note a hook's last averages every 1,000 steps."""
+def follow(trainer: Any, hook: RealTimeDistillTrainer, student: str, curve: dict[str, list[float]]) -> None:
+    """Note a student's last averages every 1,000 steps."""
     steps = trainer.collected_frames
     if hook.metrics and steps >= 1_000 * (len(curve["steps"]) + 1):
         curve["steps"].append(steps)
         for measure in MEASURES:
-            curve[measure].append(hook.metrics[f"distill/student/{measure}"])
+            curve[measure].append(hook.metrics[f"distill/{student}/{measure}"])
 
 
 def play(config: Any, networks: dict[str, QValueActor], threads: int, seed: int) -> dict[str, Any]:
@@ -178,13 +211,17 @@ def play(config: Any, networks: dict[str, QValueActor], threads: int, seed: int)
 def main() -> None:
     """Train a seed and save its results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--study", choices=list(STUDIES), default="students")
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("overrides", nargs="*", help="of the example's configuration, such as total_steps=3200")
     options = parser.parse_args()
-    folder = ROOT / "docs" / "results" / "students"
+    folder = ROOT / "docs" / "results" / options.study
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / f"seed{options.seed}.json", run(options.seed, options.threads, options.overrides))
+    write_json(
+        folder / f"seed{options.seed}.json",
+        run(options.seed, options.threads, options.overrides, STUDIES[options.study]),
+    )
 
 
 if __name__ == "__main__":

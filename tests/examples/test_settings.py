@@ -8,6 +8,7 @@ from pathlib import Path
 
 import hydra
 import pytest
+import rtpd_atari  # noqa: F401 - it registers the schema
 from omegaconf import OmegaConf
 from settings import Config, check
 
@@ -23,7 +24,9 @@ teacher_learning_rate student_learning_rate teacher_settles student_settles recy
 epsilon_end epsilon_steps loss_function evaluate_from_steps final_episodes evaluation_epsilon max_episode_steps
 evaluation_seconds checkpoint_every_steps checkpoint_keep checkpoint_replay on_divergence
 stop_after_evaluations""".split()
-OURS = ["rtpd_atari.yaml", "rtpd_classic.yaml", "preset/paper.yaml", "preset/quick.yaml"]
+OURS = ["rtpd_atari.yaml", "rtpd_classic.yaml"]
+OURS += [f"preset/{name}.yaml" for name in ("paper", "quick", "dqn_classic", "pqn", "pqn_quick", "pqn_classic")]
+OURS += ["teacher/pqn.yaml"]
 
 
 def composed(script, *overrides):
@@ -39,7 +42,11 @@ def test_all_keys_that_users_know_are_there():
 
 @pytest.mark.parametrize(
     ("script", "overrides"),
-    [("rtpd_atari", ["preset=quick"]), ("rtpd_atari", ["preset=paper"]), ("rtpd_classic", [])],
+    [
+        *(("rtpd_atari", [f"preset={name}"]) for name in ("quick", "paper", "pqn_quick", "pqn")),
+        ("rtpd_classic", []),
+        ("rtpd_classic", ["teacher=pqn"]),
+    ],
 )
 def test_every_key_has_a_value_that_it_takes(script, overrides):
     """From the schema, a script's file or a preset, and there are no others."""

@@ -6,12 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from torchrl_rtpd.networks.pixels import pixels_scaled_once
+from torchrl_rtpd.networks.pixels import pixels_scaled_once, scaled, share_scaled_pixels
 from torchrl_rtpd.networks.towers import NatureTower
 
 
 def test_networks_share_scaled_pixels_inside_the_context_and_nowhere_else() -> None:
-    """Inside, pixels that changed against the rule are not seen; outside, and in other threads, they are."""
+    """Inside they are scaled once, and again when they have changed; other threads scale their own."""
     towers = [NatureTower(6, filters=(8, 8, 8), units=64), NatureTower(6, filters=(8, 8, 8), units=64)]
     pixels = torch.randint(256, (2, 4, 84, 84), dtype=torch.uint8)
     others = torch.zeros_like(pixels)
@@ -20,12 +20,45 @@ def test_networks_share_scaled_pixels_inside_the_context_and_nowhere_else() -> N
         dark = [tower(others) for tower in towers]
         with pixels_scaled_once():
             together = [tower(pixels) for tower in towers]
+            first, second = scaled(pixels), scaled(pixels)
             pixels.zero_()
-            stale = towers[0](pixels)
+            changed = towers[0](pixels)
             with ThreadPoolExecutor(1) as thread:
                 elsewhere = thread.submit(torch.no_grad()(towers[0]), pixels).result()
             other = towers[1](others)
         after = towers[0](pixels)
     assert all(torch.equal(one, two) for one, two in zip(alone, together, strict=True))
-    assert torch.equal(stale, alone[0])
+    assert first is second and scaled(pixels) is not scaled(pixels)
+    assert torch.equal(changed, dark[0])
     assert torch.equal(elsewhere, dark[0]) and torch.equal(after, dark[0]) and torch.equal(other, dark[1])
+
+
+def test_pixels_are_shared_from_a_call_to_the_end_of_the_next_context() -> None:
+    """As from a teacher's loss to its students, with code of others between them."""
+    pixels = torch.randint(256, (2, 4, 84, 84), dtype=torch.uint8)
+    share_scaled_pixels()
+    before = scaled(pixels)
+    with pixels_scaled_once():
+        assert scaled(pixels) is before
+    assert scaled(pixels) is not before
+
+
+def test_pixels_scaled_for_a_network_that_cannot_learn_are_not_shared() -> None:
+    """A tensor of inference mode cannot be saved for a backward pass."""
+    tower = NatureTower(6, filters=(8, 8, 8), units=64)
+    pixels = torch.randint(256, (2, 4, 84, 84), dtype=torch.uint8)
+    with pixels_scaled_once():
+        with torch.inference_mode():
+            tower(pixels)
+        tower(pixels).sum().backward()
+    assert tower.head.weight.grad.any()
+
+
+def test_a_context_that_is_never_closed_does_not_fill_the_memory() -> None:
+    """Of a hundred tensors a few are kept."""
+    share_scaled_pixels()
+    kept = [torch.zeros(1, 4, 2, 2, dtype=torch.uint8) for _ in range(100)]
+    found = [scaled(pixels) for pixels in kept]
+    assert sum(scaled(pixels) is values for pixels, values in zip(kept, found, strict=True)) == 8
+    with pixels_scaled_once():
+        pass

@@ -361,3 +361,15 @@ def test_frames_can_live_on_a_cuda_device_and_reading_never_waits_for_it(n_step:
         torch.cuda.set_sync_debug_mode("default")
     assert found.device.type == "cuda"
     assert_same(found.cpu(), theirs[:].cpu())
+
+
+def test_next_stacks_are_left_out_of_samples_where_nobody_reads_them() -> None:
+    """All else is as it was, and the next states can still be had."""
+    buffer, _ = filled(Stream(2, ends=[(3, 1), (4, 0)]), 12, 2, steps=3)
+    storage, index = buffer.storage, torch.arange(12)
+    whole = storage.get(index)
+    storage.next_stacks = False
+    assert_same(storage.get(index), whole.exclude(("next", "pixels")))
+    assert_same(storage.next_states(index), whole["next"])
+    with pytest.raises(RuntimeError, match="index 12 was not written yet"):
+        storage.next_states(torch.tensor([12]))

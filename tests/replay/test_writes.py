@@ -218,3 +218,38 @@ def test_colours_of_another_number_are_refused() -> None:
         ValueError, match=r"'pixels' must be torch\.uint8 \[2, 12, 2, 3\]: got torch\.uint8 \[2, 4, 2, 3\]"
     ):
         storage.set(range(2), stream.play(1).reshape(-1))
+
+
+# The newest write with other values
+
+
+def test_renewed_entries_are_those_of_the_newest_write_alone() -> None:
+    """Three writes of two slots and three steps in a ring of two: the last is renewed, the one before it stays."""
+    buffer, written = filled(Stream(2, ends=[(4, 1)]), 12, 3, steps=3)
+    storage, newest = buffer.storage, written[:, -3:].reshape(-1).clone()
+    before = storage.get(range(12)).clone()
+    newest.set("action", newest["action"] + 10)
+    storage.renew(newest)
+    after = storage.get(range(12))
+    assert torch.equal(after["action"][:6], newest["action"])  # the third write lies where the first one lay
+    assert_same(after[6:], before[6:])
+    assert_same(after.exclude("action"), before.exclude("action"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda newest: newest[:4], r"takes the whole newest write, 6 transitions: got 4"),
+        (lambda newest: newest.exclude("action"), r"every write must hold the entries of the first one: .* at action"),
+    ],
+)
+def test_wrong_renewals_are_refused(change: object, message: str) -> None:
+    buffer, written = filled(Stream(2), 12, 2, steps=3)
+    with pytest.raises(ValueError, match=message):
+        buffer.storage.renew(change(written[:, -3:].reshape(-1)))
+
+
+def test_nothing_is_renewed_before_the_first_write() -> None:
+    storage = FrameStackStorage(12, num_envs=2, steps_per_write=3)
+    with pytest.raises(RuntimeError, match="got a storage without one; extend first"):
+        storage.renew(Stream(2).play(3).reshape(-1))

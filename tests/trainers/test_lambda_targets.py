@@ -5,23 +5,19 @@ Each of the five mistakes was made in a published implementation of PQN.
 
 from __future__ import annotations
 
-import warnings
 from functools import partial
 from types import SimpleNamespace
 
-import gymnasium
 import numpy as np
 import pytest
 import torch
-from gymnasium.vector import AutoresetMode
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from on_policy_parts import make_env, network, pqn_trainer, weights
 from tensordict import TensorDict
 from torch import nn
-from torchrl.data import Categorical, LazyTensorStorage, SamplerWithoutReplacement, TensorDictReplayBuffer
-from torchrl.envs import GymWrapper, RewardSum
-from torchrl.modules import MLP, EGreedyModule, QValueActor
-from torchrl.trainers.algorithms.on_policy import OnPolicyTrainer
+from torchrl.data import Categorical
+from torchrl.modules import EGreedyModule, QValueActor
 
 from torchrl_rtpd import (
     AtariVecEnv,
@@ -201,72 +197,14 @@ def test_a_truncated_game_is_worth_the_state_it_ended_in() -> None:
 # In a trainer
 
 
-def make_env(slots: int):
-    games = gymnasium.make_vec("CartPole-v1", slots, "sync", vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP})
-    return GymWrapper(games, categorical_action_encoding=True).append_transform(RewardSum())
-
-
-def network(units: int, env, seed: int) -> QValueActor:
-    torch.manual_seed(seed)
-    cells = {"num_cells": [units, units], "activation_class": nn.ReLU, "norm_class": nn.LayerNorm}
-    mlp = MLP(4, 2, **cells, norm_kwargs=[{"normalized_shape": units}] * 2)
-    return QValueActor(mlp, in_keys=["observation"], spec=env.action_spec_unbatched)
-
-
-def build(
-    rollouts: int = 3, *, storage: int = 128, batch: int = 32, rate: float = 1e-3, steps_an_epoch: int | None = None
-):
-    """A trainer of PQN on CartPole, its teacher and the hook of its targets."""
-    torch.manual_seed(0)
-    env = make_env(8)
-    env.set_seed(0)
-    teacher = network(64, env, 1)
-    loss = PQNLoss(teacher)
-    exploration = EGreedyModule(env.action_spec_unbatched, 1.0, 0.05, annealing_num_steps=64 * rollouts)
-    collector = DualNetworkCollector(
-        env,
-        teacher,
-        exploration=exploration,
-        frames_per_batch=128,
-        total_frames=128 * rollouts,
-        keep=["action_value"],
-    )
-    sampler = SamplerWithoutReplacement()
-    buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(storage), sampler=sampler, batch_size=batch)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        trainer = OnPolicyTrainer(
-            collector=collector,
-            total_frames=128 * rollouts,
-            frame_skip=1,
-            optim_steps_per_batch=steps_an_epoch,
-            loss_module=loss,
-            optimizer=torch.optim.RAdam(loss.parameters(), lr=rate),
-            replay_buffer=buffer,
-            num_epochs=2,
-            add_gae=False,
-            clip_norm=10.0,
-            progress_bar=False,
-            episode_reward_key="episode_reward",
-        )
-    trainer.register_op("post_steps", lambda: exploration.step(128))
-    hook = LambdaTargets(gamma=0.98)
-    hook.register(trainer)
-    return trainer, teacher, hook
-
-
-def weights(module: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: value.detach().clone() for name, value in module.state_dict().items()}
-
-
 @pytest.mark.parametrize("student_loss", [DistillationLoss, StudentPQNLoss])
 def test_students_learn_from_the_same_minibatches_and_leave_the_teacher_as_it_is(student_loss) -> None:
     """Eight updates a rollout; the teacher is equal to the last bit with and without them."""
-    alone, teacher_alone, _ = build()
+    alone, teacher_alone, _ = pqn_trainer()
     alone.train()
     pupil = network(8, make_env(1), 2)
     before = weights(pupil)
-    trainer, teacher, _ = build()
+    trainer, teacher, _ = pqn_trainer()
     hook = RealTimeDistillTrainer(student_loss(pupil), optimizer=torch.optim.Adam)
     hook.register(trainer)
     trainer.train()
@@ -276,7 +214,7 @@ def test_students_learn_from_the_same_minibatches_and_leave_the_teacher_as_it_is
 
 
 def test_targets_are_written_once_a_rollout_and_epochs_share_them(monkeypatch) -> None:
-    trainer, _, hook = build()
+    trainer, _, hook = pqn_trainer()
     written = []
     original = hook._next_values
     monkeypatch.setattr(hook, "_next_values", lambda *args: written.append(1) or original(*args))
@@ -286,7 +224,7 @@ def test_targets_are_written_once_a_rollout_and_epochs_share_them(monkeypatch) -
 
 def test_a_teacher_and_its_student_learn_to_balance_a_pole() -> None:
     """A random player holds it for about 22 steps; both for more than 150 of 500 after 38,400 steps."""
-    trainer, teacher, _ = build(300, rate=2e-3)
+    trainer, teacher, _ = pqn_trainer(300, rate=2e-3)
     pupil = network(16, make_env(1), 2)
     RealTimeDistillTrainer(StudentPQNLoss(pupil), optimizer=partial(torch.optim.Adam, lr=2e-3)).register(trainer)
     trainer.train()
@@ -304,7 +242,7 @@ def test_numbers_out_of_range_are_named() -> None:
 
 
 def test_a_trainer_of_another_loss_is_refused() -> None:
-    trainer, teacher, _ = build()
+    trainer, teacher, _ = pqn_trainer()
     trainer.loss_module = TeacherDQNLoss(teacher, action_space="categorical")
     with pytest.raises(TypeError, match="are for PQNLoss: got a trainer of TeacherDQNLoss"):
         LambdaTargets().register(trainer)
@@ -313,25 +251,25 @@ def test_a_trainer_of_another_loss_is_refused() -> None:
 def test_a_trainer_that_would_skip_epochs_is_refused() -> None:
     """TorchRL's iterator over the replay ends in the next epoch: with 4 updates an epoch every other one is empty."""
     with pytest.raises(RuntimeError, match=r"got optim_steps_per_batch=4, at which .* are skipped; pass None"):
-        build(steps_an_epoch=4)
+        pqn_trainer(steps_an_epoch=4)
 
 
 def test_a_replay_that_mixes_rollouts_is_refused() -> None:
-    trainer, _, _ = build(storage=1024)
+    trainer, _, _ = pqn_trainer(storage=1024)
     with pytest.raises(ValueError, match="got room for 1024 and rollouts of 128; build its storage with max_size=128"):
         trainer.train()
 
 
 def test_minibatches_that_do_not_divide_the_rollout_are_refused() -> None:
-    trainer, _, _ = build(batch=48)
+    trainer, _, _ = pqn_trainer(batch=48)
     with pytest.raises(ValueError, match="must divide the rollout: got 48 and 128 steps; change batch_size or"):
         trainer.train()
 
 
 def test_remote_learners_that_do_not_make_whole_passes_are_refused() -> None:
     """Four minibatches of 32 are a pass over 128 steps."""
-    trainer, _, hook = build()
-    hook._elsewhere = SimpleNamespace(optim_steps_per_batch=3)
+    trainer, _, hook = pqn_trainer()
+    hook._replay, hook._elsewhere = None, SimpleNamespace(optim_steps_per_batch=3, replay_buffer=trainer.replay_buffer)
     with pytest.raises(RuntimeError, match=r"got optim_steps_per_batch=3 of 32 for 128 steps; pass 4\."):
         trainer.train()
 

@@ -1,4 +1,4 @@
-"""Cures for pitfalls of TorchRL's off-policy trainers."""
+"""Cures for pitfalls of TorchRL's off-policy and on-policy trainers."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ from hook_parts import (
     trained,
     update,
 )
+from on_policy_parts import make_env, ppo_trainer, pqn_trainer, weights
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+from torchrl.trainers import ReplayBufferTrainer
 
 from torchrl_rtpd.trainers.hook import RealTimeDistillTrainer
-from torchrl_rtpd.trainers.off_policy import BoundedHistory, KeepWarmupData, SampleToDevice
+from torchrl_rtpd.trainers.off_policy import BoundedHistory, KeepOnDevice, KeepWarmupData, SampleToDevice
 
 
 @pytest.mark.parametrize(("keeps", "expected"), [(False, 700), (True, 1_000)])
@@ -115,6 +117,49 @@ def test_moving_to_where_the_minibatch_is_changes_nothing() -> None:
     hook = trained(moved, fleet(1))
     assert teacher_state(moved) == expected
     assert hook.updates == 18
+
+
+def test_a_batch_is_stored_on_the_device_that_it_lies_on() -> None:
+    """PyTorch's meta device stands in for an accelerator: what lies there cannot be moved to the CPU."""
+    trainer = ppo_trainer()[0]
+    trainer._pre_epoch_ops.clear()
+    written: list[TensorDictBase] = []
+
+    class Kept(TensorDictReplayBuffer):  # TorchRL's own counts on the host, which meta cannot
+        def extend(self, batch: TensorDictBase, **_: object) -> None:
+            written.append(batch)
+
+    storer = ReplayBufferTrainer(Kept(storage=LazyTensorStorage(128)), flatten_tensordicts=True)
+    trainer.register_op("pre_epoch", storer.extend)
+    rollout = make_env(8).rollout(16, break_when_any_done=False).to("meta")
+    with pytest.raises(NotImplementedError, match="meta tensor"):
+        trainer._pre_epoch_hook(rollout)
+    hook = KeepOnDevice()
+    hook.register(trainer)
+    assert hook.state_dict() == {}
+    assert trainer._pre_epoch_hook(rollout) is written[-1]
+    assert (written[-1].batch_size, written[-1]["observation"].device.type) == (torch.Size([128]), "meta")
+
+
+@pytest.mark.parametrize("method", ["ppo", "dqn"])
+def test_a_teacher_learns_the_same_from_batches_that_stay_on_their_device(method: str) -> None:
+    """Bit for bit, with the buffer's content."""
+    found = []
+    for keeps in (False, True):
+        trainer = ppo_trainer()[0] if method == "ppo" else cartpole_trainer()
+        if keeps:
+            KeepOnDevice().register(trainer)
+        trainer.train()
+        found.append({**weights(trainer.loss_module), **dict(trainer.replay_buffer.storage[:].flatten_keys().items())})
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+
+
+def test_a_trainer_that_writes_no_batches_by_itself_needs_not_keep_them() -> None:
+    """Targets of whole rollouts come with writes of their own."""
+    trainer = pqn_trainer()[0]
+    with pytest.raises(RuntimeError, match=r"this OnPolicyTrainer writes none by itself; leave KeepOnDevice out"):
+        KeepOnDevice().register(trainer)
 
 
 @pytest.mark.gpu

@@ -18,6 +18,7 @@ __all__ = [
     "check_random_steps",
     "check_shared_storage",
     "lacks_starts",
+    "taken_capture",
     "transition_writer",
     "workers_env",
 ]
@@ -94,6 +95,23 @@ def transition_writer(collector_kwargs: Mapping[str, Any]) -> dict[str, Any]:
 def _transitions(batch: TensorDictBase) -> TensorDictBase:
     """``[N, T]`` to ``[N * T]``, slot by slot."""
     return batch.reshape(-1)
+
+
+def taken_capture(collector_kwargs: dict[str, Any]) -> bool:
+    """Take ``cudagraph_policy`` out of the arguments, and return True if the policy's step is to be captured.
+
+    TorchRL's own capture waits for the device at every step, and so does its numbering of trajectories, which is then
+    left out unless it was asked for.
+
+    Raises:
+        TypeError: anything but True and False, such as options of TorchRL's own capture.
+    """
+    captured = collector_kwargs.pop("cudagraph_policy", None) or False
+    if not isinstance(captured, bool):
+        raise TypeError(f"cudagraph_policy must be True or False: got {captured!r}; the capture here has no options.")
+    if captured:
+        collector_kwargs.setdefault("track_traj_ids", False)
+    return captured
 
 
 def lacks_starts(policy: TeacherStudentPolicy, env: EnvBase) -> bool:

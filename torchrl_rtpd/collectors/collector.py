@@ -16,7 +16,13 @@ from torchrl.envs.utils import set_exploration_type
 
 from torchrl_rtpd.collectors._torchrl import policy_chooses_next, seen_next
 from torchrl_rtpd.collectors.acting import Acting
-from torchrl_rtpd.collectors.arguments import check_actions, check_random_steps, lacks_starts, transition_writer
+from torchrl_rtpd.collectors.arguments import (
+    check_actions,
+    check_random_steps,
+    lacks_starts,
+    taken_capture,
+    transition_writer,
+)
 from torchrl_rtpd.collectors.engines import collector_on
 from torchrl_rtpd.collectors.policy import TeacherStudentPolicy
 from torchrl_rtpd.collectors.weights import PolicyWeights
@@ -75,6 +81,10 @@ class DualNetworkCollector(PolicyWeights, Collector, metaclass=_EngineDispatch):
             environment's own threads. Its actions are chosen before that learning, all others after: with one step a
             batch every action is one batch older. Draws come in a fixed order, so runs stay repeatable. For
             :class:`~torchrl_rtpd.envs.AtariVecEnv`, ``backend="direct"``. Default: False.
+        cudagraph_policy: True replays each step of teacher and exploration as one CUDA graph (see ``cudagraph`` of
+            :class:`TeacherStudentPolicy`), and numbers no trajectories, for which TorchRL waits at every step. With
+            ``AtariVecEnv(device="cuda")`` a rollout then waits for nothing but the actions. For ``backend="direct"``.
+            Default: False.
         replay_buffer: where the collector, or each of its workers, writes what it collects instead of yielding it; as
             single transitions, slot by slot, like TorchRL's trainers, unless ``postproc`` or a storage of more
             dimensions says otherwise.
@@ -120,6 +130,7 @@ class DualNetworkCollector(PolicyWeights, Collector, metaclass=_EngineDispatch):
         overlap: bool = False,
         **collector_kwargs: Any,
     ) -> None:
+        captured = taken_capture(collector_kwargs)
         self.dual_policy = policy = TeacherStudentPolicy(
             teacher,
             student,
@@ -128,6 +139,7 @@ class DualNetworkCollector(PolicyWeights, Collector, metaclass=_EngineDispatch):
             record=record,
             keep=keep,
             frame_stack=frame_stack,
+            cudagraph=captured,
             seed=acting_seed,
         )
         self.overlap = overlap

@@ -30,6 +30,10 @@ from torchrl_rtpd.collectors.weights import PolicyWeights
 
 __all__ = ["collector_on"]
 
+_DIRECT_ONLY = {
+    "overlap": "workers collect while the caller learns anyway",
+    "cudagraph_policy": "workers have environments of their own, on the CPU",
+}
 _POLICY_ARGUMENTS = ("acting", "exploration", "record", "keep", "frame_stack")
 
 
@@ -67,11 +71,11 @@ def collector_on(
             f"backend must be 'direct', 'process' or 'ray': got {backend!r}; on other engines of TorchRL's give "
             "its collector a TeacherStudentPolicy."
         )
-    if kwargs.pop("overlap", False):
-        raise ValueError(
-            f"overlap=True is for backend='direct': got backend={backend!r}, whose workers collect while the caller "
-            "learns anyway; leave it out."
-        )
+    for name, reason in _DIRECT_ONLY.items():
+        if kwargs.pop(name, False):
+            raise ValueError(
+                f"{name}=True is for backend='direct': got backend={backend!r}, whose {reason}; leave it out."
+            )
     own = {name: kwargs.pop(name) for name in _POLICY_ARGUMENTS if name in kwargs}
     policy = TeacherStudentPolicy(teacher, student, seed=acting_seed, **own)
     check_random_steps(policy, kwargs)
@@ -210,11 +214,14 @@ class _RayCollector(PolicyWeights, WholePolicyRayCollector):
         self.dual_policy = policy
         self.start_from(policy.weights().data.apply(lambda weight: weight.clone(memory_format=torch.contiguous_format)))
 
-    def update_policy_weights_(self, policy_or_weights: Any = None, **kwargs: Any) -> None:
+    def update_policy_weights_(
+        self, policy_or_weights: Any = None, *, weights_dict: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
         """Update what is given, and leave the rest; without anything, all weights as the policy has them here."""
-        if policy_or_weights is None and not kwargs.get("weights_dict"):
-            policy_or_weights = self.dual_policy.weights()
-        super().update_policy_weights_(policy_or_weights, **kwargs)
+        if policy_or_weights is None:
+            named = dict(weights_dict or {"policy": self.dual_policy.weights()})
+            policy_or_weights, weights_dict = named.pop("policy", None), named or None
+        super().update_policy_weights_(policy_or_weights, weights_dict=weights_dict, **kwargs)
 
     def iterator(self) -> Iterator[TensorDictBase]:
         """TorchRL's batches; an actor that dies is named."""

@@ -19,6 +19,7 @@ from tensordict.utils import NestedKey, unravel_key_list
 from torch import Tensor
 
 from torchrl_rtpd.collectors.acting import TEACHER, Acting, drawn, probabilities
+from torchrl_rtpd.collectors.captured import CapturedTeacher, check_capturable
 from torchrl_rtpd.collectors.frames import FrameStacker
 from torchrl_rtpd.networks.keys import last_part
 from torchrl_rtpd.networks.memory import START_KEY, Memory, next_key
@@ -67,11 +68,14 @@ class TeacherStudentPolicy(TensorDictSequential):
             random steps, which run no policy, are not seen: the first after them have zeros for older frames. None
             takes what the environment shows.
         keep: further outputs of the network that acts, such as ``"action_log_prob"``, which PPO needs.
+        cudagraph: replay the step of teacher and exploration as one CUDA graph, after a few steps; on a CPU nothing
+            changes. For a teacher without memory that acts alone.
         seed: seed of the generator that draws who acts; None is torch's default seed. ``state_dict()`` holds its state.
 
     Raises:
         ValueError: ``acting`` is none of these; there is no student to act or be recorded; a network that does not
-            write ``"action"``, or nothing that could be recorded, or not what it remembers.
+            write ``"action"``, or nothing that could be recorded, or not what it remembers; a step that cannot be
+            captured.
         KeyError: at a call, no ``"is_init"`` for what stays inside the policy.
 
     Examples:
@@ -94,6 +98,7 @@ class TeacherStudentPolicy(TensorDictSequential):
         record: bool = False,
         keep: Sequence[NestedKey] = (),
         frame_stack: int | None = None,
+        cudagraph: bool = False,
         seed: int | None = None,
     ) -> None:
         students = dict(student) if isinstance(student, Mapping) else {} if student is None else {"student": student}
@@ -124,6 +129,20 @@ class TeacherStudentPolicy(TensorDictSequential):
             name: Memory(network) for name, network in networks.items() if name == "teacher" or self.mixed or record
         }
         self._set_keys()
+        self.cudagraph = cudagraph
+        self._captured = self._capture() if cudagraph else None
+
+    def _capture(self) -> CapturedTeacher:
+        """Make the step that is captured, of a policy that has such a step."""
+        check_capturable(
+            {
+                f"acting={self.acting!r}": self.mixed,
+                f"record={self.record}": self.record,
+                "a teacher that remembers": any(self._memories.values()),
+                "exploration with a mask": getattr(self.exploration, "action_mask_key", None) is not None,
+            }
+        )
+        return CapturedTeacher(self.teacher, self.exploration, keep=self.keep)
 
     def _set_keys(self) -> None:
         """Name what is read and written, and which network of each key of a memory writes it into the data."""
@@ -167,6 +186,8 @@ class TeacherStudentPolicy(TensorDictSequential):
             return tensordict.update(decided)
         acted_by = drawn(self.acting_probabilities, tensordict.shape, self._generator) if self.mixed else None
         seen = tensordict if self._stacker is None else self._stacker(tensordict)
+        if self._captured is not None:
+            return tensordict.update(self._captured(seen))
         outputs: dict[str, TensorDictBase] = {}
         chosen: dict[NestedKey, Tensor] = {}
         for number, (name, network) in enumerate({"teacher": self.teacher, **self.students}.items(), TEACHER):
@@ -321,13 +342,14 @@ class TeacherStudentPolicy(TensorDictSequential):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Bytes, since worker processes cannot receive a generator.
-        return {**self.__dict__, "_generator": self._generator.get_state().numpy().tobytes()}
+        # Bytes, since worker processes cannot receive a generator. Copies capture their own networks.
+        return {**self.__dict__, "_generator": self._generator.get_state().numpy().tobytes(), "_captured": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         generator = torch.Generator()
         generator.set_state(torch.frombuffer(bytearray(state["_generator"]), dtype=torch.uint8))
         super().__setstate__({**state, "_generator": generator})
+        self._captured = self._capture() if self.cudagraph else None
 
 
 def _where(rows: Tensor | None, value: Tensor, otherwise: Tensor | None) -> Tensor:

@@ -22,23 +22,31 @@ class PolicyWeights:
 
     dual_policy: TeacherStudentPolicy
 
-    def update_policy_weights_(self, policy_or_weights: Any = None, **kwargs: Any) -> None:
+    def update_policy_weights_(
+        self, policy_or_weights: Any = None, *, weights_dict: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
         """Update what is given, and leave the rest.
 
         That may be a whole policy or its weights, parts of them (:meth:`TeacherStudentPolicy.weights`), or the teacher
-        alone by its network or weights, which is what TorchRL's ``DQNTrainer`` sends without exploration and its
-        on-policy trainers by ``weight_update_map={"policy": ...}``. Everything else is as in TorchRL's collectors.
+        alone by its network or weights, which is what TorchRL's ``DQNTrainer`` sends without exploration, and its
+        on-policy trainers with ``weight_update_map={"policy": "loss_module.actor_network"}``. Everything else is as in
+        TorchRL's collectors.
         """
-        weights = policy_or_weights
-        if weights is None and list(kwargs.get("weights_dict") or ()) == ["policy"]:
-            weights = kwargs.pop("weights_dict")["policy"]
+        if weights_dict is not None:
+            kwargs["weights_dict"] = {
+                name: self._placed(given) if name == "policy" else given for name, given in weights_dict.items()
+            }
+        super().update_policy_weights_(self._placed(policy_or_weights), **kwargs)  # type: ignore[misc]
+
+    def _placed(self, weights: Any) -> Any:
+        """The weights where the whole policy has them, if they are the teacher's."""
         if isinstance(weights, TensorDictModuleBase):
             weights = TensorDict.from_module(weights)
         if isinstance(weights, TensorDictBase):
             own = TensorDict.from_module(self.dual_policy.teacher)
             if set(weights.keys(True, True)) == set(own.keys(True, True)):
                 weights = TensorDict({"module": TensorDict({"0": weights})})
-        super().update_policy_weights_(weights, **kwargs)  # type: ignore[misc]
+        return weights
 
     def update_students(self, state: RunState) -> dict[str, float]:
         """Set who acts from now on and send the students' weights to the process that collects.

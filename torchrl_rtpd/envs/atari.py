@@ -26,6 +26,7 @@ from torchrl.data import Binary, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
 from torchrl_rtpd.envs.names import check_game
+from torchrl_rtpd.envs.transfer import all_to_device, to_device, to_host
 from torchrl_rtpd.functional.checks import check_integers
 
 __all__ = ["AtariVecEnv"]
@@ -47,7 +48,8 @@ class AtariVecEnv(EnvBase):
     Args:
         game: ALE's snake-case name, for example ``"ms_pacman"``.
         num_envs: slots ``N``.
-        device: of the tensors; ALE itself runs on the CPU.
+        device: of the tensors; ALE itself runs on the CPU. To a CUDA device frames travel once a step, through pinned
+            memory, and the host waits for the actions alone.
         frame_skip: emulator frames a step (Nature DQN: 4).
         frame_stack: frames in an observation (Nature DQN: 4). With 1 an entry ``is_init`` is written in addition, so
             that a policy can stack them (``DualNetworkCollector(frame_stack=4)``) and nothing else has to copy stacks.
@@ -179,6 +181,7 @@ class AtariVecEnv(EnvBase):
         self._ended = np.zeros(slots, dtype=bool)  # slots whose game ended in the last step
         self._sent: np.ndarray | None = None  # actions of a step that was begun
         self._next_pixels: torch.Tensor | None = None  # frames that ALE shows after that step, new games included
+        self._done: torch.Tensor | None = None  # the flag that the last step returned
         self._first_pixels: torch.Tensor | None = None  # frames that the last full reset returned, until a step begins
         self._seeded_late = False  # set_seed was called after a reset
 
@@ -203,9 +206,9 @@ class AtariVecEnv(EnvBase):
             self._seeded_late = False
         else:
             pixels = self._reset_some(chosen)
-        entries = self._entries(pixels, self._score.copy(), np.zeros_like(self._score, dtype=bool))
-        if self.frame_stack == 1:
-            entries["is_init"] = self._tensor(chosen[:, None].copy())
+        begins = chosen[:, None].copy()
+        entries = self._entries(pixels, self._score.copy(), np.zeros_like(begins), np.zeros_like(self._score), begins)
+        self._done = None
         self._first_pixels = entries["pixels"] if chosen.all() else None
         return TensorDict(entries, batch_size=self.batch_size, device=self.device)
 
@@ -256,12 +259,20 @@ class AtariVecEnv(EnvBase):
         self._score = np.where(done[:, None], np.float32(0), score)
         self._next_pixels = pixels = self._frames(shown)
         if done.any():  # ALE shows the first observation of the next game, TorchRL stores the last one of this game
-            pixels = pixels.clone()
-            pixels[torch.from_numpy(done)] = self._frames(info["final_obs"][done])
-        entries = self._entries(pixels, score, (life_lost | terminated)[:, None], raw_reward)
-        entries["reward"] = self._tensor(np.sign(raw_reward) if self.clip_rewards else raw_reward)
-        for name, flag in (("done", done), ("terminated", terminated), ("truncated", truncated)):
-            entries[name] = self._tensor(flag[:, None])
+            shown = shown.copy()
+            shown[done] = info["final_obs"][done]
+            pixels = self._frames(shown)
+        entries = self._entries(
+            pixels,
+            score,
+            (life_lost | terminated)[:, None],
+            raw_reward,
+            reward=np.sign(raw_reward) if self.clip_rewards else raw_reward,
+            done=done[:, None],
+            terminated=terminated[:, None],
+            truncated=truncated[:, None],
+        )
+        self._done = entries["done"]
         return TensorDict(entries, batch_size=self.batch_size, device=self.device)
 
     def _begin(self, action: torch.Tensor | None, pixels: torch.Tensor | None) -> np.ndarray:
@@ -295,17 +306,22 @@ class AtariVecEnv(EnvBase):
             The state the next step starts from; where a game ended all but the pixels is zero, as TorchRL has it.
         """
         pixels, done = self._next_pixels, tensordict.get("done")
-        if pixels is None or not done.any():
+        if pixels is not None and not self._knows(done):
+            return super().maybe_reset(tensordict) if done.any() else tensordict
+        if pixels is None or not self._ended.any():
             return tensordict
-        ended = torch.from_numpy(self._ended).to(done.device)
-        if not torch.equal(ended, done.view(-1)):
-            return super().maybe_reset(tensordict)
         state = tensordict.exclude("pixels").apply(
-            lambda value: value.masked_fill(ended.view(-1, *[1] * (value.ndim - 1)), 0)
+            lambda value: value.masked_fill(done.view(-1, *[1] * (value.ndim - 1)), 0)
         )
         if self.frame_stack == 1:
-            state.set("is_init", ended.view(-1, 1))
-        return state.set("pixels", pixels if self.device is None else pixels.to(self.device))
+            state.set("is_init", done.clone())
+        return state.set("pixels", pixels)
+
+    def _knows(self, done: torch.Tensor) -> bool:
+        """True if these are the ends of the last step; on a GPU, where a look would wait, the very tensor is known."""
+        if done.is_cuda and done is self._done:
+            return True
+        return np.array_equal(done.view(-1).cpu().numpy(), self._ended)
 
     def send(self, action: torch.Tensor) -> None:
         """Begin a step; ALE's threads play it while other work is done, and the next ``step`` waits for it.
@@ -324,28 +340,29 @@ class AtariVecEnv(EnvBase):
         self._ale.send(self._sent)
 
     def _entries(
-        self, pixels: torch.Tensor, score: np.ndarray, end_of_life: np.ndarray, raw_reward: np.ndarray | None = None
+        self,
+        pixels: torch.Tensor,
+        score: np.ndarray,
+        end_of_life: np.ndarray,
+        raw_reward: np.ndarray,
+        begins: np.ndarray | None = None,
+        **more: np.ndarray,
     ) -> dict[str, torch.Tensor]:
-        """Entries that a reset and a step have in common."""
+        """Entries of a reset or a step on the environment's device."""
         entries = {
-            "pixels": pixels if self.device is None else pixels.to(self.device),
-            "raw_reward": self._tensor(np.zeros_like(score) if raw_reward is None else raw_reward),
-            "episode_reward": self._tensor(score),
-            "raw_episode_reward": self._tensor(score.copy()),
-            "end_of_life": self._tensor(end_of_life),
+            "raw_reward": raw_reward,
+            "episode_reward": score,
+            "raw_episode_reward": score.copy(),
+            "end_of_life": end_of_life,
         }
         if self.frame_stack == 1:
-            entries["is_init"] = self._tensor(np.zeros_like(score, dtype=bool))
-        return entries
+            entries["is_init"] = np.zeros_like(end_of_life) if begins is None else begins
+        return {"pixels": pixels, **all_to_device({**entries, **more}, self.device)}
 
     def _frames(self, shown: np.ndarray) -> torch.Tensor:
-        """ALE's frames ``[..., S, H, W]`` or ``[..., S, H, W, 3]`` as pixels."""
-        pixels = torch.from_numpy(shown)
+        """ALE's frames ``[..., S, H, W]`` or ``[..., S, H, W, 3]`` as pixels on the environment's device."""
+        pixels = to_device(shown, self.device)
         return pixels if self.grayscale else pixels.movedim(-1, -3).flatten(-4, -3)
-
-    def _tensor(self, array: np.ndarray) -> torch.Tensor:
-        tensor = torch.from_numpy(array)
-        return tensor if self.device is None else tensor.to(self.device)
 
     def _checked_actions(self, action: torch.Tensor | None) -> np.ndarray:
         if action is None or action.dtype not in (torch.int64, torch.int32):
@@ -355,7 +372,7 @@ class AtariVecEnv(EnvBase):
             raise ValueError(
                 f"actions must have shape {list(self.batch_size)}: got {list(action.shape)}; give each slot one index."
             )
-        actions = action.cpu().numpy()
+        actions = to_host(action)
         if actions.min() < 0 or actions.max() >= self.num_actions:
             raise ValueError(
                 f"{self.game} has actions 0 to {self.num_actions - 1}: got {actions.min()} to {actions.max()}; "

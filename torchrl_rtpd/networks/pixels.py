@@ -9,27 +9,38 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-__all__ = ["pixels_scaled_once", "scaled"]
+__all__ = ["pixels_scaled_once", "scaled", "share_scaled_pixels"]
+
+_MOST = 8  # scaled tensors that are kept: states and next states of several views
 
 
 class _Shared(threading.local):
-    """Scaled pixels of :func:`pixels_scaled_once` with their sources; a thread that collects has its own."""
+    """Scaled pixels that networks share, with their sources; a thread that collects has its own."""
 
-    by_id: dict[tuple[int, int], tuple[Tensor, Tensor]] | None = None  # by pixels and stream
-    stream: int = 0  # the current one when the context was opened
+    by_id: dict[tuple[int, int, int], tuple[Tensor, Tensor]] | None = None  # by pixels, their version and stream
+    stream: int = 0  # the current one when sharing began
 
 
 _SHARED = _Shared()
+
+
+def share_scaled_pixels() -> None:
+    """Let the networks of this thread scale each tensor of pixels once, until a :func:`pixels_scaled_once` ends.
+
+    For a trainer whose teacher learns from a minibatch before its students do, with code between them that is not ours.
+    """
+    _SHARED.by_id, _SHARED.stream = {}, _current_stream()
 
 
 @contextmanager
 def pixels_scaled_once() -> Iterator[None]:
     """Let the networks of this thread scale each tensor of pixels once for all of them, inside the context.
 
-    Warning: the pixels must not change meanwhile. Those of a minibatch do not while students learn from it. CUDA
-    streams that are forked inside share the pixels scaled before.
+    Pixels that are changed in place meanwhile are scaled again. CUDA streams that are forked inside share the pixels
+    scaled before.
     """
-    _SHARED.by_id, _SHARED.stream = {}, _current_stream()
+    if _SHARED.by_id is None:
+        share_scaled_pixels()
     try:
         yield
     finally:
@@ -42,14 +53,20 @@ def _current_stream() -> int:
 
 def scaled(pixels: Tensor) -> Tensor:
     """Return stacks ``[*B, C, H, W]`` in [0, 1] as ``[prod(B), C, H, W]`` float32 in channels-last memory."""
-    shared = None if torch.compiler.is_compiling() else _SHARED.by_id
-    stream = _current_stream() if shared is not None and pixels.is_cuda else _SHARED.stream
-    if shared is not None:
-        for known in (_SHARED.stream, stream):
-            if (id(pixels), known) in shared:
-                return shared[id(pixels), known][1]
+    shared = None if torch.compiler.is_compiling() or torch.is_inference_mode_enabled() else _SHARED.by_id
+    if shared is None or pixels.is_inference():
+        return _scaled(pixels)
+    stream = _current_stream() if pixels.is_cuda else _SHARED.stream
+    for known in (_SHARED.stream, stream):
+        found = shared.get((id(pixels), pixels._version, known))
+        if found is not None:
+            return found[1]
+    values = _scaled(pixels)
+    if len(shared) < _MOST:
+        shared[id(pixels), pixels._version, stream] = (pixels, values)  # kept, so that no other tensor can have its id
+    return values
+
+
+def _scaled(pixels: Tensor) -> Tensor:
     flat = pixels.reshape(-1, *pixels.shape[-3:])
-    scaled = flat.to(torch.float32, memory_format=torch.channels_last).mul_(1 / 255)
-    if shared is not None:
-        shared[id(pixels), stream] = (pixels, scaled)  # kept, so that no other tensor can have its id
-    return scaled
+    return flat.to(torch.float32, memory_format=torch.channels_last).mul_(1 / 255)

@@ -123,6 +123,11 @@ class PolicyDistillationLoss(LossModule):
         """Return a tensordict module: a plain one reads ``"observation"`` and writes ``"action_value"``."""
         return as_tensordict_module(network, ["action_value"])
 
+    @property
+    def teacher_network(self) -> TensorDictModule | None:
+        """The network that this loss runs where a batch holds no values of the teacher; None without one."""
+        return None if self._teacher is None else self._teacher.network
+
     # Keys
 
     def _stored_keys(self) -> list[NestedKey]:

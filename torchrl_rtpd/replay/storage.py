@@ -9,8 +9,7 @@ after the other, each slot by slot. Its *number* is that of :mod:`torchrl_rtpd.r
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from torchrl_rtpd.functional.checks import check_integers
 from torchrl_rtpd.replay.memory import check_fits
 from torchrl_rtpd.replay.n_step import n_step_windows
 from torchrl_rtpd.replay.ring import FrameRing, check_saved
+from torchrl_rtpd.replay.saved import saved_state
 from torchrl_rtpd.replay.writes import check_layout, check_order, checked_flag, checked_stacks, without_newer_entries
 
 __all__ = ["FrameStackStorage"]
@@ -58,6 +58,10 @@ class FrameStackStorage(TensorStorage):
         pixels_key: where the stacks are read and written.
         scratch_dir: a folder in which a file holds the frames, for more of them than there is memory; see
             :func:`~torchrl_rtpd.replay.memory.bytes_in_file`. None is memory.
+
+    Attributes:
+        next_stacks: True to rebuild ``("next", pixels_key)`` in samples, which it is at first. False leaves it out, for
+            losses that read no next states, such as those of PQN: half the work of a sample.
 
     Raises:
         ValueError: sizes that do not fit each other; at a write, data of another layout or size, or stacks padded with
@@ -106,6 +110,7 @@ class FrameStackStorage(TensorStorage):
         self.gamma = gamma
         self.channels = int(channels)
         self.pixels_key = unravel_key(pixels_key)
+        self.next_stacks = True
         self._total_shape_value = torch.Size([self.max_size])  # where TensorStorage looks for it
         check_fits(
             self.estimated_bytes,
@@ -215,6 +220,25 @@ class FrameStackStorage(TensorStorage):
         """``[N * T, ...]``, slot by slot, to ``[T, N, ...]``."""
         return tensor.to(self.device).unflatten(0, (self.num_envs, self.steps_per_write)).transpose(0, 1)
 
+    def renew(self, data: TensorDictBase) -> None:
+        """Replace everything but the frames of the newest write, such as returns computed from what it stored.
+
+        Args:
+            data: that write ``[N * T]``, slot by slot, with other values. Its frames and ends are not looked at.
+
+        Raises:
+            ValueError: entries of another layout, or another number of them.
+            RuntimeError: nothing was written yet.
+        """
+        block = self.num_envs * self.steps_per_write
+        if self._num_written == 0:
+            raise RuntimeError("renew replaces entries of the newest write: got a storage without one; extend first.")
+        if len(data) != block:
+            raise ValueError(f"renew takes the whole newest write, {block} transitions: got {len(data)}.")
+        place = (self._num_written - block) % self.max_size
+        self._extra[place : place + block] = self._entries(data)
+        self._bump_mutation_revision()
+
     def cut(self) -> None:
         """Declare that the stream ends here: the next write begins new games in every slot.
 
@@ -243,14 +267,36 @@ class FrameStackStorage(TensorStorage):
         self._check_written(index)
         numbers = self._numbers(index.flatten())
         if self.n_step == 1:
-            entries = self._extra[numbers % self.max_size]
-            pixels, next_pixels = self._ring.both_stacks(numbers)
+            last, entries = numbers, self._extra[numbers % self.max_size]
         else:
             last, entries = self._summed(numbers)
-            pixels, next_pixels = self._ring.stacks(numbers), self._ring.next_stacks(last)
+        pixels, next_pixels = self._rebuilt(numbers, last)
         entries.set(self.pixels_key, pixels)
-        entries.set(("next", self.pixels_key), next_pixels)
+        if next_pixels is not None:
+            entries.set(("next", self.pixels_key), next_pixels)
         return entries.reshape(index.shape)
+
+    def _rebuilt(self, numbers: Tensor, last: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Stacks before these transitions, and after the last of their windows if they are wanted."""
+        if not self.next_stacks:
+            return self._ring.stacks(numbers), None
+        if last is numbers:
+            return self._ring.both_stacks(numbers)
+        return self._ring.stacks(numbers), self._ring.next_stacks(last)
+
+    def next_states(self, index: Tensor) -> TensorDictBase:
+        """Return the states after transitions, whatever ``next_stacks`` says.
+
+        Args:
+            index: of the transitions, int64 ``[B]``.
+
+        Returns:
+            The entries under ``"next"``, ``[B]``; those of the step itself, without n-step sums.
+        """
+        self._check_written(index)
+        numbers = self._numbers(index)
+        states = self._extra.get("next")[numbers % self.max_size]
+        return states.set(self.pixels_key, self._ring.next_stacks(numbers))
 
     def _check_written(self, index: Tensor) -> None:
         # On a CUDA device the look at the indices would make the host wait.
@@ -327,7 +373,7 @@ class FrameStackStorage(TensorStorage):
             FileNotFoundError: a folder without such a file.
             ValueError: a file that is damaged or another one, or a state of other sizes.
         """
-        self.load_state_dict(_saved_state(Path(path) / _FILE, self.state_dict().keys()))
+        self.load_state_dict(saved_state(Path(path) / _FILE, self.state_dict().keys()))
 
     def contains(self, item: int | Tensor) -> bool | Tensor:
         """Return True for an index that was written, for each of several."""
@@ -347,19 +393,3 @@ def _check_sizes(max_size: int, block: int, gamma: float) -> None:
             f"max_size must be a multiple of num_envs * steps_per_write = {block}: got {max_size}; "
             f"use {max_size - max_size % block}."
         )
-
-
-def _saved_state(file: Path, names: Collection[str]) -> dict[str, Any]:
-    """Read a state of these names from a file."""
-    try:
-        state = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-        if state.keys() != names:
-            raise ValueError(f"it holds {sorted(state)}")
-    except FileNotFoundError:
-        raise
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, AttributeError) as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ValueError(
-            f"{file} must be a storage that dumps wrote, and whole: {reason}; it is damaged, or another file."
-        ) from error
-    return state

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torchrl.checkpoint import Checkpoint, CheckpointError, CheckpointRotation
 from torchrl.trainers import OptimizationStepper, OptimizerHook, ReplayBufferTrainer, Trainer, TrainerHookBase
+from torchrl.trainers.algorithms.on_policy import OnPolicyTrainer
 
 from torchrl_rtpd.files.verified import VerifiedCheckpoint
 from torchrl_rtpd.replay.storage import FrameStackStorage
@@ -55,10 +56,10 @@ class SaveCheckpoints(TrainerHookBase):
 
     An evaluation that improves on the best score of the students is followed by a checkpoint at once, which is kept.
 
-    Without ``replay`` a restored run has an empty buffer. It is filled from scratch by playing the restored policy up
-    to the warm-up's size; those steps are not counted. Environments that cannot be saved, such as ALE's, begin new
-    games, and a :class:`~torchrl_rtpd.replay.FrameStackStorage` is told so (``cut``). All else goes on as if nothing
-    had happened.
+    Without ``replay`` a restored run has an empty buffer. Unless its trainer is on-policy it is filled from scratch by
+    playing the restored policy up to the warm-up's size; those steps are not counted. Environments that cannot be
+    saved, such as ALE's, begin new games, and a :class:`~torchrl_rtpd.replay.FrameStackStorage` is told so (``cut``).
+    All else goes on as if nothing had happened.
 
     A run may go on with another number of environments, on another device or with other threads; a warning says so.
     Then its games begin from scratch, and so does a replay that was saved for other environments.
@@ -261,7 +262,8 @@ class SaveCheckpoints(TrainerHookBase):
         """Join the restored replay to the coming batches, or fill it from scratch."""
         trainer = self._trainer
         buffer = getattr(trainer, "replay_buffer", None)
-        if buffer is None or (trainer.checkpoint.components["collector"].continued and has_replay):
+        continued = has_replay and trainer.checkpoint.components["collector"].continued
+        if buffer is None or continued or (isinstance(trainer, OnPolicyTrainer) and not has_replay):
             return
         if has_replay:
             if isinstance(buffer.storage, FrameStackStorage):
@@ -376,9 +378,8 @@ def newest_checkpoint(path: str | os.PathLike) -> Path:
 
 def _found(place: Path) -> list[Path]:
     """Checkpoints in a folder, the newest last; where a process was killed replacing one, the old one."""
-    named = {path.name: path for path in place.glob("checkpoint-*")}
-    for path in place.glob(".checkpoint-*.old-*"):
-        named.setdefault(path.name[1:].partition(".old-")[0], path)
+    old = {path.name[1:].partition(".old-")[0]: path for path in place.glob(".checkpoint-*.old-*")}
+    named = old | {path.name: path for path in place.glob("checkpoint-*")}
     return [named[name] for name in sorted(named)]
 
 
@@ -394,7 +395,6 @@ def _place(trainer: Any) -> dict[str, Any]:
 
 def _is_whole(path: Path) -> bool:
     try:
-        VerifiedCheckpoint.verify(path)
+        return bool(VerifiedCheckpoint.verify(path))
     except CheckpointError:
         return False
-    return True

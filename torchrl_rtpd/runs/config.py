@@ -182,11 +182,10 @@ def saved_config(path: str | Path, renamed: Mapping[str, str] | None = None) -> 
     config = dict(saved)
     for old, new in (renamed or {}).items():
         place, _, leaf = old.rpartition(".")
-        holder = config.pop(place, None) if place else config
+        holder = config.get(place) if place else config
         if isinstance(holder, Mapping) and leaf in holder:
             config[new] = holder[leaf]
-            if holder is config:
-                del config[leaf]
+            del config[place or leaf]
     return config
 
 

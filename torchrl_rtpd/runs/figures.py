@@ -29,6 +29,8 @@ def plot_front(results: Mapping[str, Any], path: str | os.PathLike) -> Path:
         ImportError: matplotlib is not installed.
     """
     figure = _figure((7, 4.5))
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     axes = figure.subplots()
     networks = sorted(results["networks"], key=lambda network: network["parameters"])
     front, runtime = pareto_front(networks), latency_runtime(networks)
@@ -36,12 +38,18 @@ def plot_front(results: Mapping[str, Any], path: str | os.PathLike) -> Path:
         where = (network["parameters"], network["score_mean"])
         colour = "tab:blue" if network["name"] in front else "tab:grey"
         axes.errorbar(*where, yerr=network["score_standard_error"], fmt="o", color=colour, capsize=3)
-        axes.annotate(_timed(network, runtime), where, xytext=(5, 5), textcoords="offset points", fontsize=8)
+        largest = network is networks[-1] and len(networks) > 1  # its label would run out of the axes
+        beside = {"xytext": (-5, 5), "ha": "right"} if largest else {"xytext": (5, 5)}
+        axes.annotate(_timed(network, runtime), where, textcoords="offset points", fontsize=8, **beside)
     joined = [network for network in networks if network["name"] in front]
     axes.plot([network["parameters"] for network in joined], [network["score_mean"] for network in joined], alpha=0.4)
     axes.axhline(results["random_score"], linestyle=":", color="grey", label="random player")
     title = f"{results['game']}; ms on a CPU by {runtime}" if runtime else results["game"]
     axes.set(xscale="log", xlabel="parameters", ylabel="raw score, whole games", title=title)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.margins(x=0.1, y=0.15)
     axes.legend(fontsize=8, loc="lower right")
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=100)

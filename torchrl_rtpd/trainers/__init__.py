@@ -12,9 +12,10 @@ twice, nothing is drawn from a random generator (unless by a student's own dropo
 from torchrl_rtpd.trainers.actors import dead_actors_named
 from torchrl_rtpd.trainers.checks import Check, DormancyCheck, DriftCheck, RecyclingCheck
 from torchrl_rtpd.trainers.cudagraph import CudaGraphStepper
+from torchrl_rtpd.trainers.exploration import AnnealExploration
 from torchrl_rtpd.trainers.hook import RealTimeDistillTrainer
 from torchrl_rtpd.trainers.lambda_targets import LambdaTargets
-from torchrl_rtpd.trainers.off_policy import BoundedHistory, KeepWarmupData, SampleToDevice
+from torchrl_rtpd.trainers.off_policy import BoundedHistory, KeepOnDevice, KeepWarmupData, SampleToDevice
 from torchrl_rtpd.trainers.optimizers import keep_device_options
 from torchrl_rtpd.trainers.stateless import StatelessHook
 from torchrl_rtpd.trainers.stepper import RealTimeDistillStepper
@@ -23,6 +24,7 @@ from torchrl_rtpd.trainers.targets import hard_update_every
 from torchrl_rtpd.trainers.teacher_copies import AverageTeacher, BestTeacher, LaggingTeacher, TeacherCopy
 
 __all__ = [
+    "AnnealExploration",
     "AverageTeacher",
     "BestTeacher",
     "BoundedHistory",
@@ -30,6 +32,7 @@ __all__ = [
     "CudaGraphStepper",
     "DormancyCheck",
     "DriftCheck",
+    "KeepOnDevice",
     "KeepWarmupData",
     "LaggingTeacher",
     "LambdaTargets",

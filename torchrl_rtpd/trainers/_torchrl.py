@@ -7,12 +7,13 @@ nowhere else in ``trainers`` and ``runs``.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from tensordict import TensorDictBase
 from torchrl.checkpoint import Checkpoint
-from torchrl.trainers import Trainer
+from torchrl.trainers import ReplayBufferTrainer, Trainer
 
 __all__ = [
     "checkpoint_metadata",
@@ -30,6 +31,7 @@ __all__ = [
     "started_learners",
     "stopping",
     "synced_checkpoint",
+    "take_over_epoch_writes",
     "updates_made",
 ]
 
@@ -151,6 +153,43 @@ class _LearnedMinibatches:
     def after_epoch(self) -> None:
         """Take note of what the trainer has counted in addition."""
         self._excess = self._trainer._optim_count - self._made
+
+
+# Replay
+
+
+def take_over_epoch_writes(
+    trainer: Trainer, write: Callable[[TensorDictBase], TensorDictBase]
+) -> Callable[[TensorDictBase], TensorDictBase] | None:
+    """Call ``write`` before each epoch, in place of a trainer's own write into its replay.
+
+    Args:
+        trainer: on-policy, it writes the whole rollout again before every epoch over it; off-policy, each batch once.
+        write: takes and returns the batch.
+
+    Returns:
+        The trainer's own write, from the device that a batch lies on, where TorchRL's moves it to the CPU first; None
+        for a trainer that makes none.
+    """
+    for place, (op, options) in enumerate(trainer._pre_epoch_ops):
+        own = getattr(op, "__wrapped__", op)  # inside of the trainer's stopwatch
+        if getattr(own, "__func__", None) is ReplayBufferTrainer.extend and own.__self__.flatten_tensordicts:
+            trainer._pre_epoch_ops[place] = (write, options)
+            return partial(_extend, own.__self__.replay_buffer)
+    return None
+
+
+def _extend(replay_buffer: Any, batch: TensorDictBase) -> TensorDictBase:
+    """Store a batch as ``ReplayBufferTrainer.extend`` does, but for its way over the CPU."""
+    mask = batch.get(("collector", "mask"), None)
+    if mask is not None:
+        batch = batch[mask]
+    else:
+        if batch.get(("next", "truncated"), None) is not None:
+            batch["next", "truncated"][..., -1] = True
+        batch = batch.reshape(-1)
+    replay_buffer.extend(batch)
+    return batch
 
 
 # Checkpoints

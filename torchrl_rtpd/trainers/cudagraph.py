@@ -7,6 +7,8 @@ has a stream of its own, beside the teacher's backward pass::
     minibatch -> teacher: losses ─┬─ backward, clip, step ──────┬─ averages, targets (outside the graph)
                                   ├─ student 1: learn ──────────┤
                                   └─ student 2: learn ──────────┘
+
+Where a student's loss runs the teacher itself, as beside PPO, the teacher's step comes first, as with the hook.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 from torchrl.data import PrioritizedSampler
 from torchrl.trainers import OptimizationStepper, Trainer
 
+from torchrl_rtpd.networks.captured import Captured
 from torchrl_rtpd.networks.pixels import pixels_scaled_once
 from torchrl_rtpd.trainers.hook import RealTimeDistillTrainer
 
@@ -33,9 +36,15 @@ class CudaGraphStepper(OptimizationStepper):
     ``CudaGraphStepper(hook).register(trainer)`` takes the place of ``hook.register(trainer)``. Results are those of the
     hook but for rounding: fused kernels count their steps on the device. On a CPU the same update runs uncaptured.
 
-    The first updates run as they are, then one is captured; so minibatches keep their keys, shapes and types from then
-    on. Target networks and the hook's checks, such as that for dormant units, stay outside. Learning
-    rates become tensors on the device, which TorchRL's and PyTorch's schedulers fill.
+    The first updates run as they are, then one is captured; so minibatches keep their keys and types from then on.
+    Those of another size, such as the last one of an epoch, are captured by themselves. Target networks and the hook's
+    checks, such as that for dormant units, stay outside. Learning rates become tensors on the device, which TorchRL's
+    and PyTorch's schedulers fill. The trainer logs the same numbers of the teacher's loss as without the stepper.
+
+    It works with off-policy and on-policy trainers whose loss reads no value on the host.
+    :class:`~torchrl.objectives.ClipPPOLoss` does for its entropy bonus, and is captured with ``entropy_bonus=False``.
+    ``RAdam`` counts in float32 on the device, so that its first rectified steps are a little shorter, by less than a
+    percent.
 
     Args:
         hook: the students and how they learn. Do not register it as well. None captures the teacher's update alone.
@@ -43,7 +52,8 @@ class CudaGraphStepper(OptimizationStepper):
 
     Raises:
         ValueError: too short a warm-up, or a hook with several updates a step.
-        RuntimeError: at the first update, an optimiser that cannot be captured.
+        RuntimeError: at the first update, an optimiser that cannot be captured; at the capture, a loss that reads a
+            value on the host.
 
     Examples:
         >>> from functools import partial
@@ -69,10 +79,12 @@ class CudaGraphStepper(OptimizationStepper):
             )
         self.hook = hook
         self.warmup_updates = warmup_updates
-        self._update: _Captured | None = None
+        self._update: Captured | None = None
         self._optimizers: list[torch.optim.Optimizer] = []
         self._rates: list[Any] = []  # of the optimisers when they were captured
         self._streams: dict[str, torch.cuda.Stream] = {}
+        self._teacher_first = False  # it makes its step before students learn
+        self._metric_names: list[str] = []  # of the teacher, in the order in which they are stacked
 
     def register(self, trainer: Trainer, name: str = "optimization_stepper") -> None:
         """Become the trainer's optimisation step; the hook logs once a batch and is saved with its checkpoints."""
@@ -82,7 +94,7 @@ class CudaGraphStepper(OptimizationStepper):
             self.hook.register_log(trainer)
 
     def step(self, trainer: Trainer, sub_batch: TensorDictBase) -> TensorDictBase:
-        """Make one update of the teacher and of every student; return the teacher's ``loss`` and ``grad_norm``."""
+        """Make one update of the teacher and of every student; return the teacher's losses and ``grad_norm``."""
         rates = zip(self._current_rates(), self._rates, strict=True)
         if self._update is None or any(now is not then for now, then in rates):
             self._begin(trainer)
@@ -94,8 +106,7 @@ class CudaGraphStepper(OptimizationStepper):
         if self.hook is not None:
             self.hook.record({name: learned[name].clone() for name in self.hook.learners})
             self.hook.after_update(sub_batch, learned["batch"])
-        teacher = learned["teacher"].clone()
-        return TensorDict({"loss": teacher[0], "grad_norm": teacher[1]}, [])
+        return TensorDict(dict(zip(self._metric_names, learned["teacher"].clone().unbind(), strict=True)), [])
 
     def _begin(self, trainer: Trainer) -> None:
         """Prepare a capture: at first, and when an optimiser was given another state."""
@@ -110,12 +121,20 @@ class CudaGraphStepper(OptimizationStepper):
             for optimizer in self._optimizers:
                 _make_capturable(optimizer, device)
             self._streams = self._streams or {name: torch.cuda.Stream(device) for name in students}
+        self._teacher_first = self._students_run_the_teacher(trainer.optimizer)
         self._rates = self._current_rates()
-        self._update = _Captured(lambda batch: self._learn(trainer, batch), device, self.warmup_updates)
+        self._update = Captured(lambda batch: self._learn(trainer, batch), device, warmup=self.warmup_updates)
 
     def _current_rates(self) -> list[Any]:
         """Objects from which optimisers read their learning rates; others, once a state was loaded."""
         return [group["lr"] for optimizer in self._optimizers for group in optimizer.param_groups]
+
+    def _students_run_the_teacher(self, optimizer: torch.optim.Optimizer) -> bool:
+        """True if a student's loss runs the very weights that are trained, which must not change meanwhile."""
+        trained = {parameter.data_ptr() for group in optimizer.param_groups for parameter in group["params"]}
+        networks = () if self.hook is None else [loss.teacher_network for loss in self.hook.students.values()]
+        read = (parameter for network in networks if network is not None for parameter in network.parameters())
+        return any(parameter.data_ptr() in trained for parameter in read)
 
     def _learn(self, trainer: Trainer, batch: TensorDictBase) -> dict[str, Any]:
         """Make the update that is captured; return its results by name, and the minibatch with the teacher's values."""
@@ -124,17 +143,28 @@ class CudaGraphStepper(OptimizationStepper):
             losses = trainer.compute_loss(batch)
             total = sum(value for key, value in losses.items() if key.startswith("loss"))
             assert isinstance(total, Tensor)
-            joined = []
             if self.hook is not None:
                 learned["batch"] = self.hook.prepare_batch(batch)
-                for name, student in self.hook.learners.items():
-                    with _beside(self._streams.get(name)) as join:
-                        learned[name] = student.learn(learned["batch"])
-                    joined.append(join)
-            learned["teacher"] = torch.stack([total.detach(), self._teach(trainer, total)])
+            norm = self._teach(trainer, total) if self._teacher_first else None
+            joined = []
+            for name, student in ({} if self.hook is None else self.hook.learners).items():
+                with _beside(self._streams.get(name)) as join:
+                    learned[name] = student.learn(learned["batch"])
+                joined.append(join)
+            norm = self._teach(trainer, total) if norm is None else norm
+            learned["teacher"] = self._measured({**losses, "loss": total, "grad_norm": norm})
             for join in joined:
                 join()
         return learned
+
+    def _measured(self, metrics: dict[str, Any]) -> Tensor:
+        """Stack the numbers that the trainer logs, detached; those on the loss's device."""
+        device = metrics["loss"].device
+        numbers = {
+            name: value.detach() for name, value in metrics.items() if value.numel() == 1 and value.device == device
+        }
+        self._metric_names = list(numbers)
+        return torch.stack([value.reshape(()).float() for value in numbers.values()])
 
     @staticmethod
     def _teach(trainer: Trainer, total: Tensor) -> Tensor:
@@ -150,42 +180,6 @@ class CudaGraphStepper(OptimizationStepper):
         trainer.optimizer.step()
         trainer.optimizer.zero_grad()
         return norm
-
-
-class _Captured:
-    """A function of a minibatch that is captured after some calls and replayed from then on; on a CPU it is called."""
-
-    def __init__(self, function: Callable[[TensorDictBase], dict[str, Any]], device: torch.device, warmup: int) -> None:
-        self._function = function
-        self._warmup = warmup  # calls before the capture
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._graph: Any = None
-
-    def __call__(self, batch: TensorDictBase) -> dict[str, Any]:
-        if self._stream is None:  # a CPU
-            return self._function(batch)
-        if self._warmup:
-            self._warmup -= 1
-            self._stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self._stream):
-                result = self._function(batch)
-            torch.cuda.current_stream().wait_stream(self._stream)
-            return result
-        if self._graph is None:
-            self._capture(batch)
-        self._input.update_(batch, non_blocking=True)
-        self._graph.replay()
-        for key in self._written:  # such as priorities
-            batch.set(key, self._read.get(key).clone())
-        return self._result
-
-    def _capture(self, batch: TensorDictBase) -> None:
-        self._input = batch.clone()
-        self._read = self._input.copy()  # the function may add entries
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, stream=self._stream):
-            self._result = self._function(self._read)
-        self._written = list(set(self._read.keys(True, True)) - set(self._input.keys(True, True)))
 
 
 @contextmanager
@@ -206,7 +200,7 @@ def _make_capturable(optimizer: torch.optim.Optimizer, device: torch.device) -> 
         if "capturable" not in group:
             raise RuntimeError(
                 f"a captured update needs optimisers with a capturable mode: {type(optimizer).__name__} has none; "
-                "use Adam, AdamW or RMSprop, or register the hook itself."
+                "use Adam, AdamW, RAdam or RMSprop, or register the hook itself."
             )
         group["capturable"] = True
         group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=device)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchrl.objectives.utils import TargetNetUpdater
 from torchrl.trainers import Trainer, TrainerHookBase
 
-from torchrl_rtpd.networks.pixels import pixels_scaled_once
+from torchrl_rtpd.networks.pixels import pixels_scaled_once, share_scaled_pixels
 from torchrl_rtpd.objectives.base import PolicyDistillationLoss
 from torchrl_rtpd.schedules import Schedule
 from torchrl_rtpd.trainers._torchrl import count_learned_minibatches, has_module, hooks_of, runs_elsewhere
@@ -159,6 +159,7 @@ class RealTimeDistillTrainer(TrainerHookBase):
                 "pass RealTimeDistillStepper as the trainer's optimization_stepper instead."
             )
         self.register_log(trainer, name)
+        trainer.register_op("process_optim_batch", self.before_update)
         trainer.register_op("post_optim_log", self.step)
 
     def register_log(self, trainer: Trainer, name: str = "real_time_distill") -> None:
@@ -200,6 +201,11 @@ class RealTimeDistillTrainer(TrainerHookBase):
         self._apply_schedules({})
 
     # Learning
+
+    def before_update(self, sub_batch: TensorDictBase) -> TensorDictBase:
+        """Let the teacher's update and :meth:`step` share a minibatch's pixels, scaled once; return the minibatch."""
+        share_scaled_pixels()
+        return sub_batch
 
     def step(self, sub_batch: TensorDictBase) -> None:
         """Update every student on the minibatch ``[B]`` the teacher has just learned from. The batch is not changed."""

@@ -18,6 +18,7 @@ from torchrl_rtpd.functional.checks import check_within
 from torchrl_rtpd.networks.keys import names_in
 from torchrl_rtpd.objectives.pqn import PQNLoss
 from torchrl_rtpd.trainers._torchrl import learned_weights, runs_elsewhere
+from torchrl_rtpd.trainers.rollout_replay import RolloutReplay
 from torchrl_rtpd.trainers.stateless import StatelessHook
 
 __all__ = ["LambdaTargets"]
@@ -34,6 +35,10 @@ class LambdaTargets(StatelessHook):
     Values of the rollout's states are those in its ``"action_value"``, if the collector keeps them
     (``DualNetworkCollector(keep=["action_value"])``): the ones that acted. Otherwise they are computed here, in one
     forward of the rollout. Epochs over the rollout all see the same targets.
+
+    The replay is written once a rollout, where TorchRL's trainer alone writes the same rollout again before each epoch,
+    and may be a :class:`~torchrl_rtpd.replay.FrameStackStorage`, which keeps each frame once. Of rollouts of single
+    frames (``AtariVecEnv(frame_stack=1)``) it rebuilds the stacks; they need the values that acted.
 
     With remote learners (``learner_backend="ray"``) the weights that have just been learned are fetched once a rollout,
     and the targets are written before the rollout goes to the learners' replay.
@@ -66,8 +71,8 @@ class LambdaTargets(StatelessHook):
         check_within("[0, 1]", "0.99 and 0.65 are the paper's", gamma=gamma, lmbda=lmbda)
         self.gamma, self.lmbda = float(gamma), float(lmbda)
         self._loss: Any = None
-        self._buffer: Any = None
-        self._elsewhere: Trainer | None = None  # a trainer whose learners are remote
+        self._replay: RolloutReplay | None = None
+        self._elsewhere: Trainer | None = None  # a trainer whose learners are remote, and write for themselves
 
     def register(self, trainer: Trainer, name: str = "lambda_targets") -> None:
         """Attach to a trainer whose loss is a ``PQNLoss``; one with ``add_gae=False``."""
@@ -81,7 +86,7 @@ class LambdaTargets(StatelessHook):
                 "an epoch is a pass over the whole rollout: got optim_steps_per_batch="
                 f"{trainer.optim_steps_per_batch}, at which the trainer's epochs end early or are skipped; pass None."
             )
-        self._loss, self._buffer = trainer.loss_module, getattr(trainer, "replay_buffer", None)
+        self._loss, self._replay = trainer.loss_module, None if self._elsewhere else RolloutReplay(trainer)
         self._loss.gamma = self.gamma  # for students that follow the teacher's loss
         trainer.register_op("batch_process", self.write)
         trainer.register_module(name, self)
@@ -92,6 +97,8 @@ class LambdaTargets(StatelessHook):
         if self._elsewhere is not None:
             self._loss.value_network_params.data.update_(learned_weights(self._elsewhere))
         names = self._loss.tensor_keys
+        if self._replay is not None:
+            self._replay.begin(rollout, names.value_target)
         reward, done, terminated = (self._next(rollout, key) for key in (names.reward, names.done, names.terminated))
         done = done | terminated
         target = td_lambda_return_estimate(
@@ -116,22 +123,30 @@ class LambdaTargets(StatelessHook):
     @torch.no_grad()
     def _next_values(self, rollout: TensorDictBase, done: Tensor, terminated: Tensor) -> Tensor:
         """Greedy value ``[N, T, 1]`` of each next state: that of the step after it, or computed where there is none."""
-        loss = self._loss
-        values = loss.greedy_value(rollout, rollout.get(loss.tensor_keys.action_value, None))
+        loss, replay = self._loss, self._replay
+        acted = rollout.get(loss.tensor_keys.action_value, None)
+        if acted is None and replay is not None and replay.stacks_frames:
+            raise KeyError(
+                f"targets of single frames need the values that acted: got no {loss.tensor_keys.action_value!r} in the "
+                "rollout; collect with keep=['action_value']."
+            )
+        values = loss.greedy_value(rollout, acted)
         following = torch.zeros_like(values)
         following[..., :-1] = values[..., 1:]
         last = torch.zeros_like(done[..., 0])
         last[..., -1] = True
         alone = (last | done[..., 0]) & ~terminated[..., 0]
         if alone.any():
-            following[alone] = loss.greedy_value(rollout.get("next")[alone]).to(following.dtype)
+            states = rollout.get("next")[alone] if replay is None else replay.next_states(rollout, alone)
+            following[alone] = loss.greedy_value(states).to(following.dtype)
         return following.unsqueeze(-1)
 
     def _check_replay(self, rollout: TensorDictBase) -> None:
-        if self._buffer is None:
+        buffer = self._replay.buffer if self._replay is not None else getattr(self._elsewhere, "replay_buffer", None)
+        if buffer is None:
             return
-        storage = getattr(self._buffer, "storage", None)  # a remote buffer has none here
-        steps, kept, size = rollout.numel(), getattr(storage, "max_size", None), self._buffer.batch_size
+        kept = None if self._replay is None else self._replay.max_size
+        steps, size = rollout.numel(), buffer.batch_size
         if kept not in (None, steps):
             raise ValueError(
                 f"a replay of PQN holds one rollout, since targets of an older one are out of date: got room for "

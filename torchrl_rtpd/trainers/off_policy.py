@@ -1,4 +1,4 @@
-"""Small hooks that cure pitfalls of TorchRL's off-policy trainers."""
+"""Small hooks that cure pitfalls of TorchRL's off-policy and on-policy trainers."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import torch
 from tensordict import TensorDictBase
 from torchrl.trainers import ReplayBufferTrainer, Trainer
 
-from torchrl_rtpd.trainers._torchrl import logged_values
+from torchrl_rtpd.trainers._torchrl import logged_values, take_over_epoch_writes
 from torchrl_rtpd.trainers.stateless import StatelessHook
 
-__all__ = ["BoundedHistory", "KeepWarmupData", "SampleToDevice"]
+__all__ = ["BoundedHistory", "KeepOnDevice", "KeepWarmupData", "SampleToDevice"]
 
 
 class BoundedHistory(StatelessHook):
@@ -82,6 +82,32 @@ class KeepWarmupData(StatelessHook):
         steps = batch.numel() if mask is None else int(mask.sum())
         if trainer.collected_frames + steps * trainer.frame_skip < trainer.collector.init_random_frames:
             self._storer.extend(batch)
+
+
+class KeepOnDevice(StatelessHook):
+    """Hand batches to the replay buffer on the device that they lie on.
+
+    TorchRL's trainers move each batch to the CPU before they write it, even where collector and storage both lie on a
+    GPU, on-policy ones once an epoch: the whole rollout there and back, which the GPU waits for. What is stored is the
+    same. :class:`~torchrl_rtpd.trainers.LambdaTargets` keeps rollouts on their device by itself.
+
+    Raises:
+        RuntimeError: at ``register``, a trainer that writes no batches into a replay buffer by itself.
+    """
+
+    def register(self, trainer: Trainer, name: str = "keep_on_device") -> None:
+        """Attach to a trainer with a replay buffer."""
+        self._own_write = take_over_epoch_writes(trainer, self.write)
+        if self._own_write is None:
+            raise RuntimeError(
+                f"batches are kept on their device on the way to a replay buffer: this {type(trainer).__name__} writes "
+                "none by itself; leave KeepOnDevice out."
+            )
+
+    def write(self, batch: TensorDictBase) -> TensorDictBase:
+        """Store a batch, and return what was stored; called before each epoch."""
+        assert self._own_write is not None
+        return self._own_write(batch)
 
 
 class SampleToDevice(StatelessHook):

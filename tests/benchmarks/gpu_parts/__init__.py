@@ -1,0 +1,1 @@
+"""Parts of the script for a machine with a GPU, by what they need."""
