@@ -57,13 +57,11 @@ from torchrl_rtpd.runs.folder import RunFolder
 
 def make_env(config: Config, slots: int, *, seed: int | None = None, evaluation: bool = False) -> AtariVecEnv:
     """Games side by side, whose frames go to the device at once; those of evaluation are bounded, and stay here."""
+    games = partial(AtariVecEnv, config.game, slots, num_threads=config.threads)
     if evaluation:
-        return AtariVecEnv(config.game, slots, num_threads=config.threads, max_frames=4 * config.max_episode_steps)
-    shown = {
-        "frame_stack": 1 if config.single_frames else 4,
-        "device": None if config.device == "cpu" else config.device,
-    }
-    return AtariVecEnv(config.game, slots, num_threads=config.threads, seed=seed, **shown)
+        return games(max_frames=4 * config.max_episode_steps)
+    device = None if config.device == "cpu" else config.device
+    return games(seed=seed, frame_stack=1 if config.single_frames else 4, device=device)
 
 
 def make_tower(config: Config, size: str, env: AtariVecEnv, seed: int) -> QValueActor:

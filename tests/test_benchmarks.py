@@ -18,7 +18,10 @@ from docs.pages.gpu import loop_lines
 
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 SMALL = {
-    "bench_env.py": ["--repetitions", "2", "--envs", "2", "--steps", "2"],
+    "bench_env.py": [
+        *["--repetitions", "2", "--envs", "2", "--steps", "2"],
+        *["--most_games", "8", "--sweep_steps", "2"],
+    ],
     "bench_replay.py": ["--repetitions", "2", "--capacity", "640"],
     "bench_collector.py": ["--repetitions", "1", "--envs", "2"],
     "bench_objectives.py": ["--repetitions", "2"],

@@ -19,6 +19,7 @@ from docs.pages import (
     cluster,
     deploy,
     front,
+    games,
     glance,
     gpu,
     memory,
@@ -57,6 +58,7 @@ BENCHMARKS: dict[str, Callable[[dict[str, Any]], str]] = {  # docs/results/<name
 }
 FOLDERS: dict[str, Callable[[Path], str]] = {  # what makes a block of the folder docs/results/
     "front": front.front_block,
+    "games": games.games_block,
     "glance": glance.glance_block,
     "precision": runs.precision_block,
     "drop_in": runs.drop_in_block,

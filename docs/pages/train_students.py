@@ -94,15 +94,12 @@ VARIANTS = {
 }
 
 NORM_VARIANTS = {
-    f"{tower}, {words}": Variant(tower=tower, **options)
-    for tower in ("net17", "net5")
-    for words, options in {
-        "plain": {},
-        "LayerNorm": {"norm": "layer"},
-        "ReDo, Adam's count begun again": {"hook": recycled(reset_step=True)},
-        "PyTorch's initialisation, plain": {"he_init": False},
-        "PyTorch's initialisation, LayerNorm": {"he_init": False, "norm": "layer"},
-    }.items()
+    "net17, plain": Variant(),
+    "net17, LayerNorm": Variant(norm="layer"),
+    "net17, ReDo": Variant(hook=recycled(reset_step=True)),
+    "net17, PyTorch's initialisation, LayerNorm": Variant(he_init=False, norm="layer"),
+    "net5, plain": Variant(tower="net5"),
+    "net5, LayerNorm": Variant(tower="net5", norm="layer"),
 }
 
 STUDIES = {"students": VARIANTS, "students_norm": NORM_VARIANTS}
