@@ -45,6 +45,8 @@ SMALL = {
         *["--frames", "64", "--episodes", "2", "--max_steps", "100"],
     ],
     "bench_soak.py": ["--minutes", "1", "--threads", "1", "--capacity", "640"],
+    "bench_cluster.py": ["--repetitions", "2", "--collectors", "2", "--batches", "8"],
+    "bench_distributed.py": ["--seeds", "1", "--steps", "1024", "--games", "2"],
     "gpu.py": [
         *["--device", "cpu", "--no-compile", "--repetitions", "1", "--steps", "640", "--patience", "20"],
         *["--seconds", "1100", "--run"],
@@ -55,9 +57,14 @@ SMALL = {
 }
 
 
+NEED_RAY = ("bench_cluster.py", "bench_distributed.py")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1_200)
-@pytest.mark.parametrize("script", SMALL)
+@pytest.mark.parametrize(
+    "script", [pytest.param(name, marks=pytest.mark.ray if name in NEED_RAY else ()) for name in SMALL]
+)
 def test_every_benchmark_runs_and_says_where(script: str, tmp_path: Path) -> None:
     out = tmp_path / "result.json"
     subprocess.run([sys.executable, str(BENCHMARKS / script), "--out", str(out), *SMALL[script]], check=True)

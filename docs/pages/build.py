@@ -16,6 +16,7 @@ from typing import Any
 
 from docs.pages import (
     choosing,
+    cluster,
     deploy,
     front,
     games,
@@ -54,6 +55,7 @@ BENCHMARKS: dict[str, Callable[[dict[str, Any]], str]] = {  # docs/results/<name
     "gpu": gpu.gpu_block,
     "choosing": choosing.choosing_block,
     "teachers": teachers.teachers_block,
+    "distributed": cluster.distributed_block,
 }
 FOLDERS: dict[str, Callable[[Path], str]] = {  # what makes a block of the folder docs/results/
     "front": front.front_block,
@@ -66,6 +68,7 @@ FOLDERS: dict[str, Callable[[Path], str]] = {  # what makes a block of the folde
     "pqn_cpu": pqn.pqn_block,
     "gpu_pong": gpu.pong_block,
     "published": published.published_block,
+    "cluster": cluster.cluster_block,
     **studies.BLOCKS,
     **deploy.BLOCKS,
 }
