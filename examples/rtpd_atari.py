@@ -57,7 +57,8 @@ from torchrl_rtpd.runs.folder import RunFolder
 
 def make_env(config: Config, slots: int, *, seed: int | None = None, evaluation: bool = False) -> AtariVecEnv:
     """Games side by side, whose frames go to the device at once; those of evaluation are bounded, and stay here."""
-    games = partial(AtariVecEnv, config.game, slots, num_threads=config.threads)
+    threads = config.env_threads or (config.threads if config.device == "cpu" else 0)  # 0: all
+    games = partial(AtariVecEnv, config.game, slots, num_threads=threads)
     if evaluation:
         return games(max_frames=4 * config.max_episode_steps)
     device = None if config.device == "cpu" else config.device

@@ -45,7 +45,10 @@ class Config:
 
     # Where and how fast
     device: str = setting("cpu", "where the networks learn: cpu | cuda | cuda:<number>", may_change=True)
-    threads: int = setting(2, "of torch and of ALE", within=MANY, may_change=True)
+    threads: int = setting(2, "of torch", within=MANY, may_change=True)
+    env_threads: int | None = setting(
+        None, "of ALE; null is those of torch, and on a GPU a thread for each processor", within=MANY, may_change=True
+    )
     amp: bool = setting(False, "bfloat16 below the heads; slower than float32 on a CPU without instructions for it")
     compile: bool = setting(
         False, "torch.compile the networks: a minute or more before the first update, for a GPU", may_change=True

@@ -13,7 +13,7 @@ GAMES = 24  # of each network, at the end
 
 
 def runs_of(results: Path, study: str) -> list[dict[str, Any]]:
-    """What a study of students saved, a seed each."""
+    """Results of a study of students, a seed each."""
     return [json.loads(path.read_text()) for path in sorted(results.glob(f"{study}/seed*.json"))]
 
 
