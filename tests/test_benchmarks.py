@@ -18,9 +18,8 @@ import torch
 from tensordict import TensorDict
 from torchrl.data import Categorical
 
-from torchrl_rtpd import DistillationLoss, PQNLoss, make_actor
-
 from docs.pages.gpu import loop_lines
+from torchrl_rtpd import DistillationLoss, PQNLoss, make_actor
 
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 SMALL = {
