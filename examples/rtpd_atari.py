@@ -8,8 +8,8 @@
     python examples/rtpd_atari.py export=[onnx,onnx_int8]           and its students as files for devices, in deployed/
     python examples/rtpd_atari.py resume=outputs/...                a run that was interrupted; total_steps=MORE: longer
 
-Everything a run leaves lies in ``output_dir``: results.json, table.md, metrics.csv, curves.png, front.png, config.yaml,
-weights/, checkpoints/ and TensorBoard events. Method: Sun & Fazli 2019, https://arxiv.org/abs/1912.12630.
+What a run leaves lies in ``output_dir``: results.json, table.md, metrics.csv, two figures, config.yaml, weights/ and
+checkpoints/. Method: Sun & Fazli 2019, https://arxiv.org/abs/1912.12630.
 """
 
 from __future__ import annotations
@@ -97,9 +97,7 @@ def check_names(config: Config) -> None:
         check_tower(name)
 
 
-ATARI = Task(
-    check_names, make_env, make_tower, make_storage, make_replay, lambda config: None, terminated="end_of_life"
-)
+ATARI = Task(check_names, make_env, make_tower, make_storage, make_replay, lambda config: None, "end_of_life")
 
 
 def build_networks(config: Config, env: AtariVecEnv, task: Task = ATARI) -> dict[str, TensorDictModule]:

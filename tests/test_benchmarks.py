@@ -23,7 +23,10 @@ from torchrl_rtpd import DistillationLoss, PQNLoss, make_actor
 
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 SMALL = {
-    "bench_env.py": ["--repetitions", "2", "--envs", "2", "--steps", "2"],
+    "bench_env.py": [
+        *["--repetitions", "2", "--envs", "2", "--steps", "2"],
+        *["--most_games", "8", "--sweep_steps", "2"],
+    ],
     "bench_replay.py": ["--repetitions", "2", "--capacity", "640"],
     "bench_collector.py": ["--repetitions", "1", "--envs", "2"],
     "bench_objectives.py": ["--repetitions", "2"],
@@ -41,6 +44,8 @@ SMALL = {
         *["--frames", "64", "--episodes", "2", "--max_steps", "100"],
     ],
     "bench_soak.py": ["--minutes", "1", "--threads", "1", "--capacity", "640"],
+    "bench_cluster.py": ["--repetitions", "2", "--collectors", "2", "--batches", "8"],
+    "bench_distributed.py": ["--seeds", "1", "--steps", "1024", "--games", "2"],
     "gpu.py": [
         *["--device", "cpu", "--no-compile", "--repetitions", "1", "--steps", "640", "--patience", "20"],
         *["--seconds", "1100", "--run"],
@@ -51,9 +56,14 @@ SMALL = {
 }
 
 
+NEED_RAY = ("bench_cluster.py", "bench_distributed.py")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1_200)
-@pytest.mark.parametrize("script", SMALL)
+@pytest.mark.parametrize(
+    "script", [pytest.param(name, marks=pytest.mark.ray if name in NEED_RAY else ()) for name in SMALL]
+)
 def test_every_benchmark_runs_and_says_where(script: str, tmp_path: Path) -> None:
     out = tmp_path / "result.json"
     subprocess.run([sys.executable, str(BENCHMARKS / script), "--out", str(out), *SMALL[script]], check=True)

@@ -14,6 +14,7 @@ from docs.pages import (
     build,
     figures,
     front,
+    games,
     glance,
     measure_choosing,
     published,
@@ -324,3 +325,36 @@ def test_the_page_on_teachers_tells_right_readings_from_wrong_ones_and_names_the
     assert "| a library (`a.pt`) | a 1 | loaded, scale folded | 100.0% | 100.0% |  |" in lines
     assert "| a library (`a.pt`) | a 1 | warned, read wrongly without frames | 17.0% | 100.0% | if x |" in lines
     assert "| a library (`a.pt`) | a 1 | refused |  |  | has more layers |" in lines
+
+
+def test_two_measured_points_tell_the_part_of_a_step_that_threads_do_not_share() -> None:
+    """64 games: 8 ms with 8 threads and 5 with 16 are 2 and 64 * 0.75 / threads, hence 24 ms of games with two."""
+    assert games.fixed_and_game_ms(64, {16: 5.0, 8: 8.0}) == (2.0, 0.75)
+    speeds = {"games alone, 8 threads": 8_000.0, "games alone, 16 threads": 12_800.0, "collector, stacks": 1.0}
+    text = games.many_cores_text({"playing": {"64 games": speeds}, "environment": {"cpu": "a CPU"}})
+    assert "On a CPU, 64 games of Pong took 8.0 ms with 8 threads and 5.0 ms with 16 threads a step." in text
+    assert "one game takes 0.75 ms there and the fixed part 2.0 ms" in text
+    assert "2 threads would take 24 ms for the games alone" in text
+
+
+def test_the_table_of_games_has_a_row_a_size_and_leaves_envpool_out_where_it_was_not_installed(tmp_path: Path) -> None:
+    row = {"games": 8, "threads": 1, "ms": {"50": 2.0, "99": 3.0}, "processor_ms": 1.9}
+    ale = {**row, "engine": "ale", "steps_per_second": 4_000.0, "speed_of_ale": 1.0}
+    ours = {**row, "engine": "ours", "steps_per_second": 3_600.0, "speed_of_ale": 0.9, "processor_ms": 2.5}
+    two = [{**ale, "threads": 2}, {**ours, "threads": 2}, {**ale, "threads": 2, "engine": "envpool"}]
+    measured = {
+        "sweep": [ale, ours, *two],
+        "one_game_ms": {
+            "pong": {"step": 0.25, "four_frames": 0.2, "new_game": 4.0, "opening": 65.0, "first_game_of_a_seed": 68.0}
+        },
+        "beside_torch_ms": {"1": 16.0, "2": 20.0},
+        "options": {"game": "pong", "sweep_steps": 100, "most_games": 256, "load": [0.6, 3.0]},
+        "environment": {"commit": "0123456789ab", "command": "run", "cpu": "a CPU"},
+    }
+    (tmp_path / "env.json").write_text(json.dumps({"games": measured}))
+    shutil.copy(RESULTS / "gpu.json", tmp_path)
+    lines = games.games_block(tmp_path).splitlines()
+    assert "| 8 | 1 | 4,000 | 2.0 | 3.0 | 1.9 | 0.90 | 3.0 | 2.5 | - | - |" in lines
+    assert "| 8 | 2 | 4,000 | 2.0 | 3.0 | 1.9 | 0.90 | 3.0 | 2.5 | 1.00 | 1.9 |" in lines
+    assert "| pong | 0.25 | 0.20 | 4.00 | 16 | 65 | 68 |" in lines
+    assert any("a step of 64 games takes 16.0 processor milliseconds" in line and "20.0 if" in line for line in lines)

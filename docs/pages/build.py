@@ -16,8 +16,10 @@ from typing import Any
 
 from docs.pages import (
     choosing,
+    cluster,
     deploy,
     front,
+    games,
     glance,
     gpu,
     memory,
@@ -54,9 +56,11 @@ BENCHMARKS: dict[str, Callable[[dict[str, Any]], str]] = {  # docs/results/<name
     "gpu": gpu.gpu_block,
     "choosing": choosing.choosing_block,
     "teachers": teachers.teachers_block,
+    "distributed": cluster.distributed_block,
 }
 FOLDERS: dict[str, Callable[[Path], str]] = {  # what makes a block of the folder docs/results/
     "front": front.front_block,
+    "games": games.games_block,
     "glance": glance.glance_block,
     "precision": runs.precision_block,
     "drop_in": runs.drop_in_block,
@@ -65,6 +69,7 @@ FOLDERS: dict[str, Callable[[Path], str]] = {  # what makes a block of the folde
     "pqn_cpu": pqn.pqn_block,
     "gpu_pong": gpu.pong_block,
     "published": published.published_block,
+    "cluster": cluster.cluster_block,
     **studies.BLOCKS,
     **deploy.BLOCKS,
 }

@@ -6,6 +6,7 @@ Each of the five mistakes was made in a published implementation of PQN.
 from __future__ import annotations
 
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -262,6 +263,14 @@ def test_a_replay_that_mixes_rollouts_is_refused() -> None:
 def test_minibatches_that_do_not_divide_the_rollout_are_refused() -> None:
     trainer, _, _ = pqn_trainer(batch=48)
     with pytest.raises(ValueError, match="must divide the rollout: got 48 and 128 steps; change batch_size or"):
+        trainer.train()
+
+
+def test_remote_learners_that_do_not_make_whole_passes_are_refused() -> None:
+    """Four minibatches of 32 are a pass over 128 steps."""
+    trainer, _, hook = pqn_trainer()
+    hook._replay, hook._elsewhere = None, SimpleNamespace(optim_steps_per_batch=3, replay_buffer=trainer.replay_buffer)
+    with pytest.raises(RuntimeError, match=r"got optim_steps_per_batch=3 of 32 for 128 steps; pass 4\."):
         trainer.train()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from multiprocessing import connection
 from typing import Any
@@ -105,7 +105,13 @@ def _on_ray(
     given = options.get("collector_kwargs") or {}
     given = given if isinstance(given, list) else [given] * len(env_fns)
     options["collector_kwargs"] = [{**inner, **own} for own in given]
+    kwargs["policy_factory"] = [partial(_contiguous, make) for make in kwargs["policy_factory"]]
     return _RayCollector(env_fns, policy=policy, sync=sync, **kwargs, **options)
+
+
+def _contiguous(make_policy: Callable[[], TeacherStudentPolicy]) -> TeacherStudentPolicy:
+    """Make a policy with weights in the order of their dimensions: TorchRL receives them into no others."""
+    return make_policy().to(memory_format=torch.contiguous_format)
 
 
 def _workers_env_fns(
@@ -206,7 +212,16 @@ class _RayCollector(PolicyWeights, WholePolicyRayCollector):
             super().__init__(*args, **kwargs)
         self.requested_frames_per_batch = self.frames_per_batch  # what len() asks for
         self.dual_policy = policy
-        self.start_from(policy.weights().data.clone())
+        self.start_from(policy.weights().data.apply(lambda weight: weight.clone(memory_format=torch.contiguous_format)))
+
+    def update_policy_weights_(
+        self, policy_or_weights: Any = None, *, weights_dict: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """Update what is given, and leave the rest; without anything, all weights as the policy has them here."""
+        if policy_or_weights is None:
+            named = dict(weights_dict or {"policy": self.dual_policy.weights()})
+            policy_or_weights, weights_dict = named.pop("policy", None), named or None
+        super().update_policy_weights_(policy_or_weights, weights_dict=weights_dict, **kwargs)
 
     def iterator(self) -> Iterator[TensorDictBase]:
         """TorchRL's batches; an actor that dies is named."""

@@ -63,7 +63,8 @@ class AtariVecEnv(EnvBase):
             emulator frame, so that a whole step repeats with probability ``sticky_actions ** frame_skip``. The FIRE at
             the start of a game is subject to it as well: at 0.25 a quarter of Breakout's games start without the ball.
         max_frames: emulator frames after which a game is truncated, its start not counted (30 minutes at 60 Hz).
-        num_threads: ALE's threads; 0 lets ALE choose.
+        num_threads: ALE's threads; 0 takes one for every processor of the machine, and never more than slots. ALE
+            counts processors that this process may not use as well, so give the number on a shared machine.
         seed: seed of slot 0, used at the next full reset; slot ``i`` uses ``seed + i``. None draws one from the
             system, for every environment its own.
 
@@ -135,6 +136,7 @@ class AtariVecEnv(EnvBase):
         )
         self.action_meanings = [action.name for action in self._ale.ale.get_action_set()]
         self.num_actions = len(self.action_meanings)
+        self._full_strength = [1.0] * self.batch_size[0]  # how far a paddle is turned
         self._make_specs()
         self._make_state()
         self.set_seed(seed)
@@ -179,7 +181,7 @@ class AtariVecEnv(EnvBase):
         self._lives = np.zeros(slots, dtype=np.int32)
         self._score = np.zeros((slots, 1), dtype=np.float32)
         self._ended = np.zeros(slots, dtype=bool)  # slots whose game ended in the last step
-        self._sent: np.ndarray | None = None  # actions of a step that was begun
+        self._sent: list[int] | None = None  # actions of a step that was begun
         self._next_pixels: torch.Tensor | None = None  # frames that ALE shows after that step, new games included
         self._done: torch.Tensor | None = None  # the flag that the last step returned
         self._first_pixels: torch.Tensor | None = None  # frames that the last full reset returned, until a step begins
@@ -241,10 +243,10 @@ class AtariVecEnv(EnvBase):
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         actions = self._begin(tensordict.get("action", None), tensordict.get("pixels", None))
         if self._sent is None:
-            self._ale.send(actions)
-        elif not np.array_equal(self._sent, actions):
+            self._send(actions)
+        elif self._sent != actions:
             raise RuntimeError(
-                f"the step that was begun has other actions, {self._sent.tolist()}: got {actions.tolist()}; step with "
+                f"the step that was begun has other actions, {self._sent}: got {actions}; step with "
                 "those that were sent."
             )
         self._sent = None
@@ -262,20 +264,14 @@ class AtariVecEnv(EnvBase):
             shown = shown.copy()
             shown[done] = info["final_obs"][done]
             pixels = self._frames(shown)
-        entries = self._entries(
-            pixels,
-            score,
-            (life_lost | terminated)[:, None],
-            raw_reward,
-            reward=np.sign(raw_reward) if self.clip_rewards else raw_reward,
-            done=done[:, None],
-            terminated=terminated[:, None],
-            truncated=truncated[:, None],
-        )
+        ends = {"done": done[:, None], "terminated": terminated[:, None], "truncated": truncated[:, None]}
+        end_of_life = (life_lost | terminated)[:, None]
+        reward = np.sign(raw_reward) if self.clip_rewards else raw_reward
+        entries = self._entries(pixels, score, end_of_life, raw_reward, reward=reward, **ends)
         self._done = entries["done"]
         return TensorDict(entries, batch_size=self.batch_size, device=self.device)
 
-    def _begin(self, action: torch.Tensor | None, pixels: torch.Tensor | None) -> np.ndarray:
+    def _begin(self, action: torch.Tensor | None, pixels: torch.Tensor | None) -> list[int]:
         """Return the checked actions of a step, after which no seed begins the games again."""
         self._check_open()
         if self._next_pixels is None:
@@ -337,7 +333,11 @@ class AtariVecEnv(EnvBase):
             what = "before reset" if self._next_pixels is None else "twice without a step"
             raise RuntimeError(f"a step is begun once, after reset: send was called {what}; call env.step(...) first.")
         self._sent = self._begin(action, self._first_pixels)
-        self._ale.send(self._sent)
+        self._send(self._sent)
+
+    def _send(self, actions: list[int]) -> None:
+        """Hand a step to ALE's threads, as lists: numbers of an array would be taken out of it one by one."""
+        self._ale.ale.send(actions, self._full_strength)  # type: ignore[arg-type]  # its stub allows arrays only
 
     def _entries(
         self,
@@ -364,7 +364,7 @@ class AtariVecEnv(EnvBase):
         pixels = to_device(shown, self.device)
         return pixels if self.grayscale else pixels.movedim(-1, -3).flatten(-4, -3)
 
-    def _checked_actions(self, action: torch.Tensor | None) -> np.ndarray:
+    def _checked_actions(self, action: torch.Tensor | None) -> list[int]:
         if action is None or action.dtype not in (torch.int64, torch.int32):
             found = None if action is None else action.dtype
             raise TypeError(f"actions must be int64 indices: got {found}; sample them from env.action_spec.")
@@ -372,10 +372,10 @@ class AtariVecEnv(EnvBase):
             raise ValueError(
                 f"actions must have shape {list(self.batch_size)}: got {list(action.shape)}; give each slot one index."
             )
-        actions = to_host(action)
-        if actions.min() < 0 or actions.max() >= self.num_actions:
+        actions: list[int] = to_host(action).tolist()
+        if min(actions) < 0 or max(actions) >= self.num_actions:
             raise ValueError(
-                f"{self.game} has actions 0 to {self.num_actions - 1}: got {actions.min()} to {actions.max()}; "
+                f"{self.game} has actions 0 to {self.num_actions - 1}: got {min(actions)} to {max(actions)}; "
                 "build the policy from env.action_spec."
             )
         return actions

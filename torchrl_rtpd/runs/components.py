@@ -57,7 +57,10 @@ class CollectorState:
 
     def state_dict(self) -> dict[str, Any]:
         """Return TorchRL's state; environment and carried observation, if the former can be saved."""
-        state = dict(self.collector.state_dict())
+        found = self.collector.state_dict()
+        if not isinstance(found, Mapping):  # a state for each Ray actor
+            return {"actors": list(found)}
+        state = dict(found)
         environment = self._environment()
         if environment is not None and hasattr(self.collector, "_carrier"):
             state["environment"] = environment.state_dict()
@@ -70,6 +73,10 @@ class CollectorState:
         So does one of another number of games.
         """
         state = dict(state_dict)
+        if "actors" in state:
+            self.continued = False
+            self.collector.load_state_dict(state["actors"])
+            return
         saved, carrier = state.pop("environment", None), state.pop("carrier", None)
         environment = self._environment()
         self.continued = False

@@ -9,6 +9,7 @@ The teacher's values of the minibatch are those its own loss has just computed, 
 twice, nothing is drawn from a random generator (unless by a student's own dropout), and no gradient leaves a student.
 """
 
+from torchrl_rtpd.trainers.actors import dead_actors_named
 from torchrl_rtpd.trainers.checks import Check, DormancyCheck, DriftCheck, RecyclingCheck
 from torchrl_rtpd.trainers.cudagraph import CudaGraphStepper
 from torchrl_rtpd.trainers.exploration import AnnealExploration
@@ -42,6 +43,7 @@ __all__ = [
     "StatelessHook",
     "Student",
     "TeacherCopy",
+    "dead_actors_named",
     "hard_update_every",
     "keep_device_options",
 ]

@@ -21,11 +21,14 @@ __all__ = [
     "count_learned_minibatches",
     "has_module",
     "hooks_of",
+    "learned_weights",
     "logged_values",
+    "replay_actor",
     "restore_updates_made",
     "runs_elsewhere",
     "save_after_this_batch",
     "skip_counted_frames",
+    "started_learners",
     "stopping",
     "synced_checkpoint",
     "take_over_epoch_writes",
@@ -58,6 +61,30 @@ def stopping(trainer: Trainer) -> bool:
 def runs_elsewhere(trainer: Trainer) -> bool:
     """Return True if the teacher is updated in other processes (``learner_backend="ray"``)."""
     return getattr(trainer, "learner_backend", "local") == "ray"
+
+
+# Remote learners
+
+
+def learned_weights(trainer: Trainer) -> TensorDictBase:
+    """Return the teacher's weights as the first remote learner has them now, on the CPU."""
+    return trainer._execution_backend.get_weights()
+
+
+def started_learners(trainer: Trainer) -> list[Any]:
+    """Start a trainer's remote learners, as ``train`` would, and return Ray's handles of them in the order of ranks.
+
+    Empty for a trainer that learns in this process.
+    """
+    if not runs_elsewhere(trainer):
+        return []
+    trainer._execution_backend.start()  # does nothing where they run already
+    return list(trainer._execution_backend._actors)
+
+
+def replay_actor(trainer: Trainer) -> Any:
+    """Ray's handle of the actor that holds a trainer's replay; None for a replay of this process."""
+    return getattr(getattr(trainer, "replay_buffer", None), "_rb", None)
 
 
 # Updates

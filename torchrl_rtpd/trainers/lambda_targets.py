@@ -17,6 +17,7 @@ from torchrl.trainers import Trainer
 from torchrl_rtpd.functional.checks import check_within
 from torchrl_rtpd.networks.keys import names_in
 from torchrl_rtpd.objectives.pqn import PQNLoss
+from torchrl_rtpd.trainers._torchrl import learned_weights, runs_elsewhere
 from torchrl_rtpd.trainers.rollout_replay import RolloutReplay
 from torchrl_rtpd.trainers.stateless import StatelessHook
 
@@ -39,6 +40,9 @@ class LambdaTargets(StatelessHook):
     and may be a :class:`~torchrl_rtpd.replay.FrameStackStorage`, which keeps each frame once. Of rollouts of single
     frames (``AtariVecEnv(frame_stack=1)``) it rebuilds the stacks; they need the values that acted.
 
+    With remote learners (``learner_backend="ray"``) the weights that have just been learned are fetched once a rollout,
+    and the targets are written before the rollout goes to the learners' replay.
+
     Entries have the names that the trainer's loss has for them. With ``set_keys(terminated="end_of_life")`` a lost life
     ends bootstrapping.
 
@@ -56,6 +60,7 @@ class LambdaTargets(StatelessHook):
             mix rollouts, or minibatches that do not divide it.
         TypeError: at ``register``, a trainer of another loss.
         RuntimeError: at ``register``, a trainer with a fixed number of updates an epoch: TorchRL's then skips epochs.
+            One with remote learners needs such a number; at the first rollout, another one than an epoch has.
         KeyError: at a rollout without one of the entries.
 
     Examples:
@@ -67,6 +72,7 @@ class LambdaTargets(StatelessHook):
         self.gamma, self.lmbda = float(gamma), float(lmbda)
         self._loss: Any = None
         self._replay: RolloutReplay | None = None
+        self._elsewhere: Trainer | None = None  # a trainer whose learners are remote, and write for themselves
 
     def register(self, trainer: Trainer, name: str = "lambda_targets") -> None:
         """Attach to a trainer whose loss is a ``PQNLoss``; one with ``add_gae=False``."""
@@ -74,12 +80,13 @@ class LambdaTargets(StatelessHook):
             raise TypeError(
                 f"targets of whole rollouts are for PQNLoss: got a trainer of {type(trainer.loss_module).__name__}."
             )
-        if trainer.optim_steps_per_batch is not None:
+        self._elsewhere = trainer if runs_elsewhere(trainer) else None
+        if trainer.optim_steps_per_batch is not None and self._elsewhere is None:
             raise RuntimeError(
                 "an epoch is a pass over the whole rollout: got optim_steps_per_batch="
                 f"{trainer.optim_steps_per_batch}, at which the trainer's epochs end early or are skipped; pass None."
             )
-        self._loss, self._replay = trainer.loss_module, RolloutReplay(trainer)
+        self._loss, self._replay = trainer.loss_module, None if self._elsewhere else RolloutReplay(trainer)
         self._loss.gamma = self.gamma  # for students that follow the teacher's loss
         trainer.register_op("batch_process", self.write)
         trainer.register_module(name, self)
@@ -87,6 +94,8 @@ class LambdaTargets(StatelessHook):
     def write(self, rollout: TensorDictBase) -> TensorDictBase:
         """Write the targets into a rollout ``[N, T]``, time last, and return it."""
         self._check_replay(rollout)
+        if self._elsewhere is not None:
+            self._loss.value_network_params.data.update_(learned_weights(self._elsewhere))
         names = self._loss.tensor_keys
         if self._replay is not None:
             self._replay.begin(rollout, names.value_target)
@@ -133,9 +142,11 @@ class LambdaTargets(StatelessHook):
         return following.unsqueeze(-1)
 
     def _check_replay(self, rollout: TensorDictBase) -> None:
-        if self._replay is None or self._replay.buffer is None:
+        buffer = self._replay.buffer if self._replay is not None else getattr(self._elsewhere, "replay_buffer", None)
+        if buffer is None:
             return
-        steps, kept, size = rollout.numel(), self._replay.max_size, self._replay.buffer.batch_size
+        kept = None if self._replay is None else self._replay.max_size
+        steps, size = rollout.numel(), buffer.batch_size
         if kept not in (None, steps):
             raise ValueError(
                 f"a replay of PQN holds one rollout, since targets of an older one are out of date: got room for "
@@ -145,4 +156,9 @@ class LambdaTargets(StatelessHook):
             raise ValueError(
                 f"minibatches must divide the rollout: got {size} and {steps} steps; change batch_size or "
                 "frames_per_batch."
+            )
+        if self._elsewhere is not None and self._elsewhere.optim_steps_per_batch * size != steps:
+            raise RuntimeError(
+                "an epoch is a pass over the whole rollout, which remote learners count: got optim_steps_per_batch="
+                f"{self._elsewhere.optim_steps_per_batch} of {size} for {steps} steps; pass {steps // size}."
             )

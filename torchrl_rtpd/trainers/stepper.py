@@ -16,7 +16,9 @@ __all__ = ["RealTimeDistillStepper"]
 class RealTimeDistillStepper(OptimizationStepper):
     """The hook as an optimisation step, for trainers whose updates run elsewhere or are compiled whole.
 
-    With several learner ranks each trains students of its own on its share of the batch; saved are those of the first.
+    With several learner ranks, each of which has a share of the batch, the students' gradients are averaged over the
+    ranks as TorchRL averages the teacher's, so that all ranks hold the same students. A check that draws at random
+    (``RecyclingCheck``) draws for itself on each rank and makes them differ; saved are those of the first.
 
     Args:
         hook: the students and how they learn. Do not register it as well.
@@ -44,6 +46,7 @@ class RealTimeDistillStepper(OptimizationStepper):
         """Make one update of the teacher and of every student; return their detached metrics."""
         if not self._attached:
             self.hook.attach(trainer)
+            self._average_over_ranks(getattr(trainer, "process_group", None))
             self._attached = True
         metrics = self.stepper.step(trainer, sub_batch).detach()
         replay_buffer = getattr(trainer, "replay_buffer", None)
@@ -54,6 +57,22 @@ class RealTimeDistillStepper(OptimizationStepper):
         for name, value in (self.hook.log() or {}).items():
             metrics.set(name, torch.tensor(value))
         return metrics
+
+    def _average_over_ranks(self, ranks: Any) -> None:
+        """Average each gradient of a student over the learners as soon as it is complete, in their own group."""
+        if ranks is None or ranks.world_size == 1:
+            return
+
+        def average(parameter: torch.Tensor) -> None:
+            gradient = parameter.grad
+            assert gradient is not None  # just accumulated
+            torch.distributed.all_reduce(gradient, group=ranks.process_group)
+            gradient.div_(ranks.world_size)
+
+        for student in self.hook.learners.values():
+            for parameter in student.loss.parameters():
+                if parameter.requires_grad:
+                    parameter.register_post_accumulate_grad_hook(average)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the teacher's step and of the hook."""
