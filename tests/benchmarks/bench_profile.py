@@ -1,6 +1,7 @@
 """Where each millisecond of a training step goes in the main example.
 
     python tests/benchmarks/bench_profile.py --out docs/results/profile.json
+    python tests/benchmarks/bench_profile.py --teacher pqn --out docs/results/pqn_profile.json
 
 Runs the example's own networks, trainer and hook with a stopwatch around their parts. A part that calls another stops
 while that one runs, so that the times add up to the whole. Besides, how long the arithmetic of an update would take at
@@ -27,13 +28,22 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from turns import take_turns
 
-from torchrl_rtpd import AtariVecEnv
 from torchrl_rtpd.runs.environment import run_environment
 from torchrl_rtpd.runs.metrics import write_json
 from torchrl_rtpd.runs.process import keep_freed_memory
 
 # Parts that plain code has, too; the rest is what the library costs.
 WORK = ("environment", "networks", "backward", "optimiser")
+SETTINGS = {
+    "dqn": [
+        *("total_steps=6000", "warmup_steps=1000", "batch_size=32", "steps_per_update=4", "rollout_steps=8"),
+        "n_step=1",
+    ],
+    "pqn": [
+        *("teacher=pqn", "game=breakout", "total_steps=6144", "num_envs=8", "rollout_steps=128", "batch_size=256"),
+        *("num_epochs=4", "single_frames=true", "teacher_settles=null", "student_settles=null"),
+    ],
+}
 
 
 class Stopwatch:
@@ -85,7 +95,7 @@ def profiled(config: Any) -> tuple[Counter[tuple[str, str]], int, float]:
     """Seconds by part from the first update on, the number of updates, and the operations of one."""
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
-    env = AtariVecEnv(config.game, config.num_envs, num_threads=config.threads, seed=config.seed)
+    env = rtpd_atari.make_env(config, config.num_envs, seed=config.seed)
     networks = rtpd_atari.build_networks(config, env)
     trainer, hook = rtpd_atari.build_trainer(config, env, networks, None)
     watch = Stopwatch(config.device)
@@ -102,16 +112,9 @@ def profiled(config: Any) -> tuple[Counter[tuple[str, str]], int, float]:
     watch.around(Tensor, "backward", None, "backward")
     for index, (op, kwargs) in enumerate(trainer._optimizer_ops):
         trainer._optimizer_ops[index] = (watch.timed(op, "teacher", "gradient norm"), kwargs)
-    if hook is not None:
-        learn = hook.learn
-
-        def timed_learning(name: str, *args: Any, **options: Any) -> Any:
-            with watch.part(name, "loss and metrics"):
-                return learn(name, *args, **options)
-
-        hook.learn = timed_learning
-        for name, optimizer in hook.optimizers.items():
-            watch.around(optimizer, "step", name, "optimiser")
+    for name, student in (hook.learners if hook is not None else {}).items():
+        watch.around(student, "learn", name, "loss and metrics")
+        watch.around(student.optimizer, "step", name, "optimiser")
     trainer.register_op("pre_optim_steps", partial(_begin, watch, trainer))
     try:
         trainer.train()
@@ -119,7 +122,8 @@ def profiled(config: Any) -> tuple[Counter[tuple[str, str]], int, float]:
         Tensor.backward = backward
     watch.lap()
     seconds = watch.seconds.copy()
-    return seconds, trainer._optim_count, learning_flops(config, networks, trainer.replay_buffer.sample()["pixels"])
+    updates = trainer._optim_count if hook is None else hook.updates  # the trainer counts one more an epoch
+    return seconds, updates, learning_flops(config, networks, trainer.replay_buffer.sample()["pixels"])
 
 
 def learning_flops(config: Any, networks: dict[str, Any], pixels: Tensor) -> int:
@@ -163,19 +167,13 @@ def main() -> None:
     """Measure, print, save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="a JSON file to write")
+    parser.add_argument("--teacher", default="dqn", choices=list(SETTINGS))
     parser.add_argument("overrides", nargs="*", help="keys of the example's configuration")
     options = parser.parse_args()
     keep_freed_memory()
-    settings = ["total_steps=6000", "warmup_steps=1000", "batch_size=32", "steps_per_update=4", "rollout_steps=8"]
-    settings += [
-        "td_coeff=0",
-        "n_step=1",
-        "recycle_every_updates=null",
-        "evaluate_every_steps=null",
-        "students=[net17]",
-    ]
+    common = ["td_coeff=0", "recycle_every_updates=null", "evaluate_every_steps=null", "students=[net17]"]
     with initialize_config_dir(str(ROOT / "examples" / "config"), version_base="1.3"):
-        config = compose("rtpd_atari", [*settings, *options.overrides, "output_dir=unused"])
+        config = compose("rtpd_atari", [*common, *SETTINGS[options.teacher], *options.overrides, "output_dir=unused"])
     seconds, updates, flops = profiled(config)
     parts = [
         {"owner": owner, "work": work, "ms": 1e3 * spent / updates} for (owner, work), spent in seconds.most_common()
@@ -199,6 +197,8 @@ def main() -> None:
         chosen = {
             key: settings[key] for key in ("game", "students", "batch_size", "steps_per_update", "threads", "device")
         }
+        if options.teacher == "pqn":
+            chosen["steps_per_update"] = config.batch_size // config.num_epochs
         write_json(options.out, {**result, "options": chosen, "environment": run_environment(config.device)})
 
 
