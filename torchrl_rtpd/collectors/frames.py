@@ -60,7 +60,7 @@ class FrameStacker:
             older = frame.new_zeros(frame.shape[0], self.frame_stack - 1, *frame.shape[2:])
         else:
             older = self._stacks[:, 1:]
-            if starts.is_cuda or starts.any():  # a GPU would have to be waited for
+            if starts.device.type != "cpu" or starts.numpy().any():  # a GPU would have to be waited for
                 older = older.masked_fill(starts.view(-1, 1, 1, 1), 0)
         self._before, self._stacks = self._stacks, torch.cat([older, frame], 1)
         return tensordict.copy().set(self.pixels_key, self._stacks)
