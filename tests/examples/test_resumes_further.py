@@ -224,6 +224,6 @@ def test_a_configuration_of_an_earlier_version_is_upgraded(run):
     """``teacher: {checkpoint: ...}`` is now ``teacher_checkpoint``, and keys that came later get their defaults."""
     change_config(run, "teacher_checkpoint", "schedules", "schedule_steps", teacher={"checkpoint": "dqn.pt"})
     config = going_on(run, f"total_steps={TOTAL + BATCH}")
-    assert config.teacher_checkpoint == "dqn.pt" and "teacher" not in config
+    assert (config.teacher_checkpoint, config.teacher) == ("dqn.pt", "dqn")
     assert (config.schedules, config.schedule_steps) == ("stretch", None)
     assert rtpd_atari.run(config, rtpd_classic.CLASSIC)["steps"] == TOTAL + BATCH

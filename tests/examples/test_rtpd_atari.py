@@ -178,7 +178,7 @@ def test_failing_run_leaves_metrics_and_weights(tmp_path, monkeypatch):
         ("game=pongg", "unknown game 'pongg'.*pong"),
         ("steps_per_update=3", "num_envs \\* rollout_steps must be a multiple of steps_per_update"),
         ("final_episodes=3", "final_episodes must be a multiple of evaluation_episodes: got 3 and 2"),
-        ("teacher_optimizer=sgd", "teacher_optimizer must be one of adam, rmsprop: got 'sgd'"),
+        ("teacher_optimizer=sgd", "teacher_optimizer must be one of adam, rmsprop, radam: got 'sgd'"),
         ("divergence=kl", "divergence must be one of"),
         ("export=[tflite]", r"export must be some of onnx, onnx_int8, pt2, c, numpy: got \['tflite'\]"),
         ("cudagraph=true", "cudagraph=true needs device=cuda: got device=cpu; use compile=true on a CPU"),
