@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import csv
-import statistics
 from collections import defaultdict
 from pathlib import Path
 
-from docs.pages.tables import made_by, table_block
+from docs.pages.tables import made_by, spread, table_block
 
 NAMES = {"dqn": "DQN, quick", "pqn": "PQN, pqn_quick"}
 
@@ -40,9 +39,7 @@ def pqn_block(results: Path) -> str:
         "Mean and standard deviation over seeds of the last weights' scores; the runs of a seed side by side, one on "
         "each core. The share of its teacher is each seed's, 0 being a random player."
     )
-    return table_block(
-        text, rows, made_by({"cpu": first["cpu"], "commit": first["commit"], "command": first["command"]})
-    )
+    return table_block(text, rows, made_by(first))
 
 
 def read_runs(path: Path) -> dict[tuple[str, str], dict[str, list[dict[str, str]]]]:
@@ -56,6 +53,4 @@ def read_runs(path: Path) -> dict[tuple[str, str], dict[str, list[dict[str, str]
 
 def over_seeds(lines: list[dict[str, str]], column: str) -> str:
     """Mean and standard deviation of a column over the seeds."""
-    values = [float(line[column]) for line in lines]
-    spread = f" +- {statistics.stdev(values):,.0f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):,.0f}{spread}"
+    return spread([float(line[column]) for line in lines], "{:,.0f}")

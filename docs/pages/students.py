@@ -7,7 +7,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from docs.pages.tables import made_by, table_block
+from docs.pages.tables import made_by, spread, table_block
 
 GAMES = 24  # of each network, at the end
 
@@ -42,12 +42,6 @@ def norm_block(results: Path) -> str:
         "are those of the worst layer at the end; agreement is that on states which the teacher plays."
     )
     return table_block(text, rows, made_by(first["environment"], "Command of the first"))
-
-
-def spread(values: list[float], form: str) -> str:
-    """Mean and standard deviation of one number a seed."""
-    found = form.format(statistics.fmean(values))
-    return f"{found} +- {form.format(statistics.stdev(values))}" if len(values) > 1 else found
 
 
 def students_block(results: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Any
@@ -38,6 +39,12 @@ def with_interval(statistic: Callable[..., float], *methods: Scores) -> str:
         return f"{statistic(*methods):.2f}"
     low, high = interval(statistic, *methods)
     return f"{statistic(*methods):.2f} [{low:.2f}, {high:.2f}]"
+
+
+def spread(values: list[float], form: str) -> str:
+    """Mean and standard deviation of one number a seed."""
+    found = form.format(statistics.fmean(values))
+    return f"{found} +- {form.format(statistics.stdev(values))}" if len(values) > 1 else found
 
 
 def made_by(environment: dict[str, Any], label: str = "Command") -> str:

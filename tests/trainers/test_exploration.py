@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from on_policy_parts import Pixels
 from torch import nn
 from torchrl.data import Categorical, LazyTensorStorage, SamplerWithoutReplacement
 from torchrl.data import TensorDictReplayBuffer as Buffer
@@ -18,17 +19,6 @@ from torchrl_rtpd import (
     PQNLoss,
 )
 from torchrl_rtpd.trainers.exploration import lower
-
-
-class Pixels(nn.Module):
-    """Values of brightness, for speed."""
-
-    def __init__(self, num_actions: int) -> None:
-        super().__init__()
-        self.values = nn.Linear(1, num_actions)
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self.values(pixels.float().mean((-3, -2, -1)).unsqueeze(-1))
 
 
 def build(collector, actor, exploration, **kwargs):

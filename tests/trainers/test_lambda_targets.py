@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from on_policy_parts import make_env, network, pqn_trainer, weights
+from on_policy_parts import Pixels, make_env, network, pqn_trainer, weights
 from tensordict import TensorDict
 from torch import nn
 from torchrl.data import Categorical
@@ -173,17 +173,6 @@ def test_the_greedy_action_is_bootstrapped_with_and_not_the_one_taken() -> None:
     table = np.tile([0.0, 3.0], (STATES, 1))
     nothing = [[False]]
     assert targets(hook_of(table, gamma=1.0), tape([[0]], [[1]], [[1.0]], nothing, nothing)).tolist() == [[4.0]]
-
-
-class Pixels(nn.Module):
-    """Values of brightness, for speed."""
-
-    def __init__(self, num_actions: int) -> None:
-        super().__init__()
-        self.values = nn.Linear(1, num_actions)
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self.values(pixels.float().mean((-3, -2, -1)).unsqueeze(-1))
 
 
 def test_a_truncated_game_is_worth_the_state_it_ended_in() -> None:
