@@ -27,7 +27,6 @@ from torchrl.trainers.algorithms.on_policy import OnPolicyTrainer
 from torchrl_rtpd import (
     AnnealExploration,
     DistillationLoss,
-    FrameStackStorage,
     KeepOnDevice,
     KeepWarmupData,
     LambdaTargets,
@@ -48,6 +47,8 @@ class DQN:
     """Further keys of its own, by the value that means nothing elsewhere."""
     kept: tuple[str, ...] = ()
     """Outputs of the network that acts, kept in the data."""
+    next_states = True
+    """True if its losses read the states after the transitions."""
 
     def check(self, config: Any) -> None:
         """Refuse a round of updates that does not come out even."""
@@ -112,6 +113,7 @@ class PQN(DQN):
     keys = ("lmbda", "num_epochs")
     options: dict[str, Any] = {}
     kept = ("action_value",)
+    next_states = False
 
     def check(self, config: Any) -> None:
         """Refuse a rollout that does not divide into minibatches."""
@@ -137,11 +139,10 @@ class PQN(DQN):
 
     def trainer(self, config: Any, task: Task, exploration: EGreedyModule, **common: Any) -> Trainer:
         """TorchRL's trainer, with the returns written before the rollout is stored."""
-        storage = task.make_storage(config, batch_steps(config))
-        if isinstance(storage, FrameStackStorage):
-            storage.next_stacks = False  # no loss of PQN reads next states
         rollout = TensorDictReplayBuffer(
-            storage=storage, sampler=SamplerWithoutReplacement(), batch_size=config.batch_size
+            storage=task.make_storage(config, batch_steps(config)),
+            sampler=SamplerWithoutReplacement(),
+            batch_size=config.batch_size,
         )
         trainer = OnPolicyTrainer(
             **common,

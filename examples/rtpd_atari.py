@@ -73,14 +73,10 @@ def make_tower(config: Config, size: str, env: AtariVecEnv, seed: int) -> QValue
 
 def make_storage(config: Config, size: int) -> FrameStackStorage:
     """Single frames, restacked when sampled."""
-    return FrameStackStorage(
-        size,
-        num_envs=config.num_envs,
-        steps_per_write=config.rollout_steps,
-        n_step=config.n_step or 1,
-        gamma=config.gamma,
-        device=config.device,
-    )
+    shape = {"num_envs": config.num_envs, "steps_per_write": config.rollout_steps}
+    storage = FrameStackStorage(size, **shape, n_step=config.n_step or 1, gamma=config.gamma, device=config.device)
+    storage.next_stacks = ALGORITHMS[config.teacher].next_states
+    return storage
 
 
 def make_replay(config: Config, storage: FrameStackStorage) -> ReplayBuffer:
@@ -200,7 +196,7 @@ def build(config: Config, folder: RunFolder, task: Task = ATARI, *, whole: str |
         evaluate_every_steps=config.evaluate_every_steps,
         evaluate_from_steps=config.evaluate_from_steps,
         protection=protection(config, whole or config.output_dir),
-        about={"game": config.game, "method": config.method, "seed": config.seed},
+        about={"game": config.game, "algorithm": config.teacher, "method": config.method, "seed": config.seed},
         spent_before=spent_before,
         progress_bar=config.progress_bar,
     )

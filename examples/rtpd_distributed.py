@@ -206,7 +206,7 @@ def run(
         else:
             networks = train(teacher, steps, folder, backend=backend, sync=sync, acting=acting, **where)
     scores = compare(make_env, networks, episodes=episodes, seed=seed)
-    about = {"game": "CartPole-v1", "teacher_kind": teacher, "seed": seed, "steps": steps}
+    about = {"game": "CartPole-v1", "algorithm": teacher, "seed": seed, "steps": steps}
     return report({**about, **scores}, out)
 
 

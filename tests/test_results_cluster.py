@@ -79,7 +79,7 @@ def bench() -> dict:
 
 def entry(way: str, seed: int, score: float) -> dict:
     scores = {"teacher": score, "student": 400.0}
-    return {"teacher_kind": "dqn", "way": way, "seed": seed, "scores": scores}
+    return {"algorithm": "dqn", "way": way, "seed": seed, "scores": scores}
 
 
 def test_only_seeds_that_all_ways_have_are_compared(bench: dict, monkeypatch: pytest.MonkeyPatch) -> None:

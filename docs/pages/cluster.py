@@ -82,14 +82,14 @@ def distributed_block(result: dict[str, Any]) -> str:
     rows = [["teacher", "where", "seeds", "score of the teacher", "score of the student", "seconds"]]
     for teacher in result["compared"]:
         for way, label in WAYS.items():
-            runs = [run for run in result["runs"] if (run["teacher_kind"], run["way"]) == (teacher, way)]
+            runs = [run for run in result["runs"] if (run["algorithm"], run["way"]) == (teacher, way)]
             if runs:
                 scores = [_spread([run["scores"][name] for run in runs]) for name in ("teacher", "student")]
                 seconds = statistics.median(run["seconds"] for run in runs)
                 rows.append([teacher.upper(), label, str(len(runs)), *scores, f"{seconds:.0f}"])
     verdicts = [_verdict(teacher, compared, result["tolerance"]) for teacher, compared in result["compared"].items()]
     loads = [run["load"] for run in result["runs"]]
-    steps = {run["teacher_kind"]: run["steps"] for run in result["runs"]}
+    steps = {run["algorithm"]: run["steps"] for run in result["runs"]}
     lengths = " and ".join(f"{number:,} steps of {kind.upper()}" for kind, number in steps.items())
     text = (
         f"CartPole, best score {result['best_score']:.0f}, {result['games']} games a network, {lengths}. Mean over "
@@ -105,7 +105,7 @@ def _discarded(runs: list[dict[str, Any]]) -> list[str]:
     lines = []
     for reason in dict.fromkeys(run["reason"] for run in runs):
         found = [
-            f"{run['teacher_kind'].upper()}, {WAYS[run['way']]}, seed {run['seed']}: teacher "
+            f"{run['algorithm'].upper()}, {WAYS[run['way']]}, seed {run['seed']}: teacher "
             f"{run['scores']['teacher']:.0f}, student {run['scores']['student']:.0f}"
             for run in runs
             if run["reason"] == reason

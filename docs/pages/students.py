@@ -52,14 +52,15 @@ def students_block(results: Path) -> str:
     for name in first["students"]:
         students = [run["students"][name] for run in runs]
         dormant = [run["curves"][name]["dormant"][-1] for run in runs]
-        normalised = [student["normalised"] or 0.0 for student in students]
+        normalised = [student["normalised"] for student in students]
+        known = [share for share in normalised if share is not None]
         rows.append(
             [
                 name,
                 ", ".join(f"{share:.0%}" for share in dormant),
                 ", ".join(f"{student['agreement']:.2f}" for student in students),
-                ", ".join(f"{share:.2f}" for share in normalised),
-                f"{statistics.fmean(normalised):.2f}",
+                ", ".join("-" if share is None else f"{share:.2f}" for share in normalised),
+                f"{statistics.fmean(known):.2f}" if known else "-",
             ]
         )
     text = (

@@ -42,7 +42,9 @@ def with_interval(statistic: Callable[..., float], *methods: Scores) -> str:
 
 
 def spread(values: list[float], form: str) -> str:
-    """Mean and standard deviation of one number a seed."""
+    """Mean and standard deviation of one number a seed; a dash where no seed has it."""
+    if not values:
+        return "-"
     found = form.format(statistics.fmean(values))
     return f"{found} +- {form.format(statistics.stdev(values))}" if len(values) > 1 else found
 

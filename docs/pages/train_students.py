@@ -97,6 +97,7 @@ NORM_VARIANTS = {
     "net17, plain": Variant(),
     "net17, LayerNorm": Variant(norm="layer"),
     "net17, ReDo": Variant(hook=recycled(reset_step=True)),
+    "net17, PyTorch's initialisation": Variant(he_init=False),
     "net17, PyTorch's initialisation, LayerNorm": Variant(he_init=False, norm="layer"),
     "net5, plain": Variant(tower="net5"),
     "net5, LayerNorm": Variant(tower="net5", norm="layer"),

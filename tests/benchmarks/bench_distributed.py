@@ -53,7 +53,7 @@ def one_run(teacher: str, way: str, seed: int, steps: int, games: int) -> dict[s
         seconds = time.perf_counter() - start
         result = json.loads((Path(folder) / "results.json").read_text())
     scores = {network["name"]: network["score_mean"] for network in result["networks"]}
-    where = {"teacher_kind": teacher, "way": way, "seed": seed, "steps": result["steps"]}
+    where = {"algorithm": teacher, "way": way, "seed": seed, "steps": result["steps"]}
     made = {"seconds": seconds, "load": os.getloadavg()[0], "commit": run_environment()["commit"]}
     return {**where, "scores": scores, **made}
 
@@ -64,7 +64,7 @@ def differences(runs: list[dict[str, Any]]) -> dict[str, Any]:
     for teacher in TEACHERS:
         by_way: dict[str, dict[int, dict[str, float]]] = {}
         for run in runs:
-            if run["teacher_kind"] == teacher:
+            if run["algorithm"] == teacher:
                 by_way.setdefault(run["way"], {})[run["seed"]] = run["scores"]
         seeds = sorted(set.intersection(*(set(scores) for scores in by_way.values())))
         means = {
@@ -94,7 +94,7 @@ def main() -> None:
         for teacher in TEACHERS
     ]
     for teacher, way, seed in wanted:
-        if any((run["teacher_kind"], run["way"], run["seed"]) == (teacher, way, seed) for run in runs):
+        if any((run["algorithm"], run["way"], run["seed"]) == (teacher, way, seed) for run in runs):
             continue
         runs.append(one_run(teacher, way, seed, options.steps, options.games))
         print(runs[-1], flush=True)
@@ -105,7 +105,7 @@ def main() -> None:
 
 def summary(runs: list[dict[str, Any]], discarded: list[dict[str, Any]], games: int) -> dict[str, Any]:
     """What the file holds."""
-    complete = {(run["teacher_kind"], run["way"]) for run in runs} >= {(kind, "processes") for kind in TEACHERS}
+    complete = {(run["algorithm"], run["way"]) for run in runs} >= {(kind, "processes") for kind in TEACHERS}
     return {
         "runs": runs,
         "discarded": discarded,

@@ -58,7 +58,7 @@ def test_results_hold_the_agreed_fields(finished):
     assert results["steps"] == 640
     assert results["updates"] == (640 - 320) // 2 + 16  # the batch that ends the warm-up already learns
     assert results["steps_per_second"] > 0
-    assert {"game", "method", "seed", "seconds", "random_score"} <= results.keys()
+    assert {"game", "algorithm", "method", "seed", "seconds", "random_score"} <= results.keys()
     roles = [(network["name"], network["role"]) for network in results["networks"]]
     assert roles == [("teacher", "teacher"), ("net3", "student"), ("net17", "student")]
     fields = {"parameters", "parameter_ratio", "score_mean", "score_std", "episodes", "percent_of_teacher"}

@@ -20,7 +20,7 @@ def run_environment(device: torch.device | str = "cpu") -> dict[str, Any]:
     packages = ("torch", "torchrl", "tensordict", "gymnasium", "ale-py", "torchrl_rtpd")
     device = torch.device(device)
     return {
-        "command": " ".join(["python", *sys.argv]),
+        "command": _command(),
         "commit": _git_commit(),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in packages},
@@ -28,6 +28,19 @@ def run_environment(device: torch.device | str = "cpu") -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
     }
+
+
+def _command() -> str:
+    """The command of this process: ``python -m`` a module, or a script as it is called from here."""
+    script, *arguments = sys.argv
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is not None:
+        start = f"-m {spec.name.removesuffix('.__main__')}"
+    elif Path(script).is_absolute() and Path(script).is_relative_to(Path.cwd()):
+        start = str(Path(script).relative_to(Path.cwd()))
+    else:
+        start = script
+    return " ".join(["python", start, *arguments])
 
 
 def _version(package: str) -> str | None:

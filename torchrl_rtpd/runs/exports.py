@@ -152,7 +152,7 @@ def _calibration(
 
 def _metadata(results: Mapping[str, Any], row: Mapping[str, Any], env: EnvBase) -> dict[str, Any]:
     """What the card says of the run."""
-    about = {key: results[key] for key in ("game", "method", "seed") if key in results}
+    about = {key: results[key] for key in ("game", "algorithm", "method", "seed") if key in results}
     measured = {title: row[key] for key, title in _OF_THE_NETWORK.items() if row.get(key) is not None}
     origin = {key: results["environment"][key] for key in ("command", "commit")}
     chance = {"random_score": results["random_score"]} if "random_score" in results else {}
