@@ -26,6 +26,8 @@ extensions = [
 exclude_patterns = ["_build", "pages", "results/*/**"]
 html_theme = "furo"
 html_title = "torchrl_rtpd"
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 
 myst_enable_extensions = ["alert", "dollarmath"]  # warnings as GitHub writes them: > [!WARNING]
 myst_heading_anchors = 3
@@ -55,6 +57,17 @@ def add_toctree(app, docname, source):
         source[0] += "\n```{toctree}\n:hidden:\n:maxdepth: 1\n\n" + "\n".join(links) + "\n```\n"
 
 
+def keep_names_together(app, what, name, obj, options, lines):
+    """Show ``a, b, c: as in ...`` under all three names: a field's words before the last would be read as its type."""
+    for place, line in enumerate(lines):
+        lines[place] = re.sub(
+            r"^:(param|keyword|ivar) ((?:\w+, )+\w+):",
+            lambda found: f":{found[1]} {found[2].replace(', ', ',')}:",
+            line,
+        )
+
+
 def setup(app):
     """Register the above with Sphinx."""
     app.connect("source-read", add_toctree)
+    app.connect("autodoc-process-docstring", keep_names_together, priority=900)  # after napoleon

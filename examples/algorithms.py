@@ -55,7 +55,7 @@ class DQN:
         if batch_steps(config) % config.steps_per_update:
             raise ValueError(
                 f"num_envs * rollout_steps must be a multiple of steps_per_update: got {config.num_envs} * "
-                f"{config.rollout_steps} and {config.steps_per_update}; change rollout_steps."
+                f"{config.rollout_steps} and {config.steps_per_update}; change num_envs or rollout_steps."
             )
 
     def updates(self, config: Any) -> int:
@@ -120,7 +120,12 @@ class PQN(DQN):
         if batch_steps(config) % config.batch_size:
             raise ValueError(
                 f"num_envs * rollout_steps must be a multiple of batch_size: got {config.num_envs} * "
-                f"{config.rollout_steps} and {config.batch_size}; change rollout_steps."
+                f"{config.rollout_steps} and {config.batch_size}; change num_envs or rollout_steps."
+            )
+        if config.single_frames and config.acting != "teacher":
+            raise ValueError(
+                "single_frames=true needs the teacher's values of every step, which it computes where it acts alone: "
+                f"got acting={config.acting}; leave one of them out."
             )
 
     def updates(self, config: Any) -> int:
@@ -169,7 +174,7 @@ def check_algorithm(config: Any) -> None:
         if given:
             raise ValueError(
                 f"keys of teacher={name} have no use with teacher={config.teacher}: got {', '.join(given)}; leave them "
-                f"out, and take a preset for teacher={config.teacher}."
+                f"out, or add teacher={name}."
             )
     missing = [key for key in own.keys if getattr(config, key) is None]
     if missing:

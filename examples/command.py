@@ -27,37 +27,37 @@ from torchrl_rtpd.runs.config import (
 from torchrl_rtpd.runs.folder import RunFolder
 
 _CONFIG = Path(__file__).parent / "config"
-_HELP = {
-    "rtpd_atari": ("rtpd_atari.yaml", "preset/quick.yaml"),
-    "rtpd_classic": ("rtpd_classic.yaml", "preset/dqn_classic.yaml"),
-}
-"""Files whose values ``--help`` shows, by script."""
-
-
 _PRESETS = {
-    "rtpd_atari": "preset=quick, whose values these are, preset=paper; with teacher=pqn preset=pqn_quick, preset=pqn",
-    "rtpd_classic": "preset=dqn_classic, whose values these are; with teacher=pqn preset=pqn_classic",
+    "rtpd_atari": {"dqn": ("quick", "paper"), "pqn": ("pqn_quick", "pqn")},
+    "rtpd_classic": {"dqn": ("dqn_classic",), "pqn": ("pqn_classic",)},
 }
+"""Presets by script and teacher; the first is taken where none is named."""
 
 
-def _help(files: Sequence[str], presets: str) -> str:
-    """Template of a script's ``--help``."""
+def _help(script: str) -> str:
+    """Template of a script's ``--help``, with the values of the preset that the command line takes."""
+    given = dict(part.split("=", 1) for part in sys.argv[1:] if "=" in part)
+    presets = _PRESETS[script]
+    shown = given.get("preset", presets.get(given.get("teacher", "dqn"), presets["dqn"])[0])
+    if not (_CONFIG / "preset" / f"{shown}.yaml").exists():
+        shown = presets["dqn"][0]
     values: dict[str, Any] = {}
-    for file in files:
+    for file in (f"{script}.yaml", f"preset/{shown}.yaml"):
         values |= cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(_CONFIG / file), resolve=False))
+    named = "; ".join(f"for teacher={teacher} {' and '.join(names)}" for teacher, names in presets.items())
     return f"""Keys, their values and their meaning:
 
 {settings_help(Config, values)}
 
-Give any of them as key=value. Presets: {presets}.
+Give any of them as key=value. Values are those of preset={shown}; presets are {named}.
 
 $FLAGS_HELP
 """
 
 
 ConfigStore.instance().store(name="settings", node=Config)
-for script, files in _HELP.items():
-    template = {"app_name": "", "header": "", "footer": "", "template": _help(files, _PRESETS[script])}
+for script in _PRESETS:
+    template = {"app_name": "", "header": "", "footer": "", "template": _help(script)}
     ConfigStore.instance().store(group="hydra/help", name=script, node=template)
 
 
@@ -80,12 +80,11 @@ def prepared(config: Config, task: Task) -> tuple[Config, Task, RunFolder]:
 def _check_teacher(config: Config) -> None:
     """Refuse a preset of another teacher than the one that is asked for by name."""
     command = HydraConfig.get()
-    asked = command.runtime.choices["teacher"]
-    if asked != config.teacher and any(part.startswith("teacher=") for part in command.overrides.task):
-        raise ValueError(
-            f"preset={command.runtime.choices['preset']} is for teacher={config.teacher}: got teacher={asked}; leave "
-            "one of them out."
-        )
+    named = any(part.startswith("teacher=") for part in command.overrides.task)
+    asked, preset = command.runtime.choices["teacher"] if named else config.teacher, command.runtime.choices["preset"]
+    for teacher, presets in _PRESETS[command.job.config_name].items():
+        if preset in presets and teacher != asked:
+            raise ValueError(f"preset={preset} is for teacher={teacher}: got teacher={asked}; leave one of them out.")
 
 
 def claimed(config: Config, task: Task) -> RunFolder:

@@ -34,6 +34,10 @@ def check_names(config: Config) -> None:
     unknown = [name for name in config.students if name not in UNITS]
     if unknown:
         raise ValueError(f"students must be some of {', '.join(UNITS)}: got {', '.join(unknown)}.")
+    atari = {"overlap": False, "single_frames": False, "amp": False, "env_threads": None}
+    given = [f"{key}={getattr(config, key)}" for key, unused in atari.items() if getattr(config, key) != unused]
+    if given:
+        raise ValueError(f"keys of Atari games have no use here: got {', '.join(given)}; leave them out.")
     if "onnx_int8" in config.export:
         raise ValueError("export=onnx_int8 is for students that read raw bytes: got observations in float32; use onnx.")
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -212,9 +213,9 @@ def run(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--teacher", choices=list(RECIPES), default="dqn")
-    parser.add_argument("--backend", choices=["process", "ray"], default="process")
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--teacher", choices=list(RECIPES), default="dqn", help="algorithm; pqn needs --sync")
+    parser.add_argument("--backend", choices=["process", "ray"], default="process", help="of the workers; ray: actors")
+    parser.add_argument("--workers", type=int, default=2, help="collectors")
     parser.add_argument("--sync", action="store_true", help="every batch holds a part from each worker")
     parser.add_argument("--acting", type=float, default=0.0, help="probability that the student acts")
     parser.add_argument("--learners", type=int, default=0, help="Ray actors that learn; 0 learns here")
@@ -222,7 +223,7 @@ def main() -> None:
         "--cpus", type=int, help="logical cores of a Ray that this script starts; default: the machine's"
     )
     parser.add_argument("--steps", type=int, help="agent steps of training; default: 49,152 of DQN, 65,536 of PQN")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of networks and games")
     parser.add_argument("--episodes", type=int, default=50, help="games each network plays at the end")
     parser.add_argument("--out", type=Path, help="folder for results.json and checkpoints")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out, if any")
@@ -233,6 +234,8 @@ def main() -> None:
         parser.error("--teacher pqn needs --sync: its targets are those of one rollout of all workers.")
     if options["resume"] and options["out"] is None:
         parser.error("--resume needs --out, the folder to go on from.")
+    if options["backend"] == "ray" and find_spec("ray") is None:
+        parser.error('--backend ray needs Ray; install it by pip install -e ".[ray]".')
     cpus = options.pop("cpus")
     if options["backend"] == "ray":
         options["backend_options"] = {"ray_init_config": {"num_cpus": cpus}, "remote_configs": {"num_cpus": 1}}

@@ -25,7 +25,8 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=r"\w+Trainer is an experimental", category=UserWarning)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torchrl")
     torchrl_logger.setLevel("WARNING")
-    logging.getLogger("onnxscript").setLevel("WARNING")
+    for library in ("onnxscript", "onnx_ir"):  # passes over a student that is being exported
+        logging.getLogger(library).setLevel("WARNING")
 
 
 def begin() -> None:

@@ -206,8 +206,25 @@ def check(config: Config) -> None:
         raise ValueError("students learn nothing with td_coeff=0 and distill_coeff=0; set one of them.")
     if config.export:
         checked_formats(config.export, "export")
+    if config.norm is not None:
+        _check_normed(config)
     _check_device(config)
     METHODS[config.method].check(config)
+
+
+def _check_normed(config: Config) -> None:
+    """Refuse what networks with norms cannot do."""
+    without = [name for name in config.export if name not in ("onnx", "pt2")]
+    if without:
+        raise ValueError(
+            f"networks with norm={config.norm} are exported as onnx or pt2: got export={without}, which hold no norms; "
+            "leave them out, or train with norm=null."
+        )
+    if config.recycle_every_updates is not None:
+        raise ValueError(
+            f"units behind a norm are not recycled: got recycle_every_updates={config.recycle_every_updates} with "
+            f"norm={config.norm}; leave it out, or train with norm=null."
+        )
 
 
 def _check_device(config: Config) -> None:

@@ -71,13 +71,20 @@ def pqn_trainer(
     rate: float = 1e-3,
     steps_an_epoch: int | None = None,
     device: str = "cpu",
+    names: dict[str, Any] | None = None,
+    **others: Any,
 ) -> tuple[OnPolicyTrainer, QValueActor, LambdaTargets]:
-    """A trainer of PQN, its teacher and the hook of its targets."""
+    """A trainer of PQN, its teacher and the hook of its targets.
+
+    ``names`` are set as the loss's keys before it is given to the trainer, and ``others`` are arguments of the trainer
+    in place of those here.
+    """
     torch.manual_seed(0)
     env = make_env(8)
     env.set_seed(0)
     teacher = network(64, env, 1, device)
     loss = PQNLoss(teacher)
+    loss.set_keys(**names or {})
     exploration = EGreedyModule(
         env.action_spec_unbatched, 1.0, 0.05, annealing_num_steps=64 * rollouts, device=torch.device(device)
     )
@@ -94,20 +101,21 @@ def pqn_trainer(
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        trainer = OnPolicyTrainer(
-            collector=collector,
-            total_frames=ROLLOUT * rollouts,
-            frame_skip=1,
-            optim_steps_per_batch=steps_an_epoch,
-            loss_module=loss,
-            optimizer=torch.optim.RAdam(loss.parameters(), lr=rate),
-            replay_buffer=buffer_of(storage, batch, device),
-            num_epochs=2,
-            add_gae=False,
-            clip_norm=10.0,
-            progress_bar=False,
-            episode_reward_key="episode_reward",
-        )
+        options = {
+            "collector": collector,
+            "total_frames": ROLLOUT * rollouts,
+            "frame_skip": 1,
+            "optim_steps_per_batch": steps_an_epoch,
+            "loss_module": loss,
+            "optimizer": torch.optim.RAdam(loss.parameters(), lr=rate),
+            "replay_buffer": buffer_of(storage, batch, device),
+            "num_epochs": 2,
+            "add_gae": False,
+            "clip_norm": 10.0,
+            "progress_bar": False,
+            "episode_reward_key": "episode_reward",
+        }
+        trainer = OnPolicyTrainer(**options | others)
     trainer.register_op("post_steps", lambda: exploration.step(ROLLOUT))
     hook = LambdaTargets(gamma=0.98)
     hook.register(trainer)

@@ -20,7 +20,7 @@ from docs.pages.tables import made_by, markdown
 
 CORES = 16  # collectors of a machine, one a core
 BATCH_STEPS = 128  # of each collector in a round
-STEPS_PER_UPDATE = {"dqn": 4, "pqn": 64}  # the main example's, and PQN's authors': two passes by minibatches of 128
+STEPS_PER_UPDATE = {"dqn": 4, "pqn": 16}  # both by minibatches of 32, as measured: the main example's, and two passes
 LINK_BYTES_PER_SECOND = 1.25e9  # ten gigabits, as between machines of one rack; assumed, not measured
 MACHINES = (1, 10, 100)
 NAMES = {
@@ -136,7 +136,8 @@ def cluster_block(results: Path) -> str:
     every, link = STEPS_PER_UPDATE, 8e-9 * LINK_BYTES_PER_SECOND
     model = (
         f"The model: workers in step, {CORES} collectors a machine, {BATCH_STEPS} steps of each in a round, single "
-        f"frames, an update every {every['dqn']} steps of DQN or {every['pqn']} of PQN, one learner with all five "
+        f"frames, an update every {every['dqn']} steps of DQN or {every['pqn']} of PQN (two passes over each round) by "
+        f"minibatches of {result['options']['batch']}, one learner with all five "
         f"students that draws minibatches from the replay's actor, a link of {link:.0f} Gbit/s (assumed). Steps a "
         "second, and the part that takes the largest share of a round:"
     )

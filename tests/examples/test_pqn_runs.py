@@ -135,7 +135,7 @@ def test_a_real_game_is_played_by_each_method(tmp_path, method):
     [
         (
             ["n_step=3"],
-            "keys of teacher=dqn have no use with teacher=pqn: got n_step=3; leave them out, and ",
+            "keys of teacher=dqn have no use with teacher=pqn: got n_step=3; leave them out, or add teacher=dqn",
         ),
         (["replay_capacity=9", "imitation=false"], "got imitation=False, replay_capacity=9; leave them out"),
         (["checkpoint_replay=true"], "have no use with teacher=pqn: got checkpoint_replay=True"),
@@ -144,13 +144,34 @@ def test_a_real_game_is_played_by_each_method(tmp_path, method):
         (["lmbda=1.5"], r"lmbda must lie in \[0, 1\]: got 1.5"),
         (["teacher=ddpg"], "teacher"),
         (["norm=batch"], "norm must be one of layer: got 'batch'"),
-        (["batch_size=48"], r"must be a multiple of batch_size: got 8 \* 8 and 48; change rollout_steps"),
+        (["batch_size=48"], r"must be a multiple of batch_size: got 8 \* 8 and 48; change num_envs or rollout_steps"),
+        (["export=[onnx,c]"], r"with norm=layer are exported as onnx or pt2: got export=\['c'\], which hold no norms"),
+        (
+            ["recycle_every_updates=5"],
+            "units behind a norm are not recycled: got recycle_every_updates=5 with norm=layer",
+        ),
+        (
+            ["overlap=true", "amp=true"],
+            "keys of Atari games have no use here: got overlap=True, amp=True; leave them out",
+        ),
+        (["+lmda=0.5"], "keys must be those of the script: got lmda; did you mean lmbda?"),
+        (["+zzz=0.5"], "keys must be those of the script: got zzz; --help shows them."),
     ],
 )
 def test_what_does_not_go_together_is_refused(tmp_path, overrides, message):
     """Before a folder is made."""
     with pytest.raises((ValueError, hydra.errors.MissingConfigException), match=message):
         run(tmp_path / "run", *overrides)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_mixture_of_players_needs_whole_stacks(tmp_path):
+    """Single frames are targeted by the values that acted, which the teacher's are not where a student acts."""
+    config = composed(
+        "teacher=pqn", "acting=0.5", "single_frames=true", f"output_dir={tmp_path / 'run'}", script="rtpd_atari"
+    )
+    with pytest.raises(ValueError, match=r"where it acts alone: got acting=0\.5; leave one of them out"):
+        rtpd_atari.run(config)
     assert not any(tmp_path.iterdir())
 
 

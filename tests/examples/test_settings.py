@@ -88,7 +88,14 @@ def test_help_explains_each_key_and_shows_the_scripts_own_values(script):
         line = re.search(rf"^{entry.name} +(\S+) +{re.escape(entry.metadata['rule'].help)}", printed, re.MULTILINE)
         assert line and OmegaConf.create({"value": config[entry.name]}) == OmegaConf.create(f"value: {line[1]}"), entry
     assert "key=value" in printed and "--multirun" in printed
-    assert ("preset=quick, whose values these are" in printed) == (script == "rtpd_atari")
+    assert f"Values are those of preset={'quick' if script == 'rtpd_atari' else 'dqn_classic'};" in printed
+
+
+@pytest.mark.parametrize("given", ["teacher=pqn", "preset=pqn_quick"])
+def test_help_shows_the_values_of_the_preset_that_is_taken(given):
+    command = [sys.executable, str(EXAMPLES / "rtpd_atari.py"), given, "--help"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "Values are those of preset=pqn_quick;" in printed and re.search(r"^lmbda +0\.9 ", printed, re.MULTILINE)
 
 
 @pytest.mark.parametrize(
@@ -99,6 +106,10 @@ def test_help_explains_each_key_and_shows_the_scripts_own_values(script):
         (
             ["resume=nowhere"],
             "rtpd_classic.py: no checkpoint in nowhere: there is no such folder",
+        ),
+        (
+            ["teacher=pqn", "preset=dqn_classic"],
+            "rtpd_classic.py: preset=dqn_classic is for teacher=dqn: got teacher=pqn; leave one of them out.",
         ),
         (["output_dir=used"], "rtpd_classic.py: used holds another run, of which results.json is left"),
     ],

@@ -101,6 +101,17 @@ def test_another_architecture_is_named_tensor_by_tensor(tmp_path):
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    ("saved", "wanted", "there", "here"), [("layer", None, "with", "without"), (None, "layer", "without", "with")]
+)
+def test_norms_on_one_side_alone_are_said(tmp_path, saved, wanted, there, here):
+    """The sizes are the same; what differs is between the layers."""
+    save_weights(make_actor("net17", Categorical(3), norm=saved), tmp_path / "net.safetensors")
+    message = rf"saved {there} norms after its layers \(norm='layer'\) and this one is {here}\. Build the network"
+    with pytest.raises(ValueError, match=message):
+        load_pretrained(make_actor("net17", Categorical(3), norm=wanted), tmp_path / "net.safetensors")
+
+
 def test_a_file_without_the_network_lists_what_is_missing(tmp_path):
     torch.save({"linear": {"weight": torch.ones(2, 2)}}, tmp_path / "linear.pt")
     with pytest.raises(ValueError, match=r"head.bias is None in the file and \[3\] in the network"):

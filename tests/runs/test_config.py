@@ -116,7 +116,7 @@ def test_a_resumed_run_has_its_own_configuration_but_for_what_may_change(tmp_pat
 
 def test_what_may_not_change_is_refused_by_name(tmp_path: Path) -> None:
     saved(tmp_path, {"gamma": 0.5})
-    message = r"keeps its configuration but for log, steps: got gamma=0.99 \(was 0.5\), loss=l2 \(was unknown\); leave"
+    message = r"keeps its configuration but for log, steps: got gamma=0.1 \(was 0.5\), loss=l1 \(was not set\); leave"
     with pytest.raises(ValueError, match=message):
         resumed_config(config(resume=str(tmp_path)), ["steps=3", "+gamma=0.1", "loss=l1"], may_change=["steps", "log"])
 

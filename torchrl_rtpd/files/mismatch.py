@@ -31,7 +31,8 @@ def explained(path: Path, wanted: Mapping[str, Tensor], saved: Mapping[str, Tens
         return f"the network in {path} has more layers than this one, among them {extra}; build the whole network."
     return (
         f"the network in {path} has another architecture, {len(differences)} tensors differ: "
-        f"{'; '.join(differences[:_SHOWN])}{more}. {_hint(saved)}Build the network with the sizes it was saved with."
+        f"{'; '.join(differences[:_SHOWN])}{more}. {_hint(saved)}{_norms(wanted, found)}"
+        "Build the network with the sizes it was saved with."
     )
 
 
@@ -102,6 +103,18 @@ def _other_actions(wanted: Mapping[str, Tensor], saved: Mapping[str, Tensor]) ->
 
 def _shapes(names: Iterable[str], tensors: Mapping[str, Tensor]) -> list[tuple[int, ...]]:
     return sorted((tuple(tensors[name].shape) for name in names), key=lambda shape: (-len(shape), shape))
+
+
+def _norms(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+    """Say that norms stand in one of the two networks alone, if both have the same layers beside them."""
+    layers, more = [], []
+    for tensors in (wanted, found):
+        layers.append(sorted(tuple(tensor.shape) for tensor in tensors.values() if tensor.ndim > 1))
+        more.append(sum(tensor.ndim == 1 for tensor in tensors.values()))
+    if layers[0] != layers[1] or more[0] == more[1]:
+        return ""
+    there, here = ("with", "without") if more[1] > more[0] else ("without", "with")
+    return f"It was saved {there} norms after its layers (norm='layer') and this one is {here}. "
 
 
 def _hint(saved: Mapping[str, Tensor]) -> str:

@@ -57,7 +57,8 @@ class PQNLoss(LossModule):
     Output: ``loss``, and ``td_error``, the mean absolute error, detached.
 
     Raises:
-        ValueError: an unknown option; at a call, a target or actions of another shape.
+        ValueError: an unknown option, or a network that makes several choices at once; at a call, a target or actions
+            of another shape.
         KeyError: at a call, an entry that the batch lacks; of ``"value_target"`` the message names the hook.
 
     Examples:
@@ -119,14 +120,34 @@ class PQNLoss(LossModule):
             raise ValueError(f"reduction must be none, mean or sum: got {reduction!r}.")
         value_network = as_tensordict_module(value_network, ["action_value"])
         self.convert_to_functional(value_network, "value_network", create_target_params=False)
+        _refuse_several_choices(value_network)
         self._swap = ParameterSwap(value_network)
         self._part = NetworkPart(self.value_network)
+        self._named: dict[str, NestedKey] = {}
         self._shares = same_in_training(self.value_network)
 
     @property
     def actor_network(self) -> TensorDictModule:
         """The network, by the name that :class:`~torchrl.trainers.algorithms.OnPolicyTrainer` asks for."""
         return self.value_network
+
+    @property
+    def critic_network(self) -> TensorDictModule:
+        """Refused: ``OnPolicyTrainer`` asks for it where it is to estimate advantages, for which there is no critic."""
+        raise RuntimeError(  # an AttributeError would get lost in nn.Module's own
+            "PQNLoss has no critic: its targets are written by torchrl_rtpd.trainers.LambdaTargets; give the trainer "
+            "add_gae=False, and register that hook."
+        )
+
+    def set_keys(self, **kwargs: Any) -> None:
+        """Name entries; see :class:`_AcceptedKeys`."""
+        super().set_keys(**kwargs)
+        self._named |= {name: key for name, key in kwargs.items() if key != getattr(self.default_keys, name)}
+
+    @property
+    def names_lost(self) -> dict[str, NestedKey]:
+        """Entries that :meth:`set_keys` named once and that have other names now, by name of the key."""
+        return {name: key for name, key in self._named.items() if getattr(self.tensor_keys, name) != key}
 
     @property
     def shares_values(self) -> bool:
@@ -294,6 +315,17 @@ def _checked_function(loss_function: str) -> str:
     return loss_function
 
 
+def _refuse_several_choices(network: nn.Module) -> None:
+    """Refuse a teacher whose action is several choices: the greatest of all its values is none of theirs."""
+    for part in network.modules():
+        several = getattr(part, "action_space", None) in ("mult_one_hot", "multi_one_hot", "multi-one-hot")
+        if several or getattr(part, "var_nums", None) is not None:
+            raise ValueError(
+                "PQNLoss values one choice an action: got a network of several choices (var_nums); give it an action "
+                "space of one choice, such as Categorical or OneHot."
+            )
+
+
 def target_of(tensordict: TensorDictBase, key: NestedKey) -> Tensor:
     """Return the target ``[*B]`` of a batch ``[*B]``, or refuse a batch that has none."""
     target = tensordict.get(key, None)
@@ -309,5 +341,10 @@ def target_of(tensordict: TensorDictBase, key: NestedKey) -> Tensor:
 
 def error(chosen: Tensor, target: Tensor, loss_function: str) -> Tensor:
     """Return half the squared error, so that its gradient is the error, or another distance, ``[*B]``."""
+    if chosen.shape != target.shape:
+        raise ValueError(
+            f"a batch must have one target a sample: got {list(target.shape)} targets and {list(chosen.shape)} values "
+            "of actions; give targets as [*B, 1]."
+        )
     distance = distance_loss(chosen, target, loss_function)
     return 0.5 * distance if loss_function == "l2" else distance

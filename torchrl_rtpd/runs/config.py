@@ -7,6 +7,7 @@ stand together, once. Hydra and OmegaConf take such a class as a schema; YAML fi
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass
 from pathlib import Path
@@ -99,15 +100,20 @@ def _rules(schema: type) -> dict[str, _Rule]:
 
 
 def check_settings(config: Any, schema: type) -> None:
-    """Refuse values that lie outside the interval of their key, or are not among its names.
+    """Refuse keys that there are not, and values that lie outside the interval of their key or are not among its names.
 
     Args:
         config: an object with the keys of ``schema`` as attributes. None is allowed wherever it is found.
         schema: a dataclass of :func:`setting` fields.
 
     Raises:
-        ValueError: the first value that is refused, by the name of its key.
+        ValueError: the first key, or value, that is refused, by its name.
     """
+    for key in config if isinstance(config, Mapping | DictConfig) else ():
+        if key not in _rules(schema):
+            near = difflib.get_close_matches(str(key), _rules(schema), n=1)
+            meant = f"; did you mean {near[0]}?" if near else "; --help shows them."
+            raise ValueError(f"keys must be those of the script: got {key}{meant}")
     for key, rule in _rules(schema).items():
         rule.check(key, getattr(config, key))
 
@@ -207,12 +213,12 @@ def resumed_config(
         ValueError: another value of a key that may not change.
         CheckpointError: no checkpoint there, a damaged one, or one without a configuration.
     """
-    given = {override.lstrip("+~").partition("=")[0] for override in overrides}
+    given = {override.lstrip("+~").partition("=")[0]: override.partition("=")[2] for override in overrides}
     path = newest_checkpoint(config.resume)
     before = saved_config(path, renamed)
     fixed = [
-        f"{key}={OmegaConf.select(config, key)} (was {before.get(key, 'unknown')})"
-        for key in sorted(given - set(may_change) - {"resume"})
+        f"{key}={given[key]} (was {before.get(key, 'not set')})"
+        for key in sorted(given.keys() - set(may_change) - {"resume"})
         if key not in before or OmegaConf.create([OmegaConf.select(config, key)]) != OmegaConf.create([before[key]])
     ]
     if fixed:
@@ -220,7 +226,7 @@ def resumed_config(
             f"a resumed run keeps its configuration but for {', '.join(sorted(may_change))}: got {', '.join(fixed)}; "
             "leave it out, or start a new run, from this one's weights if you like (teacher_checkpoint=PATH)."
         )
-    own = {key: OmegaConf.select(config, key) for key in given & set(may_change)}
+    own = {key: OmegaConf.select(config, key) for key in given.keys() & set(may_change)}
     run_folder = path.resolve().parent.parent  # of <run>/checkpoints/checkpoint-<steps>
     place = {"resume": str(path), "output_dir": str(run_folder)}
     return cast(DictConfig, OmegaConf.merge(config, before, own, place))

@@ -26,23 +26,23 @@ class RolloutReplay:
     single frames are stored as soon as they are collected, and the stacks after their steps are rebuilt from there.
 
     Args:
-        trainer: an on-policy trainer; one without a replay is left alone.
+        trainer: an on-policy trainer with a replay.
 
     Attributes:
-        buffer: the replay; None without one.
+        buffer: the replay.
         stacks_frames: True if the rollout is of single frames, which are stored already.
     """
 
     def __init__(self, trainer: Trainer) -> None:
-        self.buffer: Any = getattr(trainer, "replay_buffer", None)
-        self._own_write = None if self.buffer is None else take_over_epoch_writes(trainer, self._before_epoch)
+        self.buffer: Any = trainer.replay_buffer
+        self._own_write = take_over_epoch_writes(trainer, self._before_epoch)
         self._is_new = False  # not written before an epoch yet
         self.stacks_frames = False
 
     @property
     def max_size(self) -> int | None:
         """Transitions that the replay has room for; None where it does not say."""
-        return None if self.buffer is None else getattr(self.buffer.storage, "max_size", None)
+        return getattr(self.buffer.storage, "max_size", None)
 
     def begin(self, rollout: TensorDictBase, target: NestedKey) -> None:
         """Take note of a new rollout ``[N, T]``; one of single frames is stored, with zeros for its targets.
@@ -58,7 +58,7 @@ class RolloutReplay:
 
     def _holds_stacks_of(self, rollout: TensorDictBase) -> bool:
         """True for single frames, of which the storage makes stacks."""
-        storage = None if self.buffer is None else self.buffer.storage
+        storage = self.buffer.storage
         if not isinstance(storage, FrameStackStorage) or storage.frame_stack == 1:
             return False
         pixels = rollout.get(storage.pixels_key, None)
