@@ -25,6 +25,7 @@ from torchrl_rtpd.runs.config import (
     settings_that_may_change,
 )
 from torchrl_rtpd.runs.folder import RunFolder
+from torchrl_rtpd.runs.threads import free_processors
 
 _CONFIG = Path(__file__).parent / "config"
 _PRESETS = {
@@ -95,6 +96,18 @@ def claimed(config: Config, task: Task) -> RunFolder:
     if config.output_dir is None:
         return RunFolder.fresh(f"outputs/{time.strftime('%Y-%m-%d_%H-%M-%S')}-{config.game}-seed{config.seed}")
     return RunFolder(config.output_dir).claim(resume=config.resume is not None)
+
+
+def counted_threads(threads: int | str) -> int:
+    """A number of threads as it is; ``auto`` counts the processors that others leave free, and prints it."""
+    if threads != "auto":
+        return int(threads)
+    found = free_processors()
+    print(
+        f"Threads: {found.threads} of {found.all} processors, of which others keep {found.busy:.1f} busy; "
+        f"threads={found.threads} repeats the run to the bit."
+    )
+    return found.threads
 
 
 def _check_paths(config: Config) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 import hydra
 import torch
 from algorithms import ALGORITHMS
-from command import claimed, prepared
+from command import claimed, counted_threads, prepared
 from learning import compile_towers, distiller, go_on, settle
 from methods import METHODS
 from omegaconf import OmegaConf
@@ -226,6 +226,7 @@ def run(
     with folder or claimed(config, task) as folder:
         config = copy.deepcopy(config)
         config.output_dir = str(folder.path)
+        config.threads = counted_threads(config.threads)
         first = METHODS[config.method].first_phase(config)
         if first is not None:
             run(first, task, whole=config.output_dir)

@@ -45,7 +45,13 @@ class Config:
 
     # Where and how fast
     device: str = setting("cpu", "where the networks learn: cpu | cuda | cuda:<number>", may_change=True)
-    threads: int = setting(2, "of torch", within=MANY, may_change=True)
+    threads: Any = setting(
+        "auto",
+        "of torch; auto takes the processors that others leave free at the start; a number repeats a run to the bit",
+        within=MANY,
+        choices=["auto"],
+        may_change=True,
+    )
     env_threads: int | None = setting(
         None, "of ALE; null is those of torch, and on a GPU a thread for each processor", within=MANY, may_change=True
     )

@@ -33,6 +33,7 @@ SMALL = {
     "bench_fleet.py": ["--repetitions", "1", "--steps", "1700"],
     "bench_profile.py": ["total_steps=640", "warmup_steps=320"],
     "bench_memory.py": ["--capacity", "4096", "--updates", "800"],
+    "bench_threads.py": ["--repeats", "1", "--steps", "128", "--start", "64"],
     "bench_loop.py": ["--repeats", "1", "--steps", "640", "--start", "320"],
     "bench_pqn.py": [
         *["--repeats", "1", "--rollouts", "2", "--threads", "1", "--sizes", "32 x 32", "--memory_envs", "2"],

@@ -41,7 +41,7 @@ def main() -> None:
     keep_freed_memory()
     warmup = 1_024
     settings = [f"replay_capacity={options.capacity}", f"total_steps={warmup + 4 * options.updates}"]
-    settings += [f"warmup_steps={warmup}", "rollout_steps=32", "batch_size=32", "steps_per_update=4"]
+    settings += [f"warmup_steps={warmup}", "rollout_steps=32", "batch_size=32", "steps_per_update=4", "threads=2"]
     with initialize_config_dir(str(ROOT / "examples" / "config"), version_base="1.3"):
         config = compose("rtpd_atari", [*settings, "output_dir=unused"])
     torch.set_num_threads(config.threads)

@@ -25,6 +25,7 @@ def steps_per_second(**overrides: object) -> float:
     with tempfile.TemporaryDirectory() as folder:
         training_alone = {
             "output_dir": folder,
+            "threads": 2,
             "recycle_every_updates": "null",
             "evaluate_every_steps": "null",
             "tensorboard": "false",

@@ -24,6 +24,7 @@ SHORT = [
     "final_episodes=4",
     "max_episode_steps=40",
     "students=[net3,net17]",
+    "threads=2",  # runs that are compared must have as many
     "progress_bar=false",
 ]
 

@@ -23,11 +23,13 @@ from torchrl_rtpd.runs.protect import Protection, protect
 from torchrl_rtpd.runs.ranges import check_choices, check_ranges
 from torchrl_rtpd.runs.report import pareto_front, results_table
 from torchrl_rtpd.runs.stopping import StopOnSignal, StopWhenCaughtUp, catches_up
+from torchrl_rtpd.runs.threads import FreeProcessors, free_processors
 
 __all__ = [
     "DivergenceError",
     "DivergenceGuard",
     "Experiment",
+    "FreeProcessors",
     "Protection",
     "RunFolder",
     "RunMonitor",
@@ -39,6 +41,7 @@ __all__ = [
     "check_choices",
     "check_ranges",
     "check_settings",
+    "free_processors",
     "keep_freed_memory",
     "newest_checkpoint",
     "pareto_front",

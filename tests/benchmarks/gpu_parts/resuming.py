@@ -21,7 +21,7 @@ __all__ = ["example_config", "resumed"]
 
 def example_config(folder: Path, device: str, *overrides: str) -> Any:
     """The main example's, for a run that only trains, captured where there is a GPU."""
-    training_alone = ["recycle_every_updates=null", "evaluate_every_steps=null", "tensorboard=false"]
+    training_alone = ["recycle_every_updates=null", "evaluate_every_steps=null", "tensorboard=false", "threads=2"]
     graph = f"cudagraph={str(device.startswith('cuda')).lower()}"
     with initialize_config_dir(str(ROOT / "examples" / "config"), version_base="1.3"):
         return compose(
