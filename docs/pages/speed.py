@@ -43,6 +43,10 @@ def profile_block(result: dict[str, Any]) -> str:
         if part["ms"] >= 0.01
     ]
     students = ", ".join(options["students"])
+
+    def speed(ms: float) -> str:
+        return f"{1e3 * int(options['steps_per_update']) / ms:.0f}"
+
     learning = sum(
         part["ms"]
         for part in result["parts"]
@@ -51,10 +55,11 @@ def profile_block(result: dict[str, Any]) -> str:
     least = 1e3 * result["gigaflops_an_update"] / result["gigaflops_a_second"]
     without = total * (1 - result["share_of_library"])
     norm = sum(part["ms"] for part in result["parts"] if part["work"] == "gradient norm")
-    bound = without - learning + least
-
-    def speed(ms: float) -> str:
-        return f"{1e3 * int(options['steps_per_update']) / ms:.0f}"
+    limit = (
+        f"with networks that also learn at the speed of that product it would be {speed(without - learning + least)}."
+        if least < learning
+        else "its networks learn no slower than that product is made."
+    )
 
     text = (
         f"Where the time between two updates goes: {options['game']}, teacher and {students}, batch "
@@ -63,10 +68,9 @@ def profile_block(result: dict[str, Any]) -> str:
         f"backward passes and optimisers is {result['share_of_library']:.0%} of {total:.1f} ms, "
         f"{norm / total:.0%} in the clipping of the gradient by TorchRL's trainer. The networks' "
         f"learning takes {learning:.1f} ms of it; its {result['gigaflops_an_update']:.1f} GFLOP would take {least:.1f} "
-        f"ms at the {result['gigaflops_a_second']:.0f} GFLOP/s of a large matrix product, the best this machine does. "
+        f"ms at the {result['gigaflops_a_second']:.0f} GFLOP/s of a large matrix product. "
         f"That is {speed(total)} agent steps a second. An update of nothing but environment, networks, backward passes "
-        f"and optimisers would make {speed(without)}; with networks that also learn at the speed of that product it "
-        f"would be {speed(bound)}."
+        f"and optimisers would make {speed(without)}; {limit}"
     )
     return table_block(text, rows, made_by(result["environment"]))
 
@@ -176,6 +180,20 @@ def pqn_block(result: dict[str, Any]) -> str:
         f"machine at the beginning and end: {result['load'][0]:.1f} and {result['load'][1]:.1f}. A teacher and "
         f"{len(memory['students'])} students at {memory['envs']} x {memory['rollout']} held at most "
         f"{memory['resident_gb_most']:.2f} GB."
+    )
+    return table_block(text, rows, made_by(result["environment"]))
+
+
+def threads_block(result: dict[str, Any]) -> str:
+    """The block of what ``tests/benchmarks/bench_threads.py`` saved."""
+    speeds, medians = result["speeds"], result["medians"]
+    rows = [["neighbour", *next(iter(speeds.values()))]]
+    for name, ways in speeds.items():
+        runs = {way: ", ".join(f"{speed:.0f}" for speed in found) for way, found in ways.items()}
+        rows.append([name, *(f"{medians[name][way]:.0f} ({runs[way]})" for way in ways)])
+    text = (
+        "Agent steps a second of the quick preset, from the first update on, beside a program that computes without "
+        f"end in one thread; medians of {result['options']['repeats']} rounds, and each round's."
     )
     return table_block(text, rows, made_by(result["environment"]))
 
