@@ -43,6 +43,7 @@ BENCHMARKS: dict[str, Callable[[dict[str, Any]], str]] = {  # docs/results/<name
     "speed": speed.speed_block,
     "profile": speed.profile_block,
     "pqn": speed.pqn_block,
+    "threads": speed.threads_block,
     "pqn_profile": speed.profile_block,
     "env": speed.env_block,
     "objectives": speed.objectives_block,
