@@ -83,9 +83,10 @@ def _check_teacher(config: Config) -> None:
     command = HydraConfig.get()
     named = any(part.startswith("teacher=") for part in command.overrides.task)
     asked, preset = command.runtime.choices["teacher"] if named else config.teacher, command.runtime.choices["preset"]
-    for teacher, presets in _PRESETS[command.job.config_name].items():
-        if preset in presets and teacher != asked:
-            raise ValueError(f"preset={preset} is for teacher={teacher}: got teacher={asked}; leave one of them out.")
+    ours = _PRESETS.get(command.job.config_name, {})
+    teacher = next((name for name, presets in ours.items() if preset in presets), config.teacher)
+    if teacher != asked:
+        raise ValueError(f"preset={preset} is for teacher={teacher}: got teacher={asked}; leave one of them out.")
 
 
 def claimed(config: Config, task: Task) -> RunFolder:

@@ -82,6 +82,13 @@ def test_the_limit_of_a_control_group_counts(machine) -> None:
     assert free_processors() == FreeProcessors(2, 0.0)
 
 
+@pytest.mark.parametrize(("busy", "number"), [({0: 100, 1: 0, 5: 0}, 2), ({0: 100, 1: 100, 5: 0}, 1)])
+def test_others_may_have_what_the_limit_keeps_from_us(machine, busy: dict[int, int], number: int) -> None:
+    """Two of three processors are ours, and it doesn't matter which: one that others keep busy takes nothing away."""
+    machine(busy, quota="200000 100000")
+    assert free_processors().threads == number
+
+
 def test_a_system_that_tells_nothing_has_all_processors_free(machine, monkeypatch, tmp_path) -> None:
     machine({0: 100, 1: 100, 5: 100})
     monkeypatch.setattr(threads, "_STAT", tmp_path / "nowhere")

@@ -65,7 +65,8 @@ def free_processors(seconds: float = 0.3) -> FreeProcessors:
     if not spent:
         return FreeProcessors(number, 0.0)
     share = (spent - (after["idle"] - before["idle"])) / spent
-    return FreeProcessors(number, max(0.0, len(allowed) * share - own / seconds))
+    beyond = len(allowed) - number  # those that others may have, since the limit keeps us from them anyway
+    return FreeProcessors(number, max(0.0, len(allowed) * share - own / seconds - beyond))
 
 
 def _allowed() -> set[int]:
