@@ -33,6 +33,8 @@ _PRESETS = {
     "rtpd_classic": {"dqn": ("dqn_classic",), "pqn": ("pqn_classic",)},
 }
 """Presets by script and teacher; the first is taken where none is named."""
+_SMALL = 64
+"""Largest minibatch of which two networks beside each other learn faster than two threads at one (docs/speed.md)."""
 
 
 def _help(script: str) -> str:
@@ -99,16 +101,23 @@ def claimed(config: Config, task: Task) -> RunFolder:
     return RunFolder(config.output_dir).claim(resume=config.resume is not None)
 
 
-def counted_threads(threads: int | str) -> int:
-    """A number of threads as it is; ``auto`` counts the processors that others leave free, and prints it."""
-    if threads != "auto":
-        return int(threads)
+def count_threads(config: Config) -> None:
+    """Settle the threads of a run; where they are to be counted, print what it takes.
+
+    Half of the processors go to each of teacher and students where the minibatches are too small for threads to share.
+    """
+    if config.threads != "auto":
+        config.concurrent = config.concurrent is True
+        return
     found = free_processors()
+    if config.concurrent == "auto":
+        small = config.batch_size <= _SMALL
+        config.concurrent = found.threads > 1 and small and config.device == "cpu"
+    config.threads = max(1, found.threads // 2) if config.concurrent else found.threads
     print(
         f"Threads: {found.threads} of {found.all} processors, of which others keep {found.busy:.1f} busy; "
-        f"threads={found.threads} repeats the run to the bit."
+        f"threads={config.threads} concurrent={str(config.concurrent).lower()} repeats the run to the bit."
     )
-    return found.threads
 
 
 def _check_paths(config: Config) -> None:

@@ -16,6 +16,8 @@ from torchrl.trainers import LRSchedulerHook, OptimizationStepper, Trainer
 from torchrl_rtpd import (
     AverageTeacher,
     BestTeacher,
+    ConcurrentStepper,
+    CudaGraphStepper,
     DistillationLoss,
     DormancyCheck,
     LaggingTeacher,
@@ -44,6 +46,16 @@ def distiller(config: Any, losses: Mapping[str, DistillationLoss]) -> RealTimeDi
         checks=[DormancyCheck(), *recycling],
         teacher=TEACHERS[config.learn_from](),
     )
+
+
+def attach(config: Any, trainer: Trainer, hook: RealTimeDistillTrainer | None) -> None:
+    """Let students learn beside their teacher in the way that the device and the processors want; None has none."""
+    if config.cudagraph:
+        CudaGraphStepper(hook).register(trainer)
+    elif config.concurrent is True:
+        ConcurrentStepper(hook, trainer.optimization_stepper).register(trainer)
+    elif hook is not None:
+        hook.register(trainer)
 
 
 def student_optimizer(config: Any) -> Callable[[Any], torch.optim.Optimizer]:

@@ -22,12 +22,12 @@ from typing import Any
 import hydra
 import torch
 from algorithms import ALGORITHMS
-from command import claimed, counted_threads, prepared
-from learning import compile_towers, distiller, go_on, settle
+from command import claimed, count_threads, prepared
+from learning import attach, compile_towers, distiller, go_on, settle
 from methods import METHODS
 from omegaconf import OmegaConf
 from settings import RENAMED, Config
-from tasks import Task, batch_steps
+from tasks import Task, batch_steps, threads_in_all
 from tensordict.nn import TensorDictModule
 from torchrl.data import ReplayBuffer
 from torchrl.modules import EGreedyModule, QValueActor
@@ -37,7 +37,6 @@ from torchrl.trainers import Trainer
 from torchrl_rtpd import (
     AtariVecEnv,
     BoundedHistory,
-    CudaGraphStepper,
     DualNetworkCollector,
     Evaluator,
     Experiment,
@@ -53,11 +52,12 @@ from torchrl_rtpd.envs import check_game
 from torchrl_rtpd.networks import check_tower
 from torchrl_rtpd.runs.config import resumed_steps, saved_config
 from torchrl_rtpd.runs.folder import RunFolder
+from torchrl_rtpd.runs.process import keep_freed_memory
 
 
 def make_env(config: Config, slots: int, *, seed: int | None = None, evaluation: bool = False) -> AtariVecEnv:
     """Games side by side, whose frames go to the device at once; those of evaluation are bounded, and stay here."""
-    threads = config.env_threads or (config.threads if config.device == "cpu" else 0)  # 0: all
+    threads = config.env_threads or (threads_in_all(config) if config.device == "cpu" else 0)  # 0: all
     games = partial(AtariVecEnv, config.game, slots, num_threads=threads)
     if evaluation:
         return games(max_frames=4 * config.max_episode_steps)
@@ -139,10 +139,7 @@ def build_trainer(
     method.equip(config, trainer)
     losses = {name: algorithm.student_loss(config, network, task.terminated) for name, network in students}
     hook = distiller(config, losses) if losses else None
-    if config.cudagraph:
-        CudaGraphStepper(hook).register(trainer)
-    elif hook is not None:
-        hook.register(trainer)
+    attach(config, trainer, hook)
     for name, optimizer in (hook.optimizers if hook is not None else {}).items():
         settle(config, trainer, name, optimizer, config.student_settles)
     return trainer, hook
@@ -226,11 +223,12 @@ def run(
     with folder or claimed(config, task) as folder:
         config = copy.deepcopy(config)
         config.output_dir = str(folder.path)
-        config.threads = counted_threads(config.threads)
+        count_threads(config)
         first = METHODS[config.method].first_phase(config)
         if first is not None:
             run(first, task, whole=config.output_dir)
             config.teacher_from, config.resume = first.output_dir, None
+        keep_freed_memory()
         torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
         folder.once_begun(partial(OmegaConf.save, config, folder.path / "config.yaml", resolve=True))

@@ -47,9 +47,15 @@ class Config:
     device: str = setting("cpu", "where the networks learn: cpu | cuda | cuda:<number>", may_change=True)
     threads: Any = setting(
         "auto",
-        "of torch; auto takes the processors that others leave free at the start; a number repeats a run to the bit",
+        "of torch, twice if concurrent; auto takes the processors that others leave free; a number repeats a run",
         within=MANY,
         choices=["auto"],
+        may_change=True,
+    )
+    concurrent: Any = setting(
+        "auto",
+        "students learn in a thread beside the teacher's, the same bits; auto: where threads=auto finds two processors",
+        choices=["auto", "true", "false"],
         may_change=True,
     )
     env_threads: int | None = setting(
@@ -236,5 +242,9 @@ def _check_normed(config: Config) -> None:
 def _check_device(config: Config) -> None:
     if config.device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device={config.device} needs a GPU that torch can see: there is none; use device=cpu.")
+    if config.concurrent is True and config.device != "cpu":
+        raise ValueError(
+            f"concurrent=true is for a CPU: got device={config.device}; leave it out, or use cudagraph=true there."
+        )
     if config.cudagraph and not config.device.startswith("cuda"):
         raise ValueError(f"cudagraph=true needs device=cuda: got device={config.device}; use compile=true on a CPU.")

@@ -38,3 +38,8 @@ class Task:
 def batch_steps(config: Any) -> int:
     """Agent steps between two rounds of updates."""
     return config.num_envs * config.rollout_steps
+
+
+def threads_in_all(config: Any) -> int:
+    """Threads that networks compute with: those of the teacher, and those of students beside it."""
+    return config.threads * (2 if config.concurrent is True else 1)

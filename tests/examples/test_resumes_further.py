@@ -160,6 +160,24 @@ def test_other_threads_and_a_longer_run_at_once(run):
     assert results["steps"] == TOTAL + BATCH and results["environment"]["threads"] == 2
 
 
+def test_a_run_goes_on_with_students_beside_their_teacher_and_back_to_the_same_bits(run, tmp_path):
+    """One run goes on beside each other twice, the other only at first."""
+    others = tmp_path / "others"
+    shutil.copytree(run, others)
+    for folder, ways in ((run, ("true", "true")), (others, ("true", "false"))):
+        for batches, way in enumerate(ways, start=1):
+            longer = f"total_steps={TOTAL + 2 * batches * BATCH}"
+            rtpd_atari.run(
+                going_on(
+                    folder,
+                    f"concurrent={way}",
+                    longer,
+                ),
+                rtpd_classic.CLASSIC,
+            )
+    assert all(equal(last(run, name), last(others, name)) for name in ("teacher", "mlp16"))
+
+
 def test_a_run_that_was_on_another_device_goes_on_here(run, capsys):
     """A checkpoint of a GPU, as far as a CPU can tell: its configuration says so."""
     change_config(run, device="cuda", cudagraph=True)

@@ -37,15 +37,51 @@ def busy(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return looks
 
 
+def counted(**settings: object) -> list[object]:
+    """Threads, and whether networks learn beside each other, of a configuration."""
+    given = {"threads": "auto", "concurrent": "auto", "batch_size": 16, "device": "cpu", **settings}
+    config = OmegaConf.create(given)
+    command.count_threads(config)
+    return [config.threads, config.concurrent]
+
+
+@pytest.mark.parametrize(
+    ("settings", "free", "expected"),
+    [
+        ({}, 1, [1, False]),
+        ({}, 2, [1, True]),
+        ({}, 3, [1, True]),
+        ({}, 8, [4, True]),
+        ({"batch_size": 64}, 2, [1, True]),
+        ({"batch_size": 65}, 2, [2, False]),
+        ({"device": "cuda"}, 4, [4, False]),
+        ({"concurrent": False}, 4, [4, False]),
+        ({"concurrent": True, "batch_size": 256}, 4, [2, True]),
+        ({"concurrent": True}, 1, [1, True]),
+        ({"threads": 2}, 4, [2, False]),
+        ({"threads": 2, "concurrent": True}, 4, [2, True]),
+        ({"threads": 2, "concurrent": False}, 4, [2, False]),
+    ],
+)
+def test_teacher_and_students_share_what_is_free_where_minibatches_are_small(
+    monkeypatch, settings: dict[str, object], free: int, expected: list[object]
+) -> None:
+    monkeypatch.setattr(command, "free_processors", lambda: FreeProcessors(free, 0.0))
+    assert counted(**settings) == expected
+
+
 def test_auto_takes_what_is_free_and_says_so(busy, capsys) -> None:
-    assert command.counted_threads("auto") == 1
+    assert counted() == [1, False]
+    assert counted() == [2, True]
     assert capsys.readouterr().out == (
-        "Threads: 1 of 4 processors, of which others keep 2.9 busy; threads=1 repeats the run to the bit.\n"
+        "Threads: 1 of 4 processors, of which others keep 2.9 busy; threads=1 concurrent=false repeats the run to the "
+        "bit.\nThreads: 4 of 4 processors, of which others keep 0.0 busy; threads=2 concurrent=true repeats the run to "
+        "the bit.\n"
     )
 
 
 def test_a_number_is_taken_as_it_is_without_a_look(busy, capsys) -> None:
-    assert command.counted_threads(3) == 3
+    assert counted(threads=3) == [3, False]
     assert (busy, capsys.readouterr().out) == ([], "")
 
 
@@ -53,8 +89,16 @@ def test_both_phases_of_a_run_and_its_configuration_have_one_number(busy, tmp_pa
     """Looked for once, although there is more room later; so a resumed run has as many."""
     run(tmp_path, "threads=auto", "method=two_stage")
     for folder in (tmp_path, tmp_path / "teacher"):
-        assert OmegaConf.load(folder / "config.yaml").threads == 1
+        saved = OmegaConf.load(folder / "config.yaml")
+        assert (saved.threads, saved.concurrent) == (1, False)
     assert busy == [1]
+
+
+@pytest.mark.parametrize("value", ["sometimes", "1"])
+def test_neither_a_flag_nor_auto_is_refused(tmp_path: Path, value: str) -> None:
+    with pytest.raises(ValueError, match=f"concurrent must be one of auto, true, false: got '?{value}"):
+        run(tmp_path / "run", f"concurrent={value}")
+    assert not any(tmp_path.iterdir())
 
 
 def test_neither_a_number_nor_auto_is_refused(tmp_path: Path) -> None:

@@ -9,15 +9,18 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-__all__ = ["pixels_scaled_once", "scaled", "share_scaled_pixels"]
+__all__ = ["pixels_scaled_once", "pixels_scaled_so_far", "scaled", "share_scaled_pixels"]
 
 _MOST = 8  # scaled tensors that are kept: states and next states of several views
+
+
+_Scaled = dict[tuple[int, int, int], tuple[Tensor, Tensor]]  # by pixels, their version and stream
 
 
 class _Shared(threading.local):
     """Scaled pixels that networks share, with their sources; a thread that collects has its own."""
 
-    by_id: dict[tuple[int, int, int], tuple[Tensor, Tensor]] | None = None  # by pixels, their version and stream
+    by_id: _Scaled | None = None
     stream: int = 0  # the current one when sharing began
 
 
@@ -32,14 +35,24 @@ def share_scaled_pixels() -> None:
     _SHARED.by_id, _SHARED.stream = {}, _current_stream()
 
 
+def pixels_scaled_so_far() -> _Scaled | None:
+    """Return what the networks of this thread share, for another one to go on with; None where they share nothing."""
+    return _SHARED.by_id
+
+
 @contextmanager
-def pixels_scaled_once() -> Iterator[None]:
+def pixels_scaled_once(so_far: _Scaled | None = None) -> Iterator[None]:
     """Let the networks of this thread scale each tensor of pixels once for all of them, inside the context.
 
     Pixels that are changed in place meanwhile are scaled again. CUDA streams that are forked inside share the pixels
     scaled before.
+
+    Args:
+        so_far: what another thread shares (:func:`pixels_scaled_so_far`), to be shared by both. None is this thread's.
     """
-    if _SHARED.by_id is None:
+    if so_far is not None:
+        _SHARED.by_id, _SHARED.stream = so_far, _current_stream()
+    elif _SHARED.by_id is None:
         share_scaled_pixels()
     try:
         yield

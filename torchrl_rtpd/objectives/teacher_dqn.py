@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from torchrl.objectives.utils import ValueEstimators, distance_loss
 from torchrl.objectives.value import TD0Estimator
 
 from torchrl_rtpd import functional as RF
+from torchrl_rtpd.networks.beside import Beside
 from torchrl_rtpd.networks.keys import selected
 from torchrl_rtpd.networks.running import NetworkPart, ParameterSwap, same_in_training
 from torchrl_rtpd.objectives.td import chosen_values, td_target
@@ -92,8 +94,9 @@ class TeacherDQNLoss(DQNLoss):
             isinstance(module, QValueModule) and module.action_mask_key is not None for module in network.modules()
         )
         self._simple = self.action_space == "categorical" and not masked and same_in_training(network)
-        self._swap = ParameterSwap(network)
-        self._part = NetworkPart(network)
+        self._run = _Values(network)
+        self._run_next = self._run
+        self._beside: Beside | None = None
 
     @property
     def shares_values(self) -> bool:
@@ -104,6 +107,16 @@ class TeacherDQNLoss(DQNLoss):
         """As that of ``DQNLoss``; the discount is on the device from the beginning."""
         super().make_value_estimator(value_type, **hyperparams)
         self.value_estimator.to(self._default_device)
+
+    def value_next_states_in(self, beside: Beside | None) -> None:
+        """Run the target network in a thread while this one runs the network; the values are the same to the last bit.
+
+        Args:
+            beside: the thread; None runs both here, one after the other.
+        """
+        self._beside = beside
+        # Two threads must not give one network different parameters at a time.
+        self._run_next = self._run if beside is None else _Values(copy.deepcopy(self.value_network))
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -116,14 +129,12 @@ class TeacherDQNLoss(DQNLoss):
         if action is None or reward is None or terminated is None:
             selected(tensordict, taken, "teacher's loss")  # says what is missing
         following = tensordict.get("next")
-        values = self._values(tensordict, self.value_network_params, "batch")
+        beside = None if torch.compiler.is_compiling() else self._beside
+        valued = None if beside is None else beside.call(self._next_values, following)
+        values = self._run(tensordict, self.value_network_params, names.action_value)
         chosen = chosen_values(values, action, names.action)
         with torch.no_grad():
-            next_values = self._values(following, self.target_value_network_params, "batch's next")
-            chooser = next_values
-            if self.double_dqn:
-                chooser = self._values(following, self.value_network_params, "batch's next")
-            next_value = RF.imitation_value(chooser, next_values)
+            next_values, next_value = self._next_values(following) if valued is None else valued.result()
             target = td_target(self.value_estimator, tensordict, reward, next_value, terminated)
             tensordict.set(names.priority, (chosen - target).pow(2).unsqueeze(-1), inplace=True)
         tensordict.set(names.teacher_action_value, values.detach())
@@ -132,7 +143,26 @@ class TeacherDQNLoss(DQNLoss):
         weights = tensordict.get(names.priority_weight, None) if self.use_prioritized_weights else None
         return TensorDict(loss=self._reduce_loss(loss, tensordict=tensordict, weights=weights))
 
-    def _values(self, tensordict: TensorDictBase, params: TensorDictParams, place: str) -> Tensor:
-        """Action values ``[*B, A]`` of the network with some parameters."""
+    @torch.no_grad()
+    def _next_values(self, following: TensorDictBase) -> tuple[Tensor, Tensor]:
+        """Target network's values ``[*B, A]`` of the next states, and that of the action chosen there ``[*B]``."""
+        key, place = self.tensor_keys.action_value, "batch's next"
+        next_values = self._run_next(following, self.target_value_network_params, key, place)
+        chooser = next_values
+        if self.double_dqn:
+            chooser = self._run_next(following, self.value_network_params, key, place)
+        return next_values, RF.imitation_value(chooser, next_values)
+
+
+class _Values:
+    """Action values ``[*B, A]`` of a network with some parameters."""
+
+    def __init__(self, network: Any) -> None:
+        self._swap = ParameterSwap(network)
+        self._part = NetworkPart(network)
+
+    def __call__(
+        self, tensordict: TensorDictBase, params: TensorDictParams, key: NestedKey, place: str = "batch"
+    ) -> Tensor:
         with self._swap(params):
-            return self._part(tensordict, self.tensor_keys.action_value, "teacher", place)
+            return self._part(tensordict, key, "teacher", place)

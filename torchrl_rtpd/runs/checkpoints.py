@@ -36,6 +36,7 @@ from torchrl_rtpd.trainers._torchrl import (
 )
 from torchrl_rtpd.trainers.hook import RealTimeDistillTrainer
 from torchrl_rtpd.trainers.optimizers import keep_device_options
+from torchrl_rtpd.trainers.whole_update import stateless_parts
 
 __all__ = ["SaveCheckpoints", "newest_checkpoint"]
 
@@ -214,11 +215,10 @@ class SaveCheckpoints(TrainerHookBase):
         Raises:
             CheckpointError: one that is damaged, or whose parts are not those of this run.
         """
-        trainer = self._trainer
-        checkpoint = synced_checkpoint(trainer)
+        trainer, checkpoint = self._trainer, synced_checkpoint(self._trainer)
         manifest = checkpoint.verify(path)
         saved, own = set(manifest["components"]), checkpoint.components.keys() - {"policy"}
-        optional = {"replay_buffer", "logger"}
+        optional = {"replay_buffer", "logger", *stateless_parts(trainer)}
         if saved - own - optional or own - saved - optional:
             raise CheckpointError(
                 f"a run is resumed with the parts it was saved with: {path} has {sorted(saved - own - optional)} "

@@ -43,7 +43,8 @@ class _Rule:
     may_change: bool
 
     def check(self, key: str, value: Any) -> None:
-        if value is None or (self.choices and value in self.choices):
+        named = str(value).lower() if isinstance(value, bool) else value
+        if value is None or (self.choices and named in self.choices):
             return
         if self.within is None:
             if self.choices:
@@ -68,7 +69,8 @@ def setting(
             must give the value.
         help: one line for ``--help``.
         within: interval of a number, such as ``"(0, 1]"`` or ``"[1, inf)"``.
-        choices: names it may have; with an interval, names beside the numbers.
+        choices: names it may have, ``true`` and ``false`` among them for flags; with an interval, names beside the
+            numbers.
         may_change: whether a resumed run may take another value from its command line.
 
     Returns:

@@ -11,6 +11,7 @@ twice, nothing is drawn from a random generator (unless by a student's own dropo
 
 from torchrl_rtpd.trainers.actors import dead_actors_named
 from torchrl_rtpd.trainers.checks import Check, DormancyCheck, DriftCheck, RecyclingCheck
+from torchrl_rtpd.trainers.concurrent import ConcurrentStepper
 from torchrl_rtpd.trainers.cudagraph import CudaGraphStepper
 from torchrl_rtpd.trainers.exploration import AnnealExploration
 from torchrl_rtpd.trainers.hook import RealTimeDistillTrainer
@@ -29,6 +30,7 @@ __all__ = [
     "BestTeacher",
     "BoundedHistory",
     "Check",
+    "ConcurrentStepper",
     "CudaGraphStepper",
     "DormancyCheck",
     "DriftCheck",

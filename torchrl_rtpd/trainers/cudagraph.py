@@ -19,18 +19,18 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
-from torch import Tensor, nn
-from torchrl.data import PrioritizedSampler
-from torchrl.trainers import OptimizationStepper, Trainer
+from torch import Tensor
+from torchrl.trainers import Trainer
 
 from torchrl_rtpd.networks.captured import Captured
 from torchrl_rtpd.networks.pixels import pixels_scaled_once
 from torchrl_rtpd.trainers.hook import RealTimeDistillTrainer
+from torchrl_rtpd.trainers.whole_update import WholeUpdate, numbers, teach, total_loss
 
 __all__ = ["CudaGraphStepper"]
 
 
-class CudaGraphStepper(OptimizationStepper):
+class CudaGraphStepper(WholeUpdate):
     """Optimisation step that replays the update of the teacher and all students as one CUDA graph.
 
     ``CudaGraphStepper(hook).register(trainer)`` takes the place of ``hook.register(trainer)``. Results are those of the
@@ -65,8 +65,6 @@ class CudaGraphStepper(OptimizationStepper):
         >>> stepper = CudaGraphStepper(hook)  # then stepper.register(trainer)
     """
 
-    updates_replay_priority = True
-
     def __init__(self, hook: RealTimeDistillTrainer | None = None, *, warmup_updates: int = 3) -> None:
         if warmup_updates < 2:
             raise ValueError(
@@ -77,7 +75,7 @@ class CudaGraphStepper(OptimizationStepper):
                 f"a captured update holds one update of each student: got updates_per_step={hook.updates_per_step}; "
                 "use 1, or register the hook itself."
             )
-        self.hook = hook
+        super().__init__(hook)
         self.warmup_updates = warmup_updates
         self._update: Captured | None = None
         self._optimizers: list[torch.optim.Optimizer] = []
@@ -86,13 +84,6 @@ class CudaGraphStepper(OptimizationStepper):
         self._teacher_first = False  # it makes its step before students learn
         self._metric_names: list[str] = []  # of the teacher, in the order in which they are stacked
 
-    def register(self, trainer: Trainer, name: str = "optimization_stepper") -> None:
-        """Become the trainer's optimisation step; the hook logs once a batch and is saved with its checkpoints."""
-        trainer.optimization_stepper = self
-        super().register(trainer, name)
-        if self.hook is not None:
-            self.hook.register_log(trainer)
-
     def step(self, trainer: Trainer, sub_batch: TensorDictBase) -> TensorDictBase:
         """Make one update of the teacher and of every student; return the teacher's losses and ``grad_norm``."""
         rates = zip(self._current_rates(), self._rates, strict=True)
@@ -100,9 +91,7 @@ class CudaGraphStepper(OptimizationStepper):
             self._begin(trainer)
         assert self._update is not None
         learned = self._update(sub_batch)
-        replay_buffer: Any = getattr(trainer, "replay_buffer", None)
-        if isinstance(getattr(replay_buffer, "sampler", None), PrioritizedSampler):
-            replay_buffer.update_tensordict_priority(sub_batch)
+        self.update_priority(trainer, sub_batch)
         if self.hook is not None:
             self.hook.record({name: learned[name].clone() for name in self.hook.learners})
             self.hook.after_update(sub_batch, learned["batch"])
@@ -110,10 +99,7 @@ class CudaGraphStepper(OptimizationStepper):
 
     def _begin(self, trainer: Trainer) -> None:
         """Prepare a capture: at first, and when an optimiser was given another state."""
-        if trainer.optimizer is None:
-            raise RuntimeError(
-                "a captured update needs the teacher's optimiser: got optimizer=None; pass it to the trainer."
-            )
+        self.check(trainer)
         device = next(trainer.loss_module.parameters()).device
         students = {} if self.hook is None else self.hook.optimizers
         self._optimizers = [trainer.optimizer, *students.values()]
@@ -121,7 +107,7 @@ class CudaGraphStepper(OptimizationStepper):
             for optimizer in self._optimizers:
                 _make_capturable(optimizer, device)
             self._streams = self._streams or {name: torch.cuda.Stream(device) for name in students}
-        self._teacher_first = self._students_run_the_teacher(trainer.optimizer)
+        self._teacher_first = self.students_run_the_teacher(trainer)
         self._rates = self._current_rates()
         self._update = Captured(lambda batch: self._learn(trainer, batch), device, warmup=self.warmup_updates)
 
@@ -129,57 +115,31 @@ class CudaGraphStepper(OptimizationStepper):
         """Objects from which optimisers read their learning rates; others, once a state was loaded."""
         return [group["lr"] for optimizer in self._optimizers for group in optimizer.param_groups]
 
-    def _students_run_the_teacher(self, optimizer: torch.optim.Optimizer) -> bool:
-        """True if a student's loss runs the very weights that are trained, which must not change meanwhile."""
-        trained = {parameter.data_ptr() for group in optimizer.param_groups for parameter in group["params"]}
-        networks = () if self.hook is None else [loss.teacher_network for loss in self.hook.students.values()]
-        read = (parameter for network in networks if network is not None for parameter in network.parameters())
-        return any(parameter.data_ptr() in trained for parameter in read)
-
     def _learn(self, trainer: Trainer, batch: TensorDictBase) -> dict[str, Any]:
         """Make the update that is captured; return its results by name, and the minibatch with the teacher's values."""
         learned: dict[str, Any] = {"batch": batch}
         with pixels_scaled_once():
             losses = trainer.compute_loss(batch)
-            total = sum(value for key, value in losses.items() if key.startswith("loss"))
-            assert isinstance(total, Tensor)
+            total = total_loss(losses)
             if self.hook is not None:
                 learned["batch"] = self.hook.prepare_batch(batch)
-            norm = self._teach(trainer, total) if self._teacher_first else None
+            norm = teach(trainer, total) if self._teacher_first else None
             joined = []
             for name, student in ({} if self.hook is None else self.hook.learners).items():
                 with _beside(self._streams.get(name)) as join:
                     learned[name] = student.learn(learned["batch"])
                 joined.append(join)
-            norm = self._teach(trainer, total) if norm is None else norm
+            norm = teach(trainer, total) if norm is None else norm
             learned["teacher"] = self._measured({**losses, "loss": total, "grad_norm": norm})
             for join in joined:
                 join()
         return learned
 
     def _measured(self, metrics: dict[str, Any]) -> Tensor:
-        """Stack the numbers that the trainer logs, detached; those on the loss's device."""
-        device = metrics["loss"].device
-        numbers = {
-            name: value.detach() for name, value in metrics.items() if value.numel() == 1 and value.device == device
-        }
-        self._metric_names = list(numbers)
-        return torch.stack([value.reshape(()).float() for value in numbers.values()])
-
-    @staticmethod
-    def _teach(trainer: Trainer, total: Tensor) -> Tensor:
-        """Make the teacher's step as TorchRL does, and return its gradient's norm ``[]``, left on the device."""
-        total.backward()
-        parameters = [parameter for group in trainer.optimizer.param_groups for parameter in group["params"]]
-        if trainer.clip_grad_norm and trainer.clip_norm is not None:
-            norm = nn.utils.clip_grad_norm_(parameters, trainer.clip_norm)
-        else:
-            norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-            if trainer.clip_norm is not None:
-                nn.utils.clip_grad_value_(parameters, trainer.clip_norm)
-        trainer.optimizer.step()
-        trainer.optimizer.zero_grad()
-        return norm
+        """Stack the numbers that the trainer logs."""
+        found = numbers(metrics)
+        self._metric_names = list(found)
+        return torch.stack([value.reshape(()).float() for value in found.values()])
 
 
 @contextmanager

@@ -8,6 +8,7 @@ One update, in order::
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any, Literal
 
 from tensordict import TensorDictBase
@@ -15,6 +16,7 @@ from torch import Tensor
 from torchrl.objectives.utils import TargetNetUpdater
 from torchrl.trainers import Trainer, TrainerHookBase
 
+from torchrl_rtpd.networks.beside import Beside
 from torchrl_rtpd.networks.pixels import pixels_scaled_once, share_scaled_pixels
 from torchrl_rtpd.objectives.base import PolicyDistillationLoss
 from torchrl_rtpd.schedules import Schedule
@@ -129,6 +131,7 @@ class RealTimeDistillTrainer(TrainerHookBase):
         self._collector: Any = None  # the trainer's
         self._teacher_loss: Any = None  # likewise
         self._began = False  # in this process
+        self._learning: Future | None = None  # from a minibatch, beside this thread
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(students={list(self.learners)})"
@@ -210,11 +213,34 @@ class RealTimeDistillTrainer(TrainerHookBase):
     def step(self, sub_batch: TensorDictBase) -> None:
         """Update every student on the minibatch ``[B]`` the teacher has just learned from. The batch is not changed."""
         batch = self.prepare_batch(sub_batch)
-        metrics = self._averages.due()
+        self._learn(batch, self._averages.due())
+        self.after_update(sub_batch, batch)
+
+    def learn_beside(self, beside: Beside, sub_batch: TensorDictBase) -> TensorDictBase:
+        """Let every student learn from a minibatch in a thread beside this one, which goes on; see :meth:`wait`.
+
+        To be called where the teacher's values are known and, from then on, neither the minibatch nor a network that a
+        student's loss runs is changed; :meth:`after_update` once the teacher has made its step.
+
+        Returns:
+            The minibatch with the teacher's values.
+        """
+        batch = self.prepare_batch(sub_batch)
+        self.wait()
+        self._learning = beside.call(self._learn, batch, self._averages.due())
+        return batch
+
+    def wait(self) -> None:
+        """Wait until the students have learned from every minibatch given so far; raise what went wrong meanwhile."""
+        learning, self._learning = self._learning, None
+        if learning is not None:
+            learning.result()
+
+    def _learn(self, batch: TensorDictBase, metrics: bool) -> None:
+        """Let every student learn from a minibatch with the teacher's values."""
         with pixels_scaled_once():
             for _ in range(self.updates_per_step):
                 self.record({name: student.learn(batch, metrics=metrics) for name, student in self.learners.items()})
-        self.after_update(sub_batch, batch)
 
     def prepare_batch(self, sub_batch: TensorDictBase) -> TensorDictBase:
         """Return the minibatch with the teacher's values, before students learn from it. The original stays."""
@@ -245,12 +271,14 @@ class RealTimeDistillTrainer(TrainerHookBase):
             self._copy.after_update(self.updates)
         for check in self.checks:
             if check.due(self.updates):
+                self.wait()
                 check.run(self.learners, sub_batch, batch, self.updates)
 
     # Logging
 
     def log(self, *_: Any) -> dict[str, float] | None:
         """Return means since the last call, by metric name; one device synchronisation for all of them."""
+        self.wait()
         found = self._averages.means({name: student.metric_names for name, student in self.learners.items()})
         if not found:
             return None
@@ -297,6 +325,7 @@ class RealTimeDistillTrainer(TrainerHookBase):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of students, targets, optimisers, schedules and checks, and the number of updates."""
+        self.wait()
         return {
             **states_of(self.learners),
             "returns": self._returns.state_dict(),
@@ -307,6 +336,7 @@ class RealTimeDistillTrainer(TrainerHookBase):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned, before or after :meth:`register`."""
+        self.wait()
         load_states(self.learners, state_dict)
         self._returns.load_state_dict(state_dict["returns"])
         if self._copy is not None:
