@@ -22,6 +22,7 @@ from torchrl.data import Categorical, OneHot, TensorSpec
 from torchrl.modules import QValueActor
 
 from torchrl_rtpd.functional.checks import at_least_single, check_within
+from torchrl_rtpd.networks.linear import WideLinear
 from torchrl_rtpd.networks.norm import ChannelNorm
 from torchrl_rtpd.networks.pixels import scaled
 
@@ -115,7 +116,7 @@ class NatureTower(nn.Module):
             nn.Conv2d(second, third, 3, 1),  # 9 -> 7
             *relu(third),
             nn.Flatten(),
-            nn.Linear(third * height * width, units),
+            WideLinear(third * height * width, units),
             *relu(units),
         )
         self.head = nn.Linear(units, num_actions)
