@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -11,11 +11,11 @@ import torch
 
 from torchrl_rtpd.networks.pixels import pixels_scaled_once, pixels_scaled_so_far
 
-__all__ = ["Beside"]
+__all__ = ["Beside", "Call", "results_of"]
 
 
 class Beside:
-    """A thread beside the caller's, in which calls run one after the other in the order in which they were given.
+    """A thread beside the caller's, in which calls begin in the order in which they were given.
 
     PyTorch lets other threads of Python run while it computes, so two threads that compute keep two processors busy,
     and neither waits for the other at the end of each parallel loop. A call computes with as many threads of its own
@@ -26,8 +26,8 @@ class Beside:
 
     Examples:
         >>> beside = Beside()
-        >>> result = beside.call(torch.sum, torch.ones(3))
-        >>> result.result()
+        >>> call = beside.call(torch.sum, torch.ones(3))
+        >>> call.result()
         tensor(3.)
     """
 
@@ -37,12 +37,48 @@ class Beside:
     def __getstate__(self) -> dict[str, Any]:
         return {"_executor": None}
 
-    def call(self, function: Callable[..., Any], *args: Any) -> Future:
-        """Call a function in the thread, after all calls before; the result says what it returned or raised."""
+    def call(self, function: Callable[..., Any], *args: Any) -> Call:
+        """Call a function in the thread, after all calls before."""
         if self._executor is None:
             self._executor = ThreadPoolExecutor(1, "torchrl_rtpd")
         work = partial(_called, torch.get_num_threads(), pixels_scaled_so_far(), function, *args)
-        return self._executor.submit(work)
+        return Call(self._executor.submit(work), work)
+
+
+class Call:
+    """A call that runs beside, or here, where its result is asked for before it has begun."""
+
+    def __init__(self, future: Future, work: Callable[[], Any]) -> None:
+        self._future = future
+        self._work = work
+
+    def take(self) -> None:
+        """Run the call here and now, unless it has begun."""
+        if not self._future.cancel():
+            return
+        self._future = Future()
+        try:
+            self._future.set_result(self._work())
+        except BaseException as error:
+            self._future.set_exception(error)
+
+    def result(self) -> Any:
+        """Return what the call returned, or raise what it raised."""
+        self.take()
+        return self._future.result()
+
+
+def results_of(calls: Sequence[Call]) -> list[Any]:
+    """Return the results of calls, once all are over; those that are late are run here, the last one first.
+
+    Raises:
+        Exception: what the first of them raised that raised anything.
+    """
+    for call in reversed(calls):
+        call.take()
+    for call in calls:
+        call._future.exception()  # waits
+    return [call.result() for call in calls]
 
 
 def _called(threads: int, pixels: Any, function: Callable[..., Any], *args: Any) -> Any:

@@ -48,8 +48,10 @@ def pixels_scaled_once(so_far: _Scaled | None = None) -> Iterator[None]:
     scaled before.
 
     Args:
-        so_far: what another thread shares (:func:`pixels_scaled_so_far`), to be shared by both. None is this thread's.
+        so_far: what another thread shares (:func:`pixels_scaled_so_far`), to be shared by both until the context ends.
+            None is this thread's.
     """
+    outside = _SHARED.by_id if so_far is not None else None
     if so_far is not None:
         _SHARED.by_id, _SHARED.stream = so_far, _current_stream()
     elif _SHARED.by_id is None:
@@ -57,7 +59,7 @@ def pixels_scaled_once(so_far: _Scaled | None = None) -> Iterator[None]:
     try:
         yield
     finally:
-        _SHARED.by_id = None
+        _SHARED.by_id = outside
 
 
 def _current_stream() -> int:

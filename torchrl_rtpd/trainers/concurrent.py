@@ -7,6 +7,7 @@ loops an update they wait for each other. Teacher and students have no loop in c
     beside it          target(next state) ──┘        └─ student 1, student 2, ... ────┬ target(next state) ─ ...
 
 Students learn from a minibatch while the teacher makes its step, goes on to the next minibatch and runs its network.
+Where the trainer's thread has nothing left to do before they are through, it takes over the last of those that wait.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ class ConcurrentStepper(WholeUpdate):
 
     ``ConcurrentStepper(hook).register(trainer)`` takes the place of ``hook.register(trainer)``. Weights are the same to
     the last bit. Each of the two threads computes with :func:`torch.get_num_threads` threads, so set half the number of
-    processors. With a :class:`~torchrl_rtpd.objectives.TeacherDQNLoss` the target network's values of the next states
+    processors, one of two. With a :class:`~torchrl_rtpd.objectives.TeacherDQNLoss` the target network's values of the next states
     are computed beside as well.
 
     Students have learned from all minibatches of an epoch before its end, when metrics are logged, checks run, networks
     are evaluated and checkpoints are written. Read them in between after :meth:`.RealTimeDistillTrainer.wait` only.
 
-    They learn in the trainer's thread, after their teacher as with the hook, where they would otherwise draw from one
+    All learn in the trainer's thread, after their teacher as with the hook, where they would otherwise draw from one
     random stream at a time that nobody knows, or read what the teacher changes: students with dropout, batch
     normalisation or noisy layers, students whose loss runs the very network that is trained, as beside PPO, and those
     whose loss writes a priority.

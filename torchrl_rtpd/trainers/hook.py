@@ -8,7 +8,6 @@ One update, in order::
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
 from typing import Any, Literal
 
 from tensordict import TensorDictBase
@@ -16,7 +15,7 @@ from torch import Tensor
 from torchrl.objectives.utils import TargetNetUpdater
 from torchrl.trainers import Trainer, TrainerHookBase
 
-from torchrl_rtpd.networks.beside import Beside
+from torchrl_rtpd.networks.beside import Beside, Call, results_of
 from torchrl_rtpd.networks.pixels import pixels_scaled_once, share_scaled_pixels
 from torchrl_rtpd.objectives.base import PolicyDistillationLoss
 from torchrl_rtpd.schedules import Schedule
@@ -26,6 +25,7 @@ from torchrl_rtpd.trainers.checks import Check, DormancyCheck, check_distinct
 from torchrl_rtpd.trainers.returns import Returns
 from torchrl_rtpd.trainers.student import (
     OptimizerFactory,
+    Student,
     UpdaterFactory,
     build_students,
     load_states,
@@ -131,7 +131,7 @@ class RealTimeDistillTrainer(TrainerHookBase):
         self._collector: Any = None  # the trainer's
         self._teacher_loss: Any = None  # likewise
         self._began = False  # in this process
-        self._learning: Future | None = None  # from a minibatch, beside this thread
+        self._learning: dict[str, Call] = {}  # from a minibatch beside this thread, by student
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(students={list(self.learners)})"
@@ -213,7 +213,9 @@ class RealTimeDistillTrainer(TrainerHookBase):
     def step(self, sub_batch: TensorDictBase) -> None:
         """Update every student on the minibatch ``[B]`` the teacher has just learned from. The batch is not changed."""
         batch = self.prepare_batch(sub_batch)
-        self._learn(batch, self._averages.due())
+        metrics = self._averages.due()
+        with pixels_scaled_once():
+            self._add_metrics({name: self._learn(student, batch, metrics) for name, student in self.learners.items()})
         self.after_update(sub_batch, batch)
 
     def learn_beside(self, beside: Beside, sub_batch: TensorDictBase) -> TensorDictBase:
@@ -227,20 +229,33 @@ class RealTimeDistillTrainer(TrainerHookBase):
         """
         batch = self.prepare_batch(sub_batch)
         self.wait()
-        self._learning = beside.call(self._learn, batch, self._averages.due())
+        metrics = self._averages.due()
+        for name, student in self.learners.items():
+            self._learning[name] = beside.call(self._learn, student, batch, metrics)
         return batch
 
     def wait(self) -> None:
-        """Wait until the students have learned from every minibatch given so far; raise what went wrong meanwhile."""
-        learning, self._learning = self._learning, None
-        if learning is not None:
-            learning.result()
+        """Wait until the students have learned from every minibatch given so far; raise what went wrong meanwhile.
 
-    def _learn(self, batch: TensorDictBase, metrics: bool) -> None:
-        """Let every student learn from a minibatch with the teacher's values."""
-        with pixels_scaled_once():
-            for _ in range(self.updates_per_step):
-                self.record({name: student.learn(batch, metrics=metrics) for name, student in self.learners.items()})
+        Students whose turn has not come yet learn in this thread.
+        """
+        learning, self._learning = self._learning, {}
+        self._add_metrics(dict(zip(learning, results_of(list(learning.values())), strict=True)))
+
+    def _learn(self, student: Student, batch: TensorDictBase, metrics: bool) -> list[Tensor | None]:
+        """Let a student learn from a minibatch with the teacher's values, and move its target; return its metrics."""
+        found = []
+        for _ in range(self.updates_per_step):
+            found.append(student.learn(batch, metrics=metrics))
+            student.after_learning()
+        return found
+
+    def _add_metrics(self, found: Mapping[str, list[Tensor | None]]) -> None:
+        """Keep what students measured, in each of their updates on a minibatch."""
+        for values in zip(*found.values(), strict=True):
+            measured = {name: value for name, value in zip(found, values, strict=True) if value is not None}
+            if measured:
+                self._averages.add(measured)
 
     def prepare_batch(self, sub_batch: TensorDictBase) -> TensorDictBase:
         """Return the minibatch with the teacher's values, before students learn from it. The original stays."""
@@ -259,9 +274,7 @@ class RealTimeDistillTrainer(TrainerHookBase):
         """After each student's :meth:`~torchrl_rtpd.trainers.Student.learn`: move targets, keep the metrics."""
         for student in self.learners.values():
             student.after_learning()
-        measured = {name: values for name, values in learned.items() if values is not None}
-        if measured:
-            self._averages.add(measured)
+        self._add_metrics({name: [values] for name, values in learned.items()})
 
     def after_update(self, sub_batch: TensorDictBase, batch: TensorDictBase) -> None:
         """Count the minibatch, and run each check that is due; ``batch`` is the one with the teacher's values."""
