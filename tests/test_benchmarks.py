@@ -34,7 +34,11 @@ SMALL = {
     "bench_profile.py": ["total_steps=640", "warmup_steps=320"],
     "bench_memory.py": ["--capacity", "4096", "--updates", "800"],
     "bench_threads.py": ["--repeats", "1", "--steps", "128", "--start", "64"],
-    "bench_loop.py": ["--repeats", "1", "--steps", "640", "--start", "320"],
+    "bench_causes.py": ["--rounds", "1", "--repeats", "2"],
+    "bench_loop.py": [
+        *["--repeats", "1", "--steps", "640", "--start", "320"],
+        *["--task", "student", "--neighbour", "none", "--threads", "1"],
+    ],
     "bench_pqn.py": [
         *["--repeats", "1", "--rollouts", "2", "--threads", "1", "--sizes", "32 x 32", "--memory_envs", "2"],
     ],
@@ -162,18 +166,134 @@ def test_a_run_of_the_script_that_fails_says_what_it_printed(gpu, tmp_path: Path
 
 
 def test_every_benchmark_is_among_them() -> None:
-    helpers = {"main_example.py", "turns.py", "pqn_by_hand.py", "pqn_ours.py"}
+    helpers = {"main_example.py", "neighbours.py", "turns.py", "pqn_by_hand.py", "pqn_ours.py"}
     assert {path.name for path in BENCHMARKS.glob("*.py")} == SMALL.keys() | helpers
 
 
+# The main benchmark
+
+
+@pytest.fixture(scope="module")
+def bench_loop():
+    """The benchmark, as a module."""
+    return _benchmark("bench_loop")
+
+
 @pytest.mark.parametrize("program", ["plain", "plain_kept"])
-def test_the_speed_benchmark_times_the_method_by_hand(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_speed_benchmark_times_the_method_by_hand(program: str, bench_loop) -> None:
     """The very file of the examples, which says a speed, with freed memory kept or not."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    bench = runpy.run_path(str(BENCHMARKS / "bench_loop.py"))
-    assert str(Path(__file__).parents[1] / "examples" / "by_hand.py") in " ".join(bench["OTHERS"][program])
+    assert str(Path(__file__).parents[1] / "examples" / "by_hand.py") in " ".join(bench_loop.OTHERS[program])
     sizes = {"game": "road_runner", "steps": 48, "start": 32, "envs": 4, "batch": 4, "every": 4, "threads": 1}
-    assert bench["other"](bench["OTHERS"][program], argparse.Namespace(**sizes), 0) > 0
+    assert bench_loop.other(bench_loop.OTHERS[program], argparse.Namespace(**sizes), 0) > 0
+
+
+def test_a_program_that_fails_is_named_with_what_it_printed(bench_loop) -> None:
+    sizes = {"game": "pong", "steps": 1, "start": 1, "envs": 1, "batch": 1, "every": 1, "threads": 1}
+    command = [sys.executable, "-c", "raise SystemExit('no such game')"]
+    with pytest.raises(RuntimeError, match=r"--seed 3 --game pong .* failed:\nno such game"):
+        bench_loop.other(command, argparse.Namespace(**sizes), 3)
+
+
+def test_the_speed_benchmark_compares_with_others_in_one_task_only(bench_loop) -> None:
+    """Other tasks have ours and the older commit; bfloat16 is left out where the CPU has no instructions for it."""
+    options = argparse.Namespace(against=Path("old"), peers="python", cleanrl=Path("cleanrl"), cleanrl_python="python")
+    assert list(bench_loop.programs("quick", options, True)) == ["ours", "ours_in_turn", "before"]
+    everything = bench_loop.programs("student", options, True).keys()
+    assert everything == {*bench_loop.VARIANTS, "before", *bench_loop.OTHERS, "stable_baselines3", "cleanrl"}
+    assert everything - bench_loop.programs("student", options, False).keys() == {"ours_bfloat16"}
+
+
+def test_ratios_of_the_speed_benchmark_are_medians_over_rounds(bench_loop) -> None:
+    """6 / 3, 8 / 2 and 5 / 5."""
+    found = bench_loop.summary({"quick": {"10": {"ours": [6.0, 8.0, 5.0], "before": [3.0, 2.0, 5.0]}}})
+    assert found["medians"] == {"quick": {"10": {"ours": 6.0, "before": 3.0}}}
+    assert found["ours_over"] == {"quick": {"10": {"ours": 1.0, "before": 2.0}}}
+
+
+def test_another_checkout_runs_its_own_example_without_keys_that_it_does_not_know(bench_loop, tmp_path: Path) -> None:
+    """The older example fails on any key but its three, and in another folder than its own."""
+    (tmp_path / "examples").mkdir()
+    (tmp_path / "examples" / "settings.py").write_text(
+        "class Config:\n    output_dir: str = ''\n    threads: int = 2\n    seed: int = 0\n"
+    )
+    (tmp_path / "examples" / "rtpd_atari.py").write_text(
+        "import json, os, sys\n"
+        "keys = dict(word.split('=') for word in sys.argv[1:])\n"
+        "folder = keys.pop('output_dir')\n"
+        "assert keys == {'threads': '1', 'seed': '4'}, keys\n"
+        "assert os.environ['PYTHONPATH'].split(os.pathsep)[0] == os.getcwd()\n"
+        "json.dump({'steps_per_second': 12.5}, open(f'{folder}/results.json', 'w'))\n"
+    )
+    numbers = {"steps": 8, "start": 4, "envs": 2, "batch": 4, "every": 4, "rollout_steps": 2, "threads": 1}
+    options = argparse.Namespace(against=tmp_path, game="pong", **numbers)
+    assert bench_loop.before("student", options, 4) == 12.5
+
+
+def test_a_neighbour_has_the_niceness_asked_for_and_ends_with_its_parent() -> None:
+    """Its parent is killed, and so cannot end it."""
+    parent = (
+        "import os, time\n"
+        "from pathlib import Path\n"
+        "from neighbours import neighbour\n"
+        "with neighbour(3):\n"
+        "    time.sleep(1)\n"
+        "    child = Path(f'/proc/self/task/{os.getpid()}/children').read_text().strip()\n"
+        "    print(child, os.getpriority(os.PRIO_PROCESS, int(child)) - os.nice(0), flush=True)\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True, cwd=BENCHMARKS)
+    child, nicer = done.stdout.split()
+    assert nicer == "3"
+    status = Path(f"/proc/{child}/stat")
+    for _ in range(100):
+        if not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z":
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"process {child} still runs")
+
+
+@pytest.fixture(scope="module")
+def cleanrl_dqn():
+    """The runner of CleanRL's script, as the names in it."""
+    pytest.importorskip("tensorboard")
+    return types.SimpleNamespace(**runpy.run_path(str(BENCHMARKS / "peers" / "cleanrl_dqn.py")))
+
+
+def foreign_dqn(checkout: Path, script: str) -> argparse.Namespace:
+    """Options of a run of a checkout that has this script as its DQN."""
+    (checkout / "cleanrl").mkdir()
+    (checkout / "cleanrl" / "dqn_atari.py").write_text(script)
+    numbers = {"steps": 640, "start": 320, "batch": 32, "every": 4, "threads": 3, "seed": 1}
+    return argparse.Namespace(cleanrl=checkout, game="road_runner", **numbers)
+
+
+LOG_SPEEDS = """import os, sys
+from torch.utils.tensorboard import SummaryWriter
+given = dict(zip(sys.argv[2::2], sys.argv[3::2]))
+assert given["--env-id"] == "RoadRunnerNoFrameskip-v4" and given["--train-frequency"] == "4"
+assert os.environ["OMP_NUM_THREADS"] == "3" and os.environ["PYTHONPATH"] == {checkout!r}
+with SummaryWriter("runs/one") as writer:
+    for step, seconds in {points}:
+        writer.add_scalar("charts/SPS", 1, step, walltime=seconds)
+"""
+
+
+def test_a_foreign_dqn_is_timed_between_the_points_that_it_logs(cleanrl_dqn, tmp_path: Path) -> None:
+    """From step 400 at 10 s to step 600 at 14 s: 50 steps a second."""
+    points = [(400, 10.0), (500, 13.0), (600, 14.0)]
+    options = foreign_dqn(tmp_path, LOG_SPEEDS.format(checkout=str(tmp_path), points=points))
+    assert cleanrl_dqn.trained(options) == 50.0
+    assert [path.name for path in tmp_path.iterdir()] == ["cleanrl"]  # nothing is written into the checkout
+
+
+def test_a_foreign_dqn_that_fails_or_logs_too_little_is_refused(cleanrl_dqn, tmp_path: Path) -> None:
+    options = foreign_dqn(tmp_path, "raise SystemExit('no ROM')")
+    with pytest.raises(RuntimeError, match=r"dqn_atari.py --no-cuda .* failed:\nno ROM"):
+        cleanrl_dqn.trained(options)
+    script = LOG_SPEEDS.format(checkout=str(tmp_path), points=[(400, 10.0)])
+    (tmp_path / "cleanrl" / "dqn_atari.py").write_text(script)
+    with pytest.raises(RuntimeError, match=r"points of charts/SPS in the script's log: 1, two are needed"):
+        cleanrl_dqn.trained(options)
 
 
 # The plain loop of PQN

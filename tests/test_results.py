@@ -19,6 +19,7 @@ from docs.pages import (
     measure_choosing,
     published,
     runs,
+    speed,
     studies,
     study_data,
     study_figures,
@@ -325,6 +326,29 @@ def test_the_page_on_teachers_tells_right_readings_from_wrong_ones_and_names_the
     assert "| a library (`a.pt`) | a 1 | loaded, scale folded | 100.0% | 100.0% |  |" in lines
     assert "| a library (`a.pt`) | a 1 | warned, read wrongly without frames | 17.0% | 100.0% | if x |" in lines
     assert "| a library (`a.pt`) | a 1 | refused |  |  | has more layers |" in lines
+
+
+def test_speeds_have_a_table_a_task_with_a_column_a_situation() -> None:
+    """As measured, alone and beside a neighbour; a task that was not measured has no table."""
+    measured = {"none": {"ours": [99.6, 120.4], "cleanrl": [50.0, 60.2]}, "10": {"ours": [80.0], "cleanrl": [20.0]}}
+    medians = {"none": {"ours": 110.0, "cleanrl": 55.1}, "10": {"ours": 80.0, "cleanrl": 20.0}}
+    over = {"none": {"ours": 1.0, "cleanrl": 2.0}, "10": {"ours": 1.0, "cleanrl": 4.0}}
+    result = {
+        **{"speeds": {"student": measured}, "medians": {"student": medians}, "ours_over": {"student": over}},
+        **{"load": [[0.5, 1.0, 1.0], [2.25, 1.0, 1.0]], "against": "0123456789"},
+        "options": {"game": "pong", "threads": 2, "batch": 32, "every": 4},
+        "environment": {"commit": "abcdef0123456789", "command": "python bench.py", "cpu": "a CPU"},
+    }
+    text, caption, *rows = [line for line in speed.speed_block(result).splitlines() if line]
+    assert "beginning and end: 0.5 and 2.2. The older commit is 0123456789." in text
+    assert caption.endswith("by the divergence alone: batch 32, an update every 4 steps.")
+    assert rows == [
+        "| program | alone | ours over it | beside a neighbour | ours over it | runs |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| this package | 110 | 1.00 | 80 | 1.00 | 100, 120; 80 |",
+        "| CleanRL's DQN, teacher alone in one game | 55 | 2.00 | 20 | 4.00 | 50, 60; 20 |",
+        "Hardware: a CPU. Commit abcdef0123. Command: `python bench.py`.",
+    ]
 
 
 def test_two_measured_points_tell_the_part_of_a_step_that_threads_do_not_share() -> None:

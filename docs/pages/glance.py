@@ -102,7 +102,7 @@ def _gpu(result: dict[str, Any]) -> str:
 
 
 def _speed(result: dict[str, Any]) -> str:
-    over = result["ours_over"]
+    over = result["ours_over"]["student"]["none"]
     return (
         f"**On two CPU cores** teacher and student train at {over['stable_baselines3']:.2f} times the speed of "
         f"stable-baselines3's teacher alone, {over['torchrl_stock']:.2f} of TorchRL's stock way and "

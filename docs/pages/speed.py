@@ -4,33 +4,59 @@ from __future__ import annotations
 
 from typing import Any
 
-from docs.pages.tables import made_by, table_block
+from docs.pages.tables import made_by, markdown, table_block
 
 PROGRAMS = {
-    "ours": "this package, teacher and one student",
+    "ours": "this package",
+    "ours_in_turn": "this package with `concurrent=false`",
     "ours_short": "this package, one step of each game a batch",
     "ours_short_overlap": "this package, one step of each game a batch and `overlap=true`",
     "ours_bfloat16": "this package with `amp=true`",
-    "plain": "plain PyTorch, teacher and one student",
+    "before": "this package at an older commit",
+    "plain": "plain PyTorch",
     "plain_kept": "plain PyTorch that keeps freed memory as ours does",
     "torchrl_stock": "TorchRL's stock way, teacher alone",
     "stable_baselines3": "stable-baselines3's DQN, teacher alone",
+    "cleanrl": "CleanRL's DQN, teacher alone in one game",
 }
+TASKS = {
+    "student": "**One student.** A teacher and net17, which learns by the divergence alone: batch {batch}, an update "
+    "every {every} steps.",
+    "quick": "**The quick preset.** A teacher, net1 and net17 with all terms of their loss, in a shorter run.",
+    "fleet": "**Six students.** A teacher and net1, net2, net3, net4, net5 and net17 with the paper's loss: batch "
+    "{batch}, an update every {every} steps.",
+}
+NEIGHBOURS = {"none": "alone", "10": "beside a neighbour", "0": "beside one of the same priority"}
 
 
 def speed_block(result: dict[str, Any]) -> str:
-    """The block of what ``tests/benchmarks/bench_loop.py`` saved."""
-    options, environment = result["options"], result["environment"]
-    rows = [["program", "median", "ours over it", "ours with `amp=true` over it", "runs"]]
-    for name, speeds in result["speeds"].items():
-        runs = ", ".join(f"{speed:.0f}" for speed in speeds)
-        over = [f"{result[of][name]:.2f}" for of in ("ours_over", "bfloat16_over")]
-        rows.append([PROGRAMS[name], f"{result['medians'][name]:.0f}", *over, runs])
+    """The block of what ``tests/benchmarks/bench_loop.py`` saved: a table for each task."""
+    options = result["options"]
+    begin, end = (load[0] for load in result["load"])
+    older = "" if result["against"] is None else f" The older commit is {result['against']}."
     text = (
-        f"Agent steps a second, {options['game']}, batch {options['batch']}, an update every {options['every']} steps, "
-        f"{options['threads']} threads; runs of the programs alternate, and ratios are medians over rounds."
+        f"Agent steps a second, {options['game']}, {options['threads']} threads; medians, and each round's in the last "
+        "column, with a semicolon between situations. A neighbour is a program of low priority that computes without "
+        "end in one thread. Runs of the programs alternate, and ratios are medians over rounds. Load of the machine at "
+        f"the beginning and end: {begin:.1f} and {end:.1f}.{older}"
     )
-    return table_block(text, rows, made_by(environment))
+    tables = [
+        f"{TASKS[task].format(**options)}\n\n{markdown(_speed_rows(result, task))}\n" for task in result["speeds"]
+    ]
+    return "\n".join([text, "", *tables, made_by(result["environment"]), ""])
+
+
+def _speed_rows(result: dict[str, Any], task: str) -> list[list[str]]:
+    speeds, medians, over = (result[key][task] for key in ("speeds", "medians", "ours_over"))
+    heads = [text for niceness in speeds for text in (NEIGHBOURS[niceness], "ours over it")]
+    rows = [["program", *heads, "runs"]]
+    for name in next(iter(speeds.values())):
+        numbers = [
+            text for niceness in speeds for text in (f"{medians[niceness][name]:.0f}", f"{over[niceness][name]:.2f}")
+        ]
+        runs = "; ".join(", ".join(f"{speed:.0f}" for speed in found[name]) for found in speeds.values())
+        rows.append([PROGRAMS[name], *numbers, runs])
+    return rows
 
 
 def profile_block(result: dict[str, Any]) -> str:

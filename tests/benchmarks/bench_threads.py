@@ -15,13 +15,12 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from main_example import steps_per_second
+from neighbours import neighbour
 
 from torchrl_rtpd.runs.environment import run_environment
 from torchrl_rtpd.runs.metrics import write_json
@@ -38,20 +37,6 @@ WAYS: dict[str, tuple[str, dict[str, str]]] = {
 }
 """``threads`` of the example and the process's environment."""
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS")
-
-
-@contextmanager
-def neighbour(niceness: int | None) -> Iterator[None]:
-    """A process that computes without end, or none."""
-    if niceness is None:
-        yield
-        return
-    process = subprocess.Popen([sys.executable, "-c", f"import os\nos.nice({niceness})\nwhile True: pass"])
-    try:
-        yield
-    finally:
-        process.kill()
-        process.wait()
 
 
 @contextmanager

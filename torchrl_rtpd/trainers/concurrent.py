@@ -31,7 +31,7 @@ class ConcurrentStepper(WholeUpdate):
 
     ``ConcurrentStepper(hook).register(trainer)`` takes the place of ``hook.register(trainer)``. Weights are the same to
     the last bit. Each of the two threads computes with :func:`torch.get_num_threads` threads, so set half the number of
-    processors, one of two. With a :class:`~torchrl_rtpd.objectives.TeacherDQNLoss` the target network's values of the next states
+    processors. With a :class:`~torchrl_rtpd.objectives.TeacherDQNLoss` the target network's values of the next states
     are computed beside as well.
 
     Students have learned from all minibatches of an epoch before its end, when metrics are logged, checks run, networks
