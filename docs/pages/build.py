@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from docs.pages import (
+    causes,
     choosing,
     cluster,
     deploy,
@@ -42,6 +43,9 @@ IN_README = re.compile(r"<!-- start: (?P<name>[^>]+) -->\n(?P<text>.*?)<!-- end:
 BENCHMARKS: dict[str, Callable[[dict[str, Any]], str]] = {  # docs/results/<name>.json and what its block says
     "speed": speed.speed_block,
     "profile": speed.profile_block,
+    "causes": causes.causes_block,
+    "causes_avx2": causes.causes_block,
+    "arrangements": causes.arrangements_block,
     "pqn": speed.pqn_block,
     "threads": speed.threads_block,
     "pqn_profile": speed.profile_block,

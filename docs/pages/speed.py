@@ -51,10 +51,11 @@ def _speed_rows(result: dict[str, Any], task: str) -> list[list[str]]:
     heads = [text for niceness in speeds for text in (NEIGHBOURS[niceness], "ours over it")]
     rows = [["program", *heads, "runs"]]
     for name in next(iter(speeds.values())):
-        numbers = [
-            text for niceness in speeds for text in (f"{medians[niceness][name]:.0f}", f"{over[niceness][name]:.2f}")
-        ]
-        runs = "; ".join(", ".join(f"{speed:.0f}" for speed in found[name]) for found in speeds.values())
+        numbers: list[str] = []
+        for niceness in speeds:
+            timed = name in medians[niceness]
+            numbers += [f"{medians[niceness][name]:.0f}", f"{over[niceness][name]:.2f}"] if timed else ["-", "-"]
+        runs = "; ".join(", ".join(f"{speed:.0f}" for speed in found.get(name, ())) for found in speeds.values())
         rows.append([PROGRAMS[name], *numbers, runs])
     return rows
 

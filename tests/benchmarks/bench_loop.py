@@ -10,7 +10,8 @@ plain loop, which is ``examples/by_hand.py`` itself, train a teacher and one stu
 then learn the same from the same minibatch is tested in ``tests/examples/test_by_hand.py``. The peers train the teacher
 alone, with as many games at once as ours; CleanRL's script can play only one. The tasks ``quick``, the preset as it is
 but shorter, and ``fleet``, the paper's loss with six students, compare ours with the older commit. Each task is timed
-alone and beside a process that computes without end in one thread (``neighbours.py``). Programs alternate, so that a
+alone, and our programs and the plain loop beside a process that computes without end in one thread as well
+(``neighbours.py``). Programs alternate, so that a
 machine that slows down slows all of them; speeds are agent steps a second from the first update on, and only their
 ratios mean something elsewhere. The file is written after every round.
 """
@@ -23,7 +24,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,9 @@ VARIANTS: dict[str, dict[str, object]] = {
 }
 """Keys that a program of ours has on top of those of the task."""
 EVERYWHERE = ("ours", "ours_in_turn", "before")
-"""Programs of all tasks; the others are part of ``student`` alone."""
+"""Programs of all tasks and situations."""
+BESIDE_NEIGHBOURS = (*EVERYWHERE, "plain")
+"""Programs of ``student`` that are timed beside a neighbour as well; all others are timed alone."""
 BY_HAND = ROOT / "examples" / "by_hand.py"
 ALONE = ["--td", "0", "--games", "0"]  # the divergence alone, no games at the end
 KEEP = f"""import runpy, sys
@@ -144,6 +147,11 @@ def programs(task: str, options: argparse.Namespace, bfloat16: bool) -> dict[str
     return {name: call for name, call in found.items() if task == "student" or name in EVERYWHERE}
 
 
+def timed(names: Iterable[str], niceness: str) -> list[str]:
+    """Names of those programs that are timed beside a neighbour, or alone."""
+    return [name for name in names if niceness == "none" or name in BESIDE_NEIGHBOURS]
+
+
 def in_order(names: list[str], turn: int) -> list[str]:
     """Names, each round beginning with the next one."""
     first = turn % len(names)
@@ -208,9 +216,10 @@ def main() -> None:
     for seed in range(options.repeats):
         for task in options.task:
             for niceness in options.neighbour:
+                names = timed(calls[task], niceness)
                 with neighbour(NEIGHBOURS[niceness]):
-                    found = {name: calls[task][name](seed) for name in in_order(list(calls[task]), seed)}
-                kept = speeds.setdefault(task, {}).setdefault(niceness, {name: [] for name in calls[task]})
+                    found = {name: calls[task][name](seed) for name in in_order(names, seed)}
+                kept = speeds.setdefault(task, {}).setdefault(niceness, {name: [] for name in names})
                 for name, speed in found.items():
                     kept[name].append(speed)
                 print(task, niceness, {name: round(speed, 1) for name, speed in found.items()}, flush=True)

@@ -131,13 +131,21 @@ def learning_flops(config: Any, networks: dict[str, Any], pixels: Tensor) -> int
     total = 0
     for name, network in networks.items():
         tower = network.module[0].module
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False, custom_mapping=_OWN_FLOPS) as counter:
             tower(pixels).sum().backward()
             if name == "teacher" or config.td_coeff:
                 with torch.no_grad():
                     tower(pixels)
         total += counter.get_total_flops()
     return total
+
+
+def _linear_flops(left: list[int], right: list[int], *_: Any, **__: Any) -> int:
+    """Operations of a product ``[M, K]`` with ``[N, K]`` by oneDNN."""
+    return 2 * left[0] * left[1] * right[0]
+
+
+_OWN_FLOPS = {torch.ops.mkldnn._linear_pointwise: _linear_flops}  # which PyTorch's counter does not know
 
 
 def matrix_flops(device: str, size: int = 1_024, repetitions: int = 30) -> float:
