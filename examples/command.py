@@ -33,8 +33,8 @@ _PRESETS = {
     "rtpd_classic": {"dqn": ("dqn_classic",), "pqn": ("pqn_classic",)},
 }
 """Presets by script and teacher; the first is taken where none is named."""
-_SMALL = 64
-"""Largest minibatch of which two networks beside each other learn faster than two threads at one (docs/speed.md)."""
+_LARGEST_BATCH = (0, 16, 64)
+"""Largest minibatch with which no, one or several students beside their teacher pay; see docs/speed.md."""
 
 
 def _help(script: str) -> str:
@@ -104,15 +104,17 @@ def claimed(config: Config, task: Task) -> RunFolder:
 def count_threads(config: Config) -> None:
     """Settle the threads of a run; where they are to be counted, print what it takes.
 
-    Half of the processors go to each of teacher and students where the minibatches are too small for threads to share.
+    Half of the processors go to each of teacher and students where minibatches are too small for threads to share and
+    students have enough to do.
     """
     if config.threads != "auto":
         config.concurrent = config.concurrent is True
         return
     found = free_processors()
     if config.concurrent == "auto":
-        small = config.batch_size <= _SMALL
-        config.concurrent = found.threads > 1 and small and config.device == "cpu"
+        students = len(METHODS[config.method].sizes(config)) - 1
+        largest = _LARGEST_BATCH[min(students, 2)]
+        config.concurrent = found.threads > 1 and config.batch_size <= largest and config.device == "cpu"
     config.threads = max(1, found.threads // 2) if config.concurrent else found.threads
     print(
         f"Threads: {found.threads} of {found.all} processors, of which others keep {found.busy:.1f} busy; "

@@ -58,8 +58,8 @@ def arrangements_block(result: dict[str, Any]) -> str:
         lines.append([task if first else "", way, *cells])
     seconds = max(row["first_call_seconds"] for row in result["rows"])
     text = (
-        "Milliseconds, and in brackets their ratio to the arrangement above that the package has; columns are batch and "
-        f"threads. Medians of {result['repetitions']} turns. All give the same but for rounding. Compiling took up "
-        f"to {seconds:.0f} s."
+        "Milliseconds, and in brackets their ratio to the arrangement above that the package has; columns are batch "
+        f"and threads. Medians of {result['repetitions']} turns. All give the same but for rounding. Compiling took "
+        f"up to {seconds:.0f} s."
     )
     return "\n".join([text, "", markdown(lines), "", made_by(result["environment"]), ""])

@@ -39,7 +39,8 @@ def busy(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def counted(**settings: object) -> list[object]:
     """Threads, and whether networks learn beside each other, of a configuration."""
-    given = {"threads": "auto", "concurrent": "auto", "batch_size": 16, "device": "cpu", **settings}
+    given = {"threads": "auto", "concurrent": "auto", "batch_size": 16, "device": "cpu", "method": "rtpd"}
+    given |= {"students": ["net1", "net17"], **settings}
     config = OmegaConf.create(given)
     command.count_threads(config)
     return [config.threads, config.concurrent]
@@ -54,6 +55,11 @@ def counted(**settings: object) -> list[object]:
         ({}, 8, [4, True]),
         ({"batch_size": 64}, 2, [1, True]),
         ({"batch_size": 65}, 2, [2, False]),
+        ({"students": ["net17"]}, 2, [1, True]),
+        ({"students": ["net17"], "batch_size": 17}, 2, [2, False]),
+        ({"method": "teacher_only"}, 2, [2, False]),
+        ({"method": "scratch", "students": ["net17"]}, 2, [2, False]),
+        ({"method": "two_stage"}, 2, [1, True]),
         ({"device": "cuda"}, 4, [4, False]),
         ({"concurrent": False}, 4, [4, False]),
         ({"concurrent": True, "batch_size": 256}, 4, [2, True]),
