@@ -67,8 +67,8 @@ class Recorded(TorchDispatchMode):
 
 
 def built(task: str, threads: int) -> Callable[[], None]:
-    """A call that makes one update of the main example, sampled minibatches included; a few hundred are over."""
-    short = ["total_steps=3200", "warmup_steps=1600", "replay_capacity=3200", "recycle_every_updates=null"]
+    """A call that makes one update of the main example, sampled minibatches included; some are over."""
+    short = ["total_steps=1920", "warmup_steps=1600", "replay_capacity=1920", "recycle_every_updates=null"]
     quiet = ["evaluate_every_steps=null", "output_dir=unused", "concurrent=false", f"threads={threads}"]
     with initialize_config_dir(str(ROOT / "examples" / "config"), version_base="1.3"):
         config = compose("rtpd_atari", [*TASKS[task], *short, *quiet])
