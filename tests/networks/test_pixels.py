@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 
-from torchrl_rtpd.networks.pixels import pixels_scaled_once, scaled, share_scaled_pixels
+from torchrl_rtpd.networks.pixels import pixels_scaled_once, pixels_scaled_so_far, scaled, share_scaled_pixels
 from torchrl_rtpd.networks.towers import NatureTower
 
 
@@ -62,3 +63,20 @@ def test_a_context_that_is_never_closed_does_not_fill_the_memory() -> None:
     assert sum(scaled(pixels) is values for pixels, values in zip(kept, found, strict=True)) == 8
     with pixels_scaled_once():
         pass
+
+
+def test_what_another_thread_shares_is_shared_for_a_while_and_then_ones_own_again() -> None:
+    """As where a trainer's thread takes over a student of the minibatch before."""
+    mine, theirs = torch.zeros(2, 1, 4, 2, 2, dtype=torch.uint8)
+    with ThreadPoolExecutor(1) as thread, pixels_scaled_once():
+        before = scaled(mine)
+
+        def share() -> tuple[Any, torch.Tensor]:
+            share_scaled_pixels()
+            return pixels_scaled_so_far(), scaled(theirs)
+
+        shared, value = thread.submit(share).result()
+        with pixels_scaled_once(shared):
+            assert scaled(theirs) is value and scaled(mine) is not before
+        assert scaled(mine) is before and scaled(theirs) is not value
+    assert pixels_scaled_so_far() is None

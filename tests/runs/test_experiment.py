@@ -3,15 +3,19 @@
 import json
 import os
 import signal
+import threading
+import time
 
 import pytest
 import torch
 from drop_in_dqn import build as build_dqn
 from drop_in_dqn import make_env
 from drop_in_ppo import build as build_ppo
+from safetensors.torch import load_file
 from torchrl.checkpoint import CheckpointError
 
 from torchrl_rtpd import Evaluator, Experiment, Protection
+from torchrl_rtpd.networks.beside import Beside
 from torchrl_rtpd.runs.folder import RunFolder
 from torchrl_rtpd.runs.metrics import read_metrics
 
@@ -214,6 +218,33 @@ def test_a_run_that_fails_leaves_metrics_and_weights_and_says_where_to_go_on(tmp
         experiment.run()
     assert (tmp_path / "run" / "weights" / "last" / "student.safetensors").exists()
     assert "To go on from step" in capsys.readouterr().out
+
+
+def test_a_run_that_fails_while_students_learn_beside_their_teacher_saves_them_when_they_are_through(tmp_path):
+    """The thread is held back until the run has failed."""
+    experiment = made(tmp_path / "run", every=None)
+    trainer, hook, student = experiment.trainer, experiment.monitor.distiller, experiment.monitor.networks["student"]
+    beside, failing = Beside(), threading.Event()
+
+    def learn():
+        failing.wait(10)
+        time.sleep(0.2)
+        next(student.parameters()).data.fill_(0.5)
+        return [None]
+
+    def fail(*_):
+        if hook.updates == 6:
+            hook._learning = {"student": beside.call(learn)}
+            while not hook._learning["student"]._future.running():
+                time.sleep(0.001)
+            failing.set()
+            raise OSError("no more")
+
+    trainer.register_op("post_optim_log", fail)
+    with pytest.raises(OSError, match="no more"):
+        experiment.run()
+    saved = load_file(tmp_path / "run" / "weights" / "last" / "student.safetensors")
+    assert any(bool((value == 0.5).all()) for value in saved.values())
 
 
 def test_resuming_nothing_is_an_error_that_names_the_folder(tmp_path):

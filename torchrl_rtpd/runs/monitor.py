@@ -279,6 +279,8 @@ class RunMonitor(TrainerHookBase):
         """
         if not self.folder.begun:
             return
+        if self.distiller is not None:
+            self.distiller.wait()  # where training failed while students learn beside their teacher
         try:
             self.folder.check()
         except RuntimeError as error:
