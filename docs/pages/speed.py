@@ -55,7 +55,9 @@ def _speed_rows(result: dict[str, Any], task: str) -> list[list[str]]:
         for niceness in speeds:
             timed = name in medians[niceness]
             numbers += [f"{medians[niceness][name]:.0f}", f"{over[niceness][name]:.2f}"] if timed else ["-", "-"]
-        runs = "; ".join(", ".join(f"{speed:.0f}" for speed in found.get(name, ())) for found in speeds.values())
+        runs = "; ".join(
+            ", ".join(f"{speed:.0f}" for speed in found[name]) for found in speeds.values() if name in found
+        )
         rows.append([PROGRAMS[name], *numbers, runs])
     return rows
 
