@@ -34,6 +34,7 @@ SMALL = {
     "bench_profile.py": ["total_steps=640", "warmup_steps=320"],
     "bench_memory.py": ["--capacity", "4096", "--updates", "800"],
     "bench_threads.py": ["--repeats", "1", "--steps", "128", "--start", "64"],
+    "bench_arrangements.py": ["--repetitions", "1", "--batch", "4", "--threads", "1"],
     "bench_causes.py": ["--rounds", "1", "--repeats", "2"],
     "bench_loop.py": [
         *["--repeats", "1", "--steps", "640", "--start", "320"],

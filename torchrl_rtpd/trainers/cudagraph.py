@@ -57,6 +57,7 @@ class CudaGraphStepper(WholeUpdate):
 
     Examples:
         >>> from functools import partial
+        >>> from torch import nn
         >>> from torchrl.data import Categorical
         >>> from torchrl.modules import QValueActor
         >>> from torchrl_rtpd.objectives import DistillationLoss
