@@ -32,11 +32,10 @@ def causes_block(result: dict[str, Any]) -> str:
         found = [(head, row) for head, row in zip(heads, rows, strict=True) if row["task"] == task]
         lines = [["milliseconds", *(head for head, _ in found)]]
         lines += [[text, *(f"{row[part]:.1f}" for _, row in found)] for part, text in PARTS.items()]
-        operations = ", ".join(f"{row['operations']:.0f}" for _, row in found[:1])
-        faults = found[0][1]["page faults then"]
+        _, alone = found[0]
         tables.append(
-            f"**{words[0].upper()}{words[1:]}**: {operations} operations; {faults:.0f} page faults an update if freed "
-            f"memory is given back.\n\n{markdown(lines)}\n"
+            f"**{words[0].upper()}{words[1:]}**: {alone['operations']:.0f} operations; {alone['page faults then']:.0f} "
+            f"page faults an update if freed memory is given back.\n\n{markdown(lines)}\n"
         )
     kernels = " with the kernels for AVX2 alone" if result["avx2"] else ""
     text = (

@@ -98,9 +98,9 @@ ELSEWHERE: dict[str, Callable[[WideLinear, Tensor], Any]] = {
     "little work": lambda layer, batch: layer(batch[:4]),
     "three dimensions": lambda layer, batch: layer(batch[None]),
     "double precision": lambda layer, batch: copy.deepcopy(layer).double()(batch.double()),
-    "torch.func": lambda layer, batch: torch.func.functional_call(
-        layer, {name: value.detach() for name, value in layer.named_parameters()}, (batch[:4],)
-    ),
+    "torch.func": lambda layer, batch: torch.func.grad(
+        lambda weights: torch.func.functional_call(layer, weights, (batch,)).sum()
+    )(dict(layer.named_parameters())),
     "vmap": lambda layer, batch: torch.func.vmap(layer)(batch[None].expand(3, -1, -1)),
     "meta": lambda layer, batch: copy.deepcopy(layer).to("meta")(batch.to("meta")),
 }

@@ -67,11 +67,13 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return ``[B, out_features]``."""
         ctx.save_for_backward(input, weight)
         return _product(input, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of input, weight and bias, None for those that nobody needs."""
         (input, weight), (gradient,) = ctx.saved_tensors, gradients
         needed = ctx.needs_input_grad
         bias = gradient.sum(0) if needed[2] else None
