@@ -60,12 +60,13 @@ def limited(
 
 
 def add_to(out: Path | None, name: str, device: str, start: float, found: dict[str, Any]) -> None:
-    """Put a part, begun at ``start``, into the file if there is one; other processes may be writing it, too."""
+    """Put a part, begun at ``start``, into the file if there is one; other processes may be writing it."""
     if out is None:
         return
     environment = run_environment(device)
     made = {key: environment[key] for key in ("command", "commit", "device")}
     made.update(date=str(date.today()), seconds=time.perf_counter() - start)
+    out.parent.mkdir(parents=True, exist_ok=True)
     with Path(f"{out}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         result = read(out)
