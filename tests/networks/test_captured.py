@@ -53,8 +53,18 @@ def test_a_function_draws_the_numbers_that_it_would_draw_uncaptured(device: str)
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_value_read_on_the_host_is_refused() -> None:
+def test_a_value_read_on_the_host_is_refused_and_the_process_goes_on() -> None:
+    """Random numbers, the stream and later captures are as if there had been none."""
+    stream = torch.cuda.current_stream()
+    torch.manual_seed(0)
+    wanted = [torch.rand(3, device="cuda").tolist() for _ in range(2)]
+    torch.manual_seed(0)
+    drawn = [torch.rand(3, device="cuda").tolist()]
     function = Captured(lambda data: data["x"] * data["x"].sum().item(), torch.device("cuda"), warmup=1)
     function(batch(2, 1.0, "cuda"))
-    with pytest.raises(RuntimeError, match="what is captured must not read a value on the host: got"):
+    with pytest.raises(RuntimeError, match=r"must not read a value on the host: got .*\(entropy_bonus=False\)\.$"):
         function(batch(2, 1.0, "cuda"))
+    drawn.append(torch.rand(3, device="cuda").tolist())
+    assert drawn == wanted and torch.cuda.current_stream() == stream
+    other = Captured(lambda data: data["x"] + torch.rand_like(data["x"]), torch.device("cuda"), warmup=1)
+    assert len({tuple(other(batch(4, 0.0, "cuda")).tolist()) for _ in range(4)}) == 4

@@ -75,12 +75,15 @@ class _Graph:
         self._input = batch.clone()
         self._read = self._input.copy()  # the function may add entries
         self.graph = torch.cuda.CUDAGraph()
+        present = torch.cuda.current_stream(stream.device)
         try:
             with torch.cuda.graph(self.graph, stream=stream):
                 self._result = function(self._read)
         except RuntimeError as error:
+            _recover(stream, present)
+            reason = str(error).strip().split("\n")[0]
             raise RuntimeError(
-                f"what is captured must not read a value on the host: got {type(error).__name__}: {error}; leave out "
+                f"what is captured must not read a value on the host: got {type(error).__name__}: {reason}; leave out "
                 "what does, such as the entropy bonus of TorchRL's ClipPPOLoss (entropy_bonus=False)."
             ) from error
         self._written = list(set(self._read.keys(True, True)) - set(self._input.keys(True, True)))
@@ -91,3 +94,14 @@ class _Graph:
         for key in self._written:  # such as priorities
             batch.set(key, self._read.get(key).clone())
         return self._result
+
+
+def _recover(stream: torch.cuda.Stream, present: torch.cuda.Stream) -> None:
+    """Undo what a failed capture leaves behind, so that its process can go on.
+
+    PyTorch stays on the stream of the capture, and its generator takes the capture for one under way: it refuses to
+    draw. The end of a capture that succeeds tells it otherwise.
+    """
+    torch.cuda.set_stream(present)
+    with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=stream):
+        torch.zeros(1, device=stream.device)
