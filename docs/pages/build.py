@@ -71,6 +71,7 @@ FOLDERS: dict[str, Callable[[Path], str]] = {  # what makes a block of the folde
     "drop_in": runs.drop_in_block,
     "students": students.students_block,
     "students_norm": students.norm_block,
+    "pqn_students": students.pqn_students_block,
     "pqn_cpu": pqn.pqn_block,
     "gpu_pong": gpu.pong_block,
     "published": published.published_block,

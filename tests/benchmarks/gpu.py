@@ -20,7 +20,8 @@ What follows is run once that run has ended, or by ``--only``:
 6. Sampling from a replay in GPU memory, one minibatch at a time and many together, and from one in the host's.
 7. Checkpoints of the paper's preset, and of a replay in GPU memory.
 8. Short trainings of the main example, with the GPU's utilisation; games and collector alone, which bound them.
-9. Last, since it takes longest: captured updates, compiled by torch.compile before.
+9. Students of PQN that differ in one thing each: which of them live.
+10. Last, since it takes longest: captured updates, compiled by torch.compile before.
 
 A machine may be lent for minutes. Parts come in order of value, each has a limit of its own, and what it has found is
 saved when it ends or is cut off. A second call with the same ``--out`` leaves out the parts that are there, and several
@@ -45,6 +46,7 @@ from gpu_parts.game import PONG, game
 from gpu_parts.loop import CHECKED, PAPER, TINY, loops, resumed_loop
 from gpu_parts.resuming import resumed
 from gpu_parts.saving import add_to, limited, read
+from gpu_parts.survival import FOUR_EPOCHS, survival
 from gpu_parts.timing import captured_profile, checkpoints, guard_times, replay_times, update_times
 from gpu_parts.trainings import GAMES, playing, short_trainings
 from gpu_parts.update import METHODS
@@ -53,6 +55,11 @@ Part = tuple[float, Callable[[dict[str, Any]], dict[str, Any] | None]]
 """Seconds at most, and a function that fills what it is given, or returns what to add."""
 
 LOOP_SECONDS = 8.0  # of each of the six loops
+SURVIVAL = {
+    False: {"seconds": 180.0, "sizes": FOUR_EPOCHS, "seeds": 2},
+    True: {"seconds": 2.0, "sizes": TINY["pqn"], "seeds": 1},
+}
+"""Options of that part, by whether it is a rehearsal."""
 
 
 def options_of() -> argparse.Namespace:
@@ -88,7 +95,7 @@ def checks(device: str, small: bool) -> dict[str, Part]:
     return parts
 
 
-def timings(device: str, repetitions: int, steps: int, *, compiled: bool) -> dict[str, Part]:
+def timings(device: str, repetitions: int, steps: int, *, compiled: bool, small: bool) -> dict[str, Part]:
     """Parts that take a while, and are not needed to believe the real run."""
     parts: dict[str, Part] = {
         "suite": (180, lambda _: suite(device)),
@@ -99,6 +106,7 @@ def timings(device: str, repetitions: int, steps: int, *, compiled: bool) -> dic
         "captured_profile": (60, partial(captured_profile, device=device)),
         "checkpoints": (60, lambda _: checkpoints(device, steps)),
         "training": (400, partial(short_trainings, device=device, steps=steps)),
+        "survival": (240, partial(survival, device=device, **SURVIVAL[small])),
         "playing": (240, partial(playing, device=device, repetitions=repetitions, games=GAMES)),
     }
     if compiled:
@@ -121,7 +129,7 @@ def main() -> None:
         **checks(device, small),
         "loop": (120, lambda found: loops(found, device, 0.1 if small else LOOP_SECONDS, TINY if small else PAPER)),
         "game": (86_400, lambda found: game(found, device, end - time.perf_counter(), folder, options.run)),
-        **timings(device, options.repetitions, options.steps, compiled=not options.no_compile),
+        **timings(device, options.repetitions, options.steps, compiled=not options.no_compile, small=small),
     }
     there = {} if out is None else read(out)
     failed = False

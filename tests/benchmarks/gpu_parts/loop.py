@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torchrl.data import SamplerWithoutReplacement, TensorDictReplayBuffer
-from torchrl.modules import EGreedyModule
+from torchrl.modules import EGreedyModule, QValueActor
 from torchrl.objectives import HardUpdate
 from torchrl.trainers import Trainer
 from torchrl.trainers.algorithms.dqn import DQNTrainer
@@ -44,7 +44,7 @@ from torchrl_rtpd.envs import atari
 from torchrl_rtpd.runs.checkpoints import SaveCheckpoints
 from torchrl_rtpd.runs.clock import RunClock
 
-__all__ = ["CHECKED", "PAPER", "TINY", "Sizes", "loops", "resumed_loop"]
+__all__ = ["CHECKED", "PAPER", "TINY", "Sizes", "build_with", "loops", "make_env", "resumed_loop"]
 
 
 @dataclass(frozen=True)
@@ -81,20 +81,37 @@ class Loop:
     hook: RealTimeDistillTrainer | None
 
 
-def make_env(sizes: Sizes, device: str) -> AtariVecEnv:
+def make_env(sizes: Sizes, device: str, game: str = "breakout") -> AtariVecEnv:
     """Games that show single frames."""
     threads = torch.get_num_threads()
-    return AtariVecEnv("breakout", sizes.slots, frame_stack=1, seed=0, device=device, num_threads=threads)
+    return AtariVecEnv(game, sizes.slots, frame_stack=1, seed=0, device=device, num_threads=threads)
 
 
 def build(method: str, students: list[str], env: AtariVecEnv, sizes: Sizes, total_steps: int) -> Loop:
     """A teacher and its students that learn to play; the environment says where."""
     device = str(env.device)
     norm = "layer" if method == "pqn" else None
-    teacher, *pupils = (
-        make_actor(name, env.action_spec, seed=seed, device=device, norm=norm)
-        for seed, name in enumerate(["teacher", *students])
-    )
+    pupils = {
+        name: make_actor(name, env.action_spec, seed=seed, device=device, norm=norm)
+        for seed, name in enumerate(students, start=1)
+    }
+
+    def hook_of(losses: dict[str, Any]) -> RealTimeDistillTrainer | None:
+        return RealTimeDistillTrainer(losses, optimizer=optimizer_of(method, device), checks=[]) if losses else None
+
+    return build_with(method, lambda teacher: hook_of(losses_of(method, teacher, pupils)[1]), env, sizes, total_steps)
+
+
+def build_with(
+    method: str,
+    hook_of: Callable[[QValueActor], RealTimeDistillTrainer | None],
+    env: AtariVecEnv,
+    sizes: Sizes,
+    total_steps: int,
+) -> Loop:
+    """A teacher that learns to play, and the hook of its students, given by a function of the teacher."""
+    device = str(env.device)
+    teacher = make_actor("teacher", env.action_spec, seed=0, device=device, norm="layer" if method == "pqn" else None)
     exploration = EGreedyModule(
         env.action_spec_unbatched, 1.0, 0.01, annealing_num_steps=total_steps, device=torch.device(device)
     )
@@ -112,7 +129,7 @@ def build(method: str, students: list[str], env: AtariVecEnv, sizes: Sizes, tota
         cudagraph_policy=True,
     )
     collector.shutdown = lambda *_, **__: None  # the next loop plays on with these games
-    loss, losses = losses_of(method, teacher, dict(zip(students, pupils, strict=True)))
+    loss, _ = losses_of(method, teacher, {})
     loss.set_keys(terminated="end_of_life")
     make = {"dqn": _dqn, "pqn": _pqn}[method]
     with warnings.catch_warnings():
@@ -131,7 +148,7 @@ def build(method: str, students: list[str], env: AtariVecEnv, sizes: Sizes, tota
             episode_reward_key="episode_reward",
         )
     BoundedHistory().register(trainer)
-    hook = RealTimeDistillTrainer(losses, optimizer=optimizer_of(method, device), checks=[]) if losses else None
+    hook = hook_of(teacher)
     if device.startswith("cuda"):
         CudaGraphStepper(hook).register(trainer)
     elif hook is not None:
