@@ -56,7 +56,7 @@ Part = tuple[float, Callable[[dict[str, Any]], dict[str, Any] | None]]
 
 LOOP_SECONDS = 8.0  # of each of the six loops
 SURVIVAL = {
-    False: {"seconds": 180.0, "sizes": FOUR_EPOCHS, "seeds": 2},
+    False: {"seconds": 130.0, "sizes": FOUR_EPOCHS, "seeds": 2},
     True: {"seconds": 2.0, "sizes": TINY["pqn"], "seeds": 1},
 }
 """Options of that part, by whether it is a rehearsal."""
