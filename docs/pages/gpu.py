@@ -72,9 +72,9 @@ def _checks(result: dict[str, Any]) -> list[str]:
     apart = max(resumed["largest_difference_of_weights_of_two_resumes"].values())
     without = _yes(captured["teacher_identical_without_students"])
     others = [
-        f"`{name.rpartition('.')[2]}` {outcome} ({message})"
+        f"{', '.join(f'`{name}`' for name in names)} {outcome} ({message})"
         for outcome in ("skipped", "failed")
-        for name, message in sorted(suite[outcome].items())
+        for message, names in _by_message(suite[outcome]).items()
     ]
     return [
         "Checks:",
@@ -96,6 +96,14 @@ def _checks(result: dict[str, Any]) -> list[str]:
         f"- Tests marked `gpu`: {len(suite['passed'])} passed; {'; '.join(others) or 'none failed'}.",
         "",
     ]
+
+
+def _by_message(outcomes: dict[str, str]) -> dict[str, list[str]]:
+    """Names of tests, without their files, by the first line of what they said."""
+    found: dict[str, list[str]] = {}
+    for name, message in sorted(outcomes.items()):
+        found.setdefault(message.split("\n")[0], []).append(name.rpartition(".")[2])
+    return found
 
 
 def pqn_checks(result: dict[str, Any]) -> list[str]:
@@ -249,6 +257,44 @@ def pong_block(results: Path) -> str:
             markdown(rows),
             "",
             f"Hardware: {run['cpu']}, {run['device']}. Commit {run['commit'][:10]}. Command: `{run['command']}`.",
+            "",
+        ]
+    )
+
+
+def pqn_game_block(results: Path) -> str:
+    """A run of the main example by PQN, and what had become of its students when it was cut."""
+    result = json.loads((results / "gpu.json").read_text())
+    game, made = result["game"], result["made"]["game"]
+    found, last = game["evaluations"], game["last_means"]
+    networks = [name.removesuffix("/score") for name in found if name.endswith("/score")]
+    rows = [["steps", "updates", "minutes", *networks]]
+    for index, steps in enumerate(found["steps"]):
+        scores = [
+            f"{found[f'{name}/score'][index]:.1f} +- {found[f'{name}/score_std'][index]:.1f}" for name in networks
+        ]
+        rows.append(
+            [f"{steps:,.0f}", f"{found['updates'][index]:,.0f}", f"{found['seconds'][index] / 60:.1f}", *scores]
+        )
+    alive = [["student", "agreement", "KL", "entropy", "dormant"]]
+    for name in networks[1:]:
+        values = [f"{last[f'{name}/{key}']:.2f}" for key in ("agreement", "kl_to_teacher", "student_entropy")]
+        alive.append([name, *values, f"{last[f'{name}/dormant']:.0%}"])
+    return "\n".join(
+        [
+            f"Pong by PQN, one run, seed 0, on one {game['device']}, {made['date']}: mean raw scores and standard "
+            f"deviations of 8 games each, a random player has {game['random_score']:.1f}. The lent machine's time "
+            f"ended at step {game['steps']:,.0f}, after {game['updates']:,} updates. The GPU was busy "
+            f"{game['gpu_busy_percent']:.0f} % of the time, evaluations included.",
+            "",
+            markdown(rows),
+            "",
+            "Means over the last rollout before the end; dormant units are those of the worst layer:",
+            "",
+            markdown(alive),
+            "",
+            f"Hardware: {result['environment']['cpu']}, {game['device']}. Commit {made['commit'][:10]}. Command: "
+            f"`{game['command']}`.",
             "",
         ]
     )

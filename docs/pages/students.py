@@ -1,9 +1,8 @@
-"""Blocks on settings that keep a tiny student alive: from :mod:`docs.pages.train_students`, and from a GPU beside PQN."""
+"""The block on settings that keep a tiny student alive, from what :mod:`docs.pages.train_students` saved."""
 
 from __future__ import annotations
 
 import json
-import math
 import statistics
 from pathlib import Path
 from typing import Any
@@ -43,29 +42,6 @@ def norm_block(results: Path) -> str:
         "are those of the worst layer at the end; agreement is that on states which the teacher plays."
     )
     return table_block(text, rows, made_by(first["environment"], "Command of the first"))
-
-
-def pqn_students_block(results: Path) -> str:
-    """Students beside one PQN teacher on a GPU, by ``tests/benchmarks/gpu.py``: what became of each seed."""
-    result = json.loads((results / "gpu.json").read_text())
-    found, made = result["survival"], result["made"]["survival"]
-    variants: dict[str, list[dict[str, list[float]]]] = {}
-    for name, student in found["students"].items():
-        variants.setdefault(name.partition(";")[0], []).append(student)
-    rows = [["student", "agreement", "KL", "entropy", "dormant"]]
-    for name, seeds in variants.items():
-        columns = (("agreement", "{:.2f}"), ("kl_to_teacher", "{:.3f}"), ("student_entropy", "{:.2f}"))
-        cells = [", ".join(form.format(seed[key][-1]) for seed in seeds) for key, form in columns]
-        rows.append([name, *cells, ", ".join(f"{seed['dormant'][-1]:.0%}" for seed in seeds)])
-    text = (
-        f"Pong, {found['steps'][-1]:,} steps and {found['updates'][-1]:,} updates of one PQN teacher, whose minibatches "
-        f"all students share; {len(next(iter(variants.values())))} of each, by seed of their weights. Values are means "
-        "over the last rollout's minibatches; entropy is of the softened policy, which is "
-        f"{math.log(found['num_actions']):.2f} where all {found['num_actions']} actions are alike; dormant units are "
-        "those of the worst layer."
-    )
-    where = f"Hardware: {made['device']}. Commit {made['commit'][:10]}. Command: `{made['command']}`."
-    return table_block(text, rows, where)
 
 
 def students_block(results: Path) -> str:

@@ -270,14 +270,14 @@ def test_a_run_with_other_parts_is_refused(tmp_path):
 
 def test_a_checkpoint_with_the_step_that_earlier_versions_saved_is_resumed(tmp_path):
     """The step has no state; a run with another step than ours refuses it, as it does every part that it lacks."""
-    run = small_run(tmp_path / "old", 16, captured=True)
+    run = small_run(tmp_path, 16, captured=True)
     run.trainer.register_module("optimization_stepper", run.trainer.optimization_stepper)
     run.trainer.train()
-    resumed = small_run(tmp_path / "new", 16, captured=True)
+    resumed = small_run(tmp_path, 16, captured=True)
     resumed.saver.restore(run.saver.latest())
     assert bits(resumed.hook.state_dict()) == bits(run.hook.state_dict()) and run.hook.updates > 0
     with pytest.raises(CheckpointError, match=r"has \['trainer_module.optimization_stepper'\] in addition"):
-        small_run(tmp_path / "other", 16).saver.restore(run.saver.latest())
+        small_run(tmp_path, 16).saver.restore(run.saver.latest())
 
 
 def test_the_state_of_the_first_version_is_upgraded(tmp_path):

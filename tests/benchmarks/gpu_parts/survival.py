@@ -1,7 +1,7 @@
-"""What keeps tiny students alive beside a teacher that learns by PQN: many of them in one run, which differ in one thing.
+"""What keeps tiny students alive beside a teacher that learns by PQN: many in one run, which differ in one thing each.
 
-All see the same minibatches of the same teacher on Pong. Most of a screen there never changes, and for long no action is
-better than another; a student that has nothing to tell apart may come to give the same values for every screen, and
+All see the same minibatches of the same teacher on Pong. Most of a screen there never changes, and for long no action
+is better than another; a student that has nothing to tell apart may come to give the same values for every screen, and
 stay so.
 """
 
@@ -22,6 +22,7 @@ from torchrl_rtpd import DistillationLoss, DormancyCheck, RealTimeDistillTrainer
 
 __all__ = ["FOUR_EPOCHS", "VARIANTS", "Variant", "survival"]
 
+ADAM = partial(torch.optim.Adam, eps=1e-5, fused=True)
 SHOWN = ("agreement", "kl_to_teacher", "student_entropy", "dormant")
 
 FOUR_EPOCHS = Sizes(128, 32, 128, 128)
@@ -44,7 +45,7 @@ class Variant:
     tower: str = "net5"
     norm: Any = "layer"
     rate: float = 2.5e-4
-    optimizer: Callable[..., torch.optim.Optimizer] = partial(torch.optim.Adam, eps=1e-5, fused=True)
+    optimizer: Callable[..., torch.optim.Optimizer] = ADAM
     clip_norm: float | None = None
     loss: Callable[[QValueActor], DistillationLoss] = StudentPQNLoss
 
