@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from checking import check
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from methods import METHODS
 from omegaconf import OmegaConf
 from scoreboard import quiet
-from settings import RENAMED, Config, check
-from tasks import Task
+from settings import RENAMED, Config
+from tasks import Task, batch_steps
 
 from torchrl_rtpd.runs.config import (
     changed_settings,
@@ -93,12 +94,24 @@ def _check_teacher(config: Config) -> None:
 
 def claimed(config: Config, task: Task) -> RunFolder:
     """Check a configuration, then take the folder of its run; without a name that is a new one in outputs/."""
+    spell_out(config, task)
     check(config)
     task.check(config)
     _check_paths(config)
     if config.output_dir is None:
         return RunFolder.fresh(f"outputs/{time.strftime('%Y-%m-%d_%H-%M-%S')}-{config.game}-seed{config.seed}")
     return RunFolder(config.output_dir).claim(resume=config.resume is not None)
+
+
+def spell_out(config: Config, task: Task) -> None:
+    """Write the students of ``students=auto`` out, and let evaluations of a search fall on its rungs, each quarter."""
+    if config.students == "auto":
+        config.students, config.search = list(task.ladder), True
+    elif isinstance(config.students, str):
+        raise ValueError(f"students must be auto or a list such as [net1,net17]: got {config.students!r}.")
+    if config.search and config.resume is None and config.evaluate_every_steps is not None:
+        batches = -(-config.total_steps // (4 * batch_steps(config)))
+        config.evaluate_every_steps = config.evaluate_from_steps = batches * batch_steps(config)
 
 
 def count_threads(config: Config) -> None:

@@ -23,6 +23,7 @@ from torchrl_rtpd import (
     LaggingTeacher,
     RealTimeDistillTrainer,
     RecyclingCheck,
+    SizeSearch,
 )
 from torchrl_rtpd.networks.recycling import UnitRecycler
 from torchrl_rtpd.trainers._torchrl import hooks_of, updates_made
@@ -46,6 +47,11 @@ def distiller(config: Any, losses: Mapping[str, DistillationLoss]) -> RealTimeDi
         checks=[DormancyCheck(), *recycling],
         teacher=TEACHERS[config.learn_from](),
     )
+
+
+def search_of(config: Any) -> SizeSearch:
+    """The search for the smallest student that will do; its rungs are the evaluations of :func:`with_ladder`."""
+    return SizeSearch(min_share=config.min_share, max_latency_ms=config.max_latency_ms, max_bytes=config.max_bytes)
 
 
 def attach(config: Any, trainer: Trainer, hook: RealTimeDistillTrainer | None) -> None:

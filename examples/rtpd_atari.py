@@ -6,6 +6,7 @@
     python examples/rtpd_atari.py teacher=pqn                       a teacher without replay, see algorithms.py
     python examples/rtpd_atari.py method=two_stage                  the teacher first, then the students; see methods.py
     python examples/rtpd_atari.py export=[onnx,onnx_int8]           and its students as files for devices, in deployed/
+    python examples/rtpd_atari.py students=auto                     the smallest student that will do, of sixteen
     python examples/rtpd_atari.py resume=outputs/...                a run that was interrupted; total_steps=MORE: longer
 
 What a run leaves lies in ``output_dir``: results.json, table.md, metrics.csv, two figures, config.yaml, weights/ and
@@ -23,7 +24,7 @@ import hydra
 import torch
 from algorithms import ALGORITHMS
 from command import claimed, count_threads, prepared
-from learning import attach, compile_towers, distiller, go_on, settle
+from learning import attach, compile_towers, distiller, go_on, search_of, settle
 from methods import METHODS
 from omegaconf import OmegaConf
 from settings import RENAMED, Config
@@ -49,7 +50,7 @@ from torchrl_rtpd import (
     make_replay_buffer,
 )
 from torchrl_rtpd.envs import check_game
-from torchrl_rtpd.networks import check_tower
+from torchrl_rtpd.networks import LADDER, tower_of
 from torchrl_rtpd.runs.config import resumed_steps, saved_config
 from torchrl_rtpd.runs.folder import RunFolder
 from torchrl_rtpd.runs.process import keep_freed_memory
@@ -91,10 +92,10 @@ def check_names(config: Config) -> None:
     """Refuse a game or a network that there is not."""
     check_game(config.game)
     for name in config.students:
-        check_tower(name)
+        tower_of(name)
 
 
-ATARI = Task(check_names, make_env, make_tower, make_storage, make_replay, lambda config: None, "end_of_life")
+ATARI = Task(check_names, make_env, make_tower, make_storage, make_replay, lambda config: None, "end_of_life", LADDER)
 
 
 def build_networks(config: Config, env: AtariVecEnv, task: Task = ATARI) -> dict[str, TensorDictModule]:
@@ -140,6 +141,8 @@ def build_trainer(
     losses = {name: algorithm.student_loss(config, network, task.terminated) for name, network in students}
     hook = distiller(config, losses) if losses else None
     attach(config, trainer, hook)
+    if config.search:
+        search_of(config).register(trainer)
     for name, optimizer in (hook.optimizers if hook is not None else {}).items():
         settle(config, trainer, name, optimizer, config.student_settles)
     return trainer, hook

@@ -10,6 +10,8 @@ keys are explained by --help.
 
 from __future__ import annotations
 
+import re
+
 import gymnasium
 import hydra
 import torch
@@ -24,22 +26,30 @@ from torchrl.envs import EnvBase, GymWrapper, RewardSum
 from torchrl.modules import QValueActor
 
 GAMES = {"cartpole": "CartPole-v1", "acrobot": "Acrobot-v1"}
-UNITS = {"teacher": 256, "mlp64": 64, "mlp32": 32, "mlp16": 16}  # of both hidden layers
+LADDER = tuple(f"mlp{units}" for units in (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 96))
 
 
 def check_names(config: Config) -> None:
     """Refuse a game or a network that there is not."""
     if config.game not in GAMES:
         raise ValueError(f"game must be one of {', '.join(GAMES)}: got {config.game!r}.")
-    unknown = [name for name in config.students if name not in UNITS]
-    if unknown:
-        raise ValueError(f"students must be some of {', '.join(UNITS)}: got {', '.join(unknown)}.")
+    for name in config.students:
+        units_of(name)
     atari = {"overlap": False, "single_frames": False, "amp": False, "env_threads": None}
     given = [f"{key}={getattr(config, key)}" for key, unused in atari.items() if getattr(config, key) != unused]
     if given:
         raise ValueError(f"keys of Atari games have no use here: got {', '.join(given)}; leave them out.")
     if "onnx_int8" in config.export:
         raise ValueError("export=onnx_int8 is for students that read raw bytes: got observations in float32; use onnx.")
+
+
+def units_of(name: str) -> int:
+    """Units of both hidden layers: 256 of the teacher, 16 of mlp16."""
+    if name == "teacher":
+        return 256
+    if not re.fullmatch(r"mlp[1-9]\d{0,3}", name):
+        raise ValueError(f"students are called teacher, or mlp and their units, such as mlp16: got {name!r}.")
+    return int(name.removeprefix("mlp"))
 
 
 def make_env(config: Config, slots: int, *, seed: int | None = None, evaluation: bool = False) -> EnvBase:
@@ -56,7 +66,7 @@ def make_env(config: Config, slots: int, *, seed: int | None = None, evaluation:
 
 def make_mlp(config: Config, name: str, env: EnvBase, seed: int) -> QValueActor:
     """Two hidden layers. Drawing the weights leaves the random stream of training alone."""
-    units, inputs, actions = UNITS[name], env.observation_spec["observation"].shape[-1], env.action_spec.space.n
+    units, inputs, actions = units_of(name), env.observation_spec["observation"].shape[-1], env.action_spec.space.n
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         layers: list[nn.Module] = []
@@ -87,7 +97,7 @@ def make_postproc(config: Config) -> MultiStep | None:
     return postproc
 
 
-CLASSIC = Task(check_names, make_env, make_mlp, make_storage, make_replay, make_postproc, terminated="terminated")
+CLASSIC = Task(check_names, make_env, make_mlp, make_storage, make_replay, make_postproc, "terminated", LADDER)
 
 
 @hydra.main(config_path="config", config_name="rtpd_classic", version_base="1.3")

@@ -7,18 +7,16 @@ its value from a preset.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from algorithms import ALGORITHMS, check_algorithm
+from algorithms import ALGORITHMS
 from learning import TEACHERS
 from methods import METHODS
 
-from torchrl_rtpd.deploy.formats import FORMATS, checked_formats
+from torchrl_rtpd.deploy.formats import FORMATS
 from torchrl_rtpd.objectives.discrete import DIVERGENCES
-from torchrl_rtpd.runs.config import check_settings, setting
+from torchrl_rtpd.runs.config import setting
 from torchrl_rtpd.runs.guards import POLICIES
 
 MANY, SHARE = "[1, 1e12]", "[0, 1]"
@@ -34,9 +32,15 @@ class Config:
         "dqn", "algorithm by which the network that acts learns, see algorithms.py", choices=list(ALGORITHMS)
     )
     game: str = setting(help="ALE's name in snake case; in rtpd_classic.py a key of its GAMES")
-    students: list[str] = setting(
-        [], "names in torchrl_rtpd.TOWERS, in rtpd_classic.py in its UNITS; teacher trains one of the teacher's size"
+    students: Any = setting(
+        [],
+        "names in torchrl_rtpd.TOWERS or sizes such as 8-8-8-64, in rtpd_classic.py such as mlp16; teacher trains one of "
+        "the teacher's size; auto is a ladder of sixteen sizes with search=true",
     )
+    search: bool = setting(False, "drop students on the way, until the smallest that will do is left")
+    min_share: float = setting(0.95, "of the teacher's level that this one holds, with 95 % confidence", within=SHARE)
+    max_latency_ms: float | None = setting(None, "search: of a student's decision, by onnxruntime", within="(0, 1e12]")
+    max_bytes: int | None = setting(None, "search: of a student's ONNX file", within=MANY)
     norm: str | None = setting(None, "LayerNorm over channels before each ReLU of all networks", choices=["layer"])
     seed: int = setting(0, "of networks, games and exploration", within="[0, 1e6]")
     output_dir: str | None = setting(None, "folder of the run; null makes a new one in outputs/")
@@ -192,59 +196,3 @@ class Config:
     stop_after_evaluations: int | None = setting(
         None, "end when the students held 90 % of the teacher's score so often in a row; null: never", within=MANY
     )
-
-
-def check(config: Config) -> None:
-    """Refuse, before anything is built or written, what could only fail later."""
-    check_settings(config, Config)
-    check_algorithm(config)
-    if (config.warmup_steps or 0) >= config.total_steps:
-        raise ValueError(
-            f"nothing is learned in the warm-up: got warmup_steps={config.warmup_steps} of total_steps="
-            f"{config.total_steps}; make it shorter."
-        )
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", config.device):
-        raise ValueError(f"device must be cpu, cuda or cuda:<number>: got {config.device!r}.")
-    for key in ("teacher_settles", "student_settles"):
-        share = getattr(config, key)
-        if share is not None and (len(share) != 2 or not 0 <= share[0] < share[1] <= 1):
-            raise ValueError(f"{key} must be two shares of the run, such as [0.6, 0.9]: got {list(share)}.")
-    if config.final_episodes % config.evaluation_episodes:
-        raise ValueError(
-            f"final_episodes must be a multiple of evaluation_episodes: got {config.final_episodes} and "
-            f"{config.evaluation_episodes}."
-        )
-    if config.td_coeff == 0 and config.distill_coeff == 0:
-        raise ValueError("students learn nothing with td_coeff=0 and distill_coeff=0; set one of them.")
-    if config.export:
-        checked_formats(config.export, "export")
-    if config.norm is not None:
-        _check_normed(config)
-    _check_device(config)
-    METHODS[config.method].check(config)
-
-
-def _check_normed(config: Config) -> None:
-    """Refuse what networks with norms cannot do."""
-    without = [name for name in config.export if name not in ("onnx", "pt2")]
-    if without:
-        raise ValueError(
-            f"networks with norm={config.norm} are exported as onnx or pt2: got export={without}, which hold no norms; "
-            "leave them out, or train with norm=null."
-        )
-    if config.recycle_every_updates is not None:
-        raise ValueError(
-            f"units behind a norm are not recycled: got recycle_every_updates={config.recycle_every_updates} with "
-            f"norm={config.norm}; leave it out, or train with norm=null."
-        )
-
-
-def _check_device(config: Config) -> None:
-    if config.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device={config.device} needs a GPU that torch can see: there is none; use device=cpu.")
-    if config.concurrent is True and config.device != "cpu":
-        raise ValueError(
-            f"concurrent=true is for a CPU: got device={config.device}; leave it out, or use cudagraph=true there."
-        )
-    if config.cudagraph and not config.device.startswith("cuda"):
-        raise ValueError(f"cudagraph=true needs device=cuda: got device={config.device}; use compile=true on a CPU.")

@@ -24,6 +24,7 @@ class Task:
         make_replay: a replay buffer of DQN's, from the configuration and its storage.
         make_postproc: what the collector does to each batch, from the configuration; None does nothing.
         terminated: the entry that ends bootstrapping.
+        ladder: names of the students that ``students=auto`` stands for.
     """
 
     check: Callable[[Any], None]
@@ -33,6 +34,7 @@ class Task:
     make_replay: Callable[[Any, Any], ReplayBuffer]
     make_postproc: Callable[[Any], Callable[[TensorDictBase], TensorDictBase] | None]
     terminated: str
+    ladder: tuple[str, ...]
 
 
 def batch_steps(config: Any) -> int:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         Experiment,
         Protection,
         SaveCheckpoints,
+        SizeSearch,
         StopOnSignal,
         StopWhenCaughtUp,
     )
@@ -100,6 +101,7 @@ __all__ = [
     "SampleToDevice",
     "SaveCheckpoints",
     "Scores",
+    "SizeSearch",
     "StopOnSignal",
     "StopWhenCaughtUp",
     "StudentDQNLoss",
@@ -160,6 +162,7 @@ _HOMES = {
         "Experiment",
         "Protection",
         "SaveCheckpoints",
+        "SizeSearch",
         "StopOnSignal",
         "StopWhenCaughtUp",
     ),

@@ -11,7 +11,7 @@ import hydra
 import pytest
 import study
 from omegaconf import OmegaConf
-from settings import check
+from checking import check
 
 CONFIG = Path(study.__file__).parent / "config"
 NAMES = sorted(path.stem for path in (CONFIG / "study").glob("*.yaml"))

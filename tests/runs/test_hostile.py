@@ -23,7 +23,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from parts import SLOTS, WalkEnv, small_run
 from rtpd_atari import check_names
-from settings import Config, check
+from checking import check
+from settings import Config
 from tensordict import TensorDict
 from torchrl.checkpoint import CheckpointError
 from torchrl.data import Categorical

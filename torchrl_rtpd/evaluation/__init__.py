@@ -10,18 +10,23 @@ from torchrl_rtpd.evaluation.comparison import (
 )
 from torchrl_rtpd.evaluation.evaluator import EvaluationStopped, Evaluator
 from torchrl_rtpd.evaluation.scores import Scores, agreement_with_teacher, latency_ms, regret_of_students
+from torchrl_rtpd.evaluation.shares import Candidate, Share, may_be_smallest, share_of_teacher
 
 __all__ = [
+    "Candidate",
     "EvaluationStopped",
     "Evaluator",
     "Scores",
+    "Share",
     "agreement_with_teacher",
     "bootstrap_interval",
     "first_held",
     "interquartile_mean",
     "latency_ms",
+    "may_be_smallest",
     "paper_percentages",
     "probability_of_improvement",
     "regret_of_students",
+    "share_of_teacher",
     "time_to_teacher",
 ]

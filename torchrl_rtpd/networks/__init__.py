@@ -3,18 +3,19 @@
 from torchrl_rtpd.networks.dormancy import dormant_share
 from torchrl_rtpd.networks.norm import ChannelNorm
 from torchrl_rtpd.networks.recycling import UnitRecycler, check_recyclable, recycle_dormant
-from torchrl_rtpd.networks.towers import TOWERS, NatureTower, Tower, check_tower, make_actor, num_parameters
+from torchrl_rtpd.networks.towers import LADDER, TOWERS, NatureTower, Tower, make_actor, num_parameters, tower_of
 
 __all__ = [
+    "LADDER",
     "TOWERS",
     "ChannelNorm",
     "NatureTower",
     "Tower",
     "UnitRecycler",
     "check_recyclable",
-    "check_tower",
     "dormant_share",
     "make_actor",
     "num_parameters",
     "recycle_dormant",
+    "tower_of",
 ]

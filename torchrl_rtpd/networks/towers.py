@@ -26,7 +26,7 @@ from torchrl_rtpd.networks.linear import WideLinear
 from torchrl_rtpd.networks.norm import ChannelNorm
 from torchrl_rtpd.networks.pixels import scaled
 
-__all__ = ["TOWERS", "NatureTower", "Tower", "check_tower", "make_actor", "num_parameters"]
+__all__ = ["LADDER", "TOWERS", "NatureTower", "Tower", "make_actor", "num_parameters", "tower_of"]
 
 
 class Tower(NamedTuple):
@@ -227,8 +227,7 @@ def make_actor(
         29214
     """
     if isinstance(tower, str):
-        check_tower(tower)
-        tower = TOWERS[tower]
+        tower = tower_of(tower)
     # The actor wants the spec of one decision, whatever the batch of the environment.
     if not isinstance(action_spec, (Categorical, OneHot)):
         raise TypeError(
@@ -263,23 +262,34 @@ def num_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def check_tower(name: str) -> None:
-    """Refuse a network that the paper has not.
-
-    Args:
-        name: of one of :data:`TOWERS`.
+def tower_of(name: str) -> Tower:
+    """Return the tower of a name: one of :data:`TOWERS`, or its three numbers of filters and its units, ``"8-8-8-64"``.
 
     Raises:
         ValueError: another name; the message holds the nearest ones.
 
     Examples:
-        >>> check_tower("net18")
+        >>> tower_of("net17") == tower_of("8-8-8-64")
+        True
+        >>> tower_of("net18")
         Traceback (most recent call last):
         ValueError: unknown network 'net18'; did you mean net1, net17, net5? ...
     """
-    if name not in TOWERS:
-        near = difflib.get_close_matches(name, TOWERS, n=3, cutoff=0.3) or list(TOWERS)
-        raise ValueError(
-            f"unknown network {name!r}; did you mean {', '.join(near)}? "
-            "For other sizes pass torchrl_rtpd.networks.Tower(filters, units)."
-        )
+    if name in TOWERS:
+        return TOWERS[name]
+    sizes = name.split("-")
+    if len(sizes) == 4 and all(size.isascii() and size.isdigit() and int(size) for size in sizes):
+        first, second, third, units = map(int, sizes)
+        return Tower((first, second, third), units)
+    near = difflib.get_close_matches(name, TOWERS, n=3, cutoff=0.3) or list(TOWERS)
+    raise ValueError(
+        f"unknown network {name!r}; did you mean {', '.join(near)}? For other sizes give filters and units, such as "
+        "8-8-8-64."
+    )
+
+
+LADDER = tuple(
+    f"{filters}-{units}" for filters in ("4-4-4", "8-8-8", "16-16-16", "16-32-32") for units in (16, 32, 64, 128)
+)
+"""Names of sixteen towers for a search of the smallest that will do; the largest has the filters of the paper's net1 and
+half of its units, the smallest a fiftieth of its parameters."""

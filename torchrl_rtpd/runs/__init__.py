@@ -22,6 +22,7 @@ from torchrl_rtpd.runs.process import keep_freed_memory
 from torchrl_rtpd.runs.protect import Protection, protect
 from torchrl_rtpd.runs.ranges import check_choices, check_ranges
 from torchrl_rtpd.runs.report import pareto_front, results_table
+from torchrl_rtpd.runs.size_search import SizeSearch
 from torchrl_rtpd.runs.stopping import StopOnSignal, StopWhenCaughtUp, catches_up
 from torchrl_rtpd.runs.threads import FreeProcessors, free_processors
 
@@ -34,6 +35,7 @@ __all__ = [
     "RunFolder",
     "RunMonitor",
     "SaveCheckpoints",
+    "SizeSearch",
     "StopOnSignal",
     "StopWhenCaughtUp",
     "catches_up",

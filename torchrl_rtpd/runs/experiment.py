@@ -29,6 +29,8 @@ from torchrl_rtpd.runs.players import check_networks, distiller_of
 from torchrl_rtpd.runs.process import keep_freed_memory
 from torchrl_rtpd.runs.protect import Protection, protect
 from torchrl_rtpd.runs.report import pareto_front, results_table
+from torchrl_rtpd.runs.size_search import SizeSearch, sentence
+from torchrl_rtpd.trainers._torchrl import hooks_of
 
 __all__ = ["Experiment"]
 
@@ -138,6 +140,7 @@ class Experiment:
         self.about = dict(about or {})
         self.folder = _folder(output_dir)
         self._plays = evaluate_every_steps is not None
+        self._search = next((hook for hook in hooks_of(trainer).values() if isinstance(hook, SizeSearch)), None)
         self._resumed = False
         self.monitor = RunMonitor(
             networks,
@@ -150,6 +153,13 @@ class Experiment:
             progress_bar=progress_bar,
             spent_before=spent_before,
         )
+        if self._search is not None:
+            if not evaluate_every_steps:
+                raise ValueError(
+                    f"a search drops students by their scores: got evaluate_every_steps={evaluate_every_steps}; evaluate "
+                    "at its rungs."
+                )
+            self._search.follow(self.monitor)
         protection = protection or Protection()
         if protection.resume_hint is None:
             protection = replace(protection, resume_hint=_RESUME_HINT)
@@ -265,6 +275,8 @@ class Experiment:
             "networks": networks,
             "environment": run_environment(_device(next(iter(self.monitor.networks.values())))),
         }
+        if self._search is not None:
+            results["search"] = self._search.conclusion(results)
         return results, states
 
     def _report(self, results: dict[str, Any]) -> None:
@@ -282,7 +294,8 @@ class Experiment:
         )
         if pareto_front(results["networks"]):
             plot_front({"game": self._name, **results}, folder / "front.png")
-        print(f"\n{table}\n\nEverything lies in {folder}")
+        answer = "" if self._search is None else f"\n\n{sentence(results['search'])}"
+        print(f"\n{table}{answer}\n\nEverything lies in {folder}")
 
     def _export(self, formats: Sequence[str], results: dict[str, Any], states: TensorDictBase | None) -> None:
         """Write the students for devices, unless the run is asked to end."""

@@ -17,6 +17,7 @@ def plot_front(results: Mapping[str, Any], path: str | os.PathLike) -> Path:
     """Score against size of all networks, with standard errors; those on the :func:`pareto_front` are joined.
 
     Each network's label says the time of a decision, in floats and in 8-bit integers if known; the title says by what.
+    Students that a search dropped on the way are hollow, at their score of then.
 
     Args:
         results: the content of ``results.json``, with scores.
@@ -41,6 +42,10 @@ def plot_front(results: Mapping[str, Any], path: str | os.PathLike) -> Path:
         largest = network is networks[-1] and len(networks) > 1  # its label would run out of the axes
         beside = {"xytext": (-5, 5), "ha": "right"} if largest else {"xytext": (5, 5)}
         axes.annotate(_timed(network, runtime), where, textcoords="offset points", fontsize=8, **beside)
+    dropped = [row for row in results.get("search", {}).get("ladder", ()) if "dropped_at_steps" in row]
+    if dropped:
+        places = [[row[key] for row in dropped] for key in ("parameters", "score_mean")]
+        axes.scatter(*places, facecolors="none", edgecolors="tab:grey", label="dropped on the way")
     joined = [network for network in networks if network["name"] in front]
     axes.plot([network["parameters"] for network in joined], [network["score_mean"] for network in joined], alpha=0.4)
     axes.axhline(results["random_score"], linestyle=":", color="grey", label="random player")

@@ -47,6 +47,13 @@ class Watching(Protocol):
     evaluated_steps: int
     folder: RunFolder
 
+    def drop(self, *names: str) -> None:
+        """Watch students no more that the hook has dropped; their rows end here, and their weights stay as saved."""
+        for name in names:
+            del self.networks[name], self.best[name]
+            for scores in (self.best_scores, self.last_scores):
+                scores.pop(name, None)
+
     @property
     def student_score(self) -> float | None:
         """Mean over the students of their last scores."""
@@ -179,6 +186,13 @@ class RunMonitor(TrainerHookBase):
         if self._bar is not None:
             self._bar.close()
 
+    def drop(self, *names: str) -> None:
+        """Watch students no more that the hook has dropped; their rows end here, and their weights stay as saved."""
+        for name in names:
+            del self.networks[name], self.best[name]
+            for scores in (self.best_scores, self.last_scores):
+                scores.pop(name, None)
+
     @property
     def student_score(self) -> float | None:
         """Mean over the students of their last scores, the teacher's without students; None before an evaluation."""
@@ -266,7 +280,7 @@ class RunMonitor(TrainerHookBase):
         shown.update(
             (f"{name.split('/')[0]} agrees", f"{value:.0%}")
             for name, value in self._averages.last.items()
-            if name.endswith("/agreement")
+            if name.endswith("/agreement") and name.split("/")[0] in self.networks
         )
         if self._bar is not None:
             self._bar.set_postfix(shown, refresh=False)
@@ -312,6 +326,7 @@ class RunMonitor(TrainerHookBase):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned; later rows of the metrics file are cut off with the next one."""
+        self.drop(*(name for name in self.networks if name not in state_dict["best"]))
         for name, network in self.best.items():
             network.load_state_dict(state_dict["best"][name])
         self.best_scores = _scores(state_dict["best_scores"])

@@ -50,6 +50,10 @@ class Averages:
         """Count a minibatch, measured or not."""
         self._minibatches += 1
 
+    def forget(self, name: str) -> None:
+        """Leave a student out from now on; what was measured of it is lost."""
+        self._sums.pop(name, None)
+
     def means(self, metric_names: Mapping[str, Sequence[str]]) -> dict[str, float]:
         """Return the means by ``<student>/<metric>``, and begin from scratch; empty where nothing was measured.
 

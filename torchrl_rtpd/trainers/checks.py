@@ -144,7 +144,7 @@ class DormancyCheck(Check):
 
     def log(self, students: Students) -> dict[str, float]:
         """Return the last measured shares."""
-        return {f"{name}/dormant": share for name, share in (self._shares or {}).items()}
+        return {f"{name}/dormant": share for name, share in (self._shares or {}).items() if name in students}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the last shares, and which students were reported."""

@@ -87,8 +87,7 @@ class CudaGraphStepper(WholeUpdate):
 
     def step(self, trainer: Trainer, sub_batch: TensorDictBase) -> TensorDictBase:
         """Make one update of the teacher and of every student; return the teacher's losses and ``grad_norm``."""
-        rates = zip(self._current_rates(), self._rates, strict=True)
-        if self._update is None or any(now is not then for now, then in rates):
+        if self._update is None or self._is_changed():
             self._begin(trainer)
         assert self._update is not None
         learned = self._update(sub_batch)
@@ -99,7 +98,7 @@ class CudaGraphStepper(WholeUpdate):
         return TensorDict(dict(zip(self._metric_names, learned["teacher"].clone().unbind(), strict=True)), [])
 
     def _begin(self, trainer: Trainer) -> None:
-        """Prepare a capture: at first, and when an optimiser was given another state."""
+        """Prepare a capture: at first, and when :meth:`_is_changed`."""
         self.check(trainer)
         device = next(trainer.loss_module.parameters()).device
         students = {} if self.hook is None else self.hook.optimizers
@@ -111,6 +110,12 @@ class CudaGraphStepper(WholeUpdate):
         self._teacher_first = self.students_run_the_teacher(trainer)
         self._rates = self._current_rates()
         self._update = Captured(lambda batch: self._learn(trainer, batch), device, warmup=self.warmup_updates)
+
+    def _is_changed(self) -> bool:
+        """Return True if an optimiser was given another state, or a student was dropped, since the capture."""
+        if self.hook is not None and len(self.hook.learners) != len(self._optimizers) - 1:
+            return True
+        return any(now is not then for now, then in zip(self._current_rates(), self._rates, strict=True))
 
     def _current_rates(self) -> list[Any]:
         """Objects from which optimisers read their learning rates; others, once a state was loaded."""

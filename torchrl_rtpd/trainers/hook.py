@@ -79,6 +79,7 @@ class RealTimeDistillTrainer(TrainerHookBase):
     Attributes:
         updates: minibatches learned from, those before a restart included.
         metrics: the last averages.
+        dropped: names of students that learn no more, see :meth:`drop`.
 
     Raises:
         TypeError: a student that is not one of our losses, or a check that is none.
@@ -124,6 +125,7 @@ class RealTimeDistillTrainer(TrainerHookBase):
         check_distinct(self.checks)
         self.updates = 0
         self.metrics: dict[str, float] = {}
+        self.dropped: list[str] = []
         self._copy = None if teacher == "latest" else teacher
         self._values: TeacherValues = WrittenValues()
         self._averages = Averages(metrics_every_updates)
@@ -287,6 +289,26 @@ class RealTimeDistillTrainer(TrainerHookBase):
                 self.wait()
                 check.run(self.learners, sub_batch, batch, self.updates)
 
+    def drop(self, *names: str) -> None:
+        """Let students go that are to learn no more; the others go on to the last bit as they would have.
+
+        Args:
+            names: of students, not all of them. Between two batches; checkpoints remember it.
+
+        Raises:
+            ValueError: a name that no student bears, or nobody left.
+        """
+        self.wait()
+        unknown = sorted(set(names) - self.learners.keys())
+        if unknown:
+            raise ValueError(f"students to drop must be some of {list(self.learners)}: got {unknown}.")
+        if len(set(names)) == len(self.learners):
+            raise ValueError(f"a student must be left to learn: got all of {list(self.learners)}; keep one.")
+        for name in dict.fromkeys(names):
+            del self.learners[name]
+            self._averages.forget(name)
+            self.dropped.append(name)
+
     # Logging
 
     def log(self, *_: Any) -> dict[str, float] | None:
@@ -344,13 +366,15 @@ class RealTimeDistillTrainer(TrainerHookBase):
             "returns": self._returns.state_dict(),
             "teacher": {} if self._copy is None else self._copy.state_dict(),
             "updates": self.updates,
+            "dropped": list(self.dropped),
             "measured": {key: value for check in self.checks for key, value in check.state_dict().items()},
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned, before or after :meth:`register`."""
         self.wait()
-        load_states(self.learners, state_dict)
+        self.drop(*(name for name in state_dict.get("dropped", ()) if name in self.learners))
+        load_states(self.learners, state_dict, left_out=self.dropped)
         self._returns.load_state_dict(state_dict["returns"])
         if self._copy is not None:
             self._copy.load_state_dict(state_dict["teacher"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -238,15 +238,23 @@ def states_of(students: Mapping[str, Student]) -> dict[str, dict[str, Any]]:
     return {part: {name: state[own] for name, state in states.items() if own in state} for part, own in _SAVED.items()}
 
 
-def load_states(students: Mapping[str, Student], saved: Mapping[str, Mapping[str, Any]]) -> None:
+def load_states(
+    students: Mapping[str, Student], saved: Mapping[str, Mapping[str, Any]], *, left_out: Collection[str] = ()
+) -> None:
     """Restore what :func:`states_of` returned.
+
+    Args:
+        students: by name.
+        saved: states by part and name.
+        left_out: students that may be among those saved and are not restored.
 
     Raises:
         ValueError: students of other names.
     """
-    if saved["students"].keys() != students.keys():
+    names = saved["students"].keys() - set(left_out)
+    if names != students.keys():
         raise ValueError(
-            f"the saved students must be those of this hook, {sorted(students)}: got {sorted(saved['students'])}; "
+            f"the saved students must be those of this hook, {sorted(students)}: got {sorted(names)}; "
             "build the hook with the same students."
         )
     for name, student in students.items():

@@ -1,0 +1,279 @@
+"""The smallest student that will do, found in one run of its teacher.
+
+A ladder of students of many sizes begins. At each rung half of them go, so that the run costs little more than one with
+a few students::
+
+    16 students --1/4 of the run--> 8 --1/2--> 4 --3/4--> 2 --end--> the smallest that holds the share
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tensordict.nn import TensorDictModule
+from torchrl.envs import EnvBase
+from torchrl.trainers import Trainer, TrainerHookBase
+
+from torchrl_rtpd.deploy.export import export_student
+from torchrl_rtpd.deploy.formats import checked_formats
+from torchrl_rtpd.deploy.latency import deployed_latency
+from torchrl_rtpd.evaluation.shares import Candidate, Share, may_be_smallest, share_of_teacher
+from torchrl_rtpd.functional.checks import check_within
+from torchrl_rtpd.networks.towers import num_parameters
+from torchrl_rtpd.runs.deployed import first_step
+from torchrl_rtpd.runs.monitor import RunMonitor
+
+__all__ = ["SizeSearch", "sentence"]
+
+
+class SizeSearch(TrainerHookBase):
+    """Hook that drops students of a ladder until the smallest that will do is left.
+
+    After the first evaluation that reaches a rung, at most half of the living students go on; see
+    :func:`~torchrl_rtpd.evaluation.may_be_smallest` for which. After the final games the answer is the smallest student
+    whose share of the teacher's level is at least ``min_share`` with 95 % confidence. Successive halving: Karnin et al.
+    2013; Jamieson & Talwalkar 2016, https://arxiv.org/abs/1502.07943.
+
+    Register it with the trainer after the students' hook. An :class:`~torchrl_rtpd.runs.Experiment` of that trainer, whose
+    evaluations should fall on the rungs, shows it their scores, and writes the answer under ``"search"`` into
+    ``results.json``.
+
+    Keyword Args:
+        min_share: of the way from a random player to the teacher that the student must hold. Default: 0.95.
+        max_latency_ms: students that take longer for a decision, exported and run on one thread, are not trained.
+        max_bytes: students whose exported file is larger are not trained.
+        format: of that file. Default: ``"onnx"``.
+        rungs: shares of the run at which students are dropped. Default: each quarter.
+        confidence: of all bounds, one-sided. Default: 0.95.
+
+    Attributes:
+        ladder: what is known of each student: ``parameters`` and, where limits ask for it, ``latency_ms`` and
+            ``bytes``; of one that was dropped ``dropped_at_steps`` and, as they were then, ``score_mean``,
+            ``score_standard_error``, ``share``, ``share_standard_error`` and ``regret``.
+
+    Raises:
+        ValueError: a number out of range, an unknown format, or no student within the limits.
+        ImportError: a limit without the export extra.
+
+    Examples:
+        >>> search = SizeSearch(min_share=0.9, rungs=(0.25, 0.5))
+        >>> search.min_share, search.rungs
+        (0.9, (0.25, 0.5))
+    """
+
+    def __init__(
+        self,
+        *,
+        min_share: float = 0.95,
+        max_latency_ms: float | None = None,
+        max_bytes: int | None = None,
+        format: str = "onnx",
+        rungs: Sequence[float] = (0.25, 0.5, 0.75),
+        confidence: float = 0.95,
+    ) -> None:
+        check_within("(0, 1]", min_share=min_share)
+        check_within("(0.5, 1)", "half of all bounds would be wrong", confidence=confidence)
+        check_within("(0, inf)", "None sets no limit", max_latency_ms=max_latency_ms, max_bytes=max_bytes)
+        if not all(0 < rung < 1 for rung in rungs) or list(rungs) != sorted(set(rungs)):
+            raise ValueError(f"rungs must be shares of the run within 0 and 1, growing: got {tuple(rungs)}.")
+        checked_formats([format], "format")
+        self.min_share, self.confidence, self.rungs = min_share, confidence, tuple(rungs)
+        self.max_latency_ms, self.max_bytes, self.format = max_latency_ms, max_bytes, format
+        self.ladder: dict[str, dict[str, Any]] = {}
+        self._passed = 0  # rungs
+        self._monitor: RunMonitor | None = None
+
+    # Before the run
+
+    def admitted(self, networks: Mapping[str, TensorDictModule], env: EnvBase) -> list[str]:
+        """Measure students as they will be deployed, and return the names of those within the limits.
+
+        Args:
+            networks: students by name, trained or not: neither latency nor bytes depends on it.
+            env: in which they play; it is reset where there are limits.
+        """
+        for name, network in networks.items():
+            self.ladder[name] = {"parameters": num_parameters(network), **self._measured(network, env)}
+        within = [name for name in networks if self._is_within(self.ladder[name])]
+        if not within:
+            raise ValueError(
+                f"a student must be within max_latency_ms={self.max_latency_ms} and max_bytes={self.max_bytes}: the "
+                f"ladder has {self._smallest()} at least; raise the limits, or add smaller students."
+            )
+        return within
+
+    def _measured(self, network: TensorDictModule, env: EnvBase) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        if self.max_latency_ms is None and self.max_bytes is None:
+            return found
+        example = first_step(network, env)
+        if self.max_latency_ms is not None:
+            found["latency_ms"] = deployed_latency(network, example).milliseconds
+        if self.max_bytes is not None:
+            with tempfile.TemporaryDirectory() as place:
+                report = export_student(network, Path(place) / "student", formats=[self.format], example=example)
+                found["bytes"] = report.files[self.format].bytes
+        return found
+
+    def _is_within(self, measured: Mapping[str, Any]) -> bool:
+        limits = {"latency_ms": self.max_latency_ms, "bytes": self.max_bytes}
+        return all(limit is None or measured[key] <= limit for key, limit in limits.items())
+
+    def _smallest(self) -> str:
+        keys = ("latency_ms", "bytes")
+        known = {key: [row[key] for row in self.ladder.values() if key in row] for key in keys}
+        return ", ".join(f"{key}={min(values):g}" for key, values in known.items() if values)
+
+    # During the run
+
+    def follow(self, monitor: RunMonitor) -> None:
+        """Take the monitor whose scores decide; called by the experiment.
+
+        Raises:
+            ValueError: a run without students.
+        """
+        if monitor.distiller is None or len(monitor.networks) < 2:
+            raise ValueError(
+                f"a search needs students that learn: got the networks {list(monitor.networks)}; register a "
+                "RealTimeDistillTrainer with the trainer."
+            )
+        self._monitor = monitor
+        for name in list(monitor.networks)[1:]:
+            self.ladder.setdefault(name, {"parameters": num_parameters(monitor.networks[name])})
+
+    def register(self, trainer: Trainer, name: str = "size_search") -> None:
+        """Attach to a trainer; be saved with its checkpoints."""
+        self._trainer = trainer
+        trainer.register_op("post_steps", self.watch)
+        trainer.register_module(name, self)
+
+    def watch(self) -> None:
+        """Drop students if an evaluation has reached a rung; called by the trainer after each batch."""
+        monitor = self._monitor
+        if monitor is None:
+            raise RuntimeError("a search needs scores: give its trainer to an Experiment, whose run() trains it.")
+        reached = sum(monitor.evaluated_steps >= rung * self._trainer.total_frames for rung in self.rungs)
+        if reached <= self._passed:
+            return
+        self._passed = reached
+        teacher, *students = monitor.networks
+        candidates = self._candidates(students, teacher)
+        keep = max(1, -(-len(self._begun()) // 2**reached))
+        living = may_be_smallest(candidates, keep, min_share=self.min_share, confidence=self.confidence)
+        self._drop([name for name in students if name not in living], candidates)
+
+    def _begun(self) -> list[str]:
+        return [name for name, row in self.ladder.items() if self._is_within(row)]
+
+    def _candidates(self, students: Sequence[str], teacher: str) -> dict[str, Candidate]:
+        monitor = self._monitor
+        assert monitor is not None and monitor.distiller is not None
+        chance, scores = monitor.measure_random(), monitor.last_scores
+        metrics = monitor.distiller.metrics
+        return {
+            name: Candidate(
+                self.ladder[name]["parameters"],
+                None if chance is None else share_of_teacher(scores[name], scores[teacher], chance),
+                metrics.get(f"distill/{name}/teacher_regret"),
+            )
+            for name in students
+        }
+
+    def _drop(self, names: Sequence[str], candidates: Mapping[str, Candidate]) -> None:
+        monitor = self._monitor
+        assert monitor is not None and monitor.distiller is not None
+        if not names:
+            return
+        scores = dict(monitor.last_scores)
+        monitor.distiller.drop(*names)
+        monitor.drop(*names)
+        for name in names:
+            self.ladder[name] |= {
+                "dropped_at_steps": monitor.evaluated_steps,
+                "score_mean": scores[name].mean,
+                "score_standard_error": scores[name].standard_error,
+                "regret": candidates[name].regret,
+                **_as_entries(candidates[name].share),
+            }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is known of each student, and the rungs passed."""
+        return {"ladder": {name: dict(row) for name, row in self.ladder.items()}, "passed": self._passed}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self.ladder = {name: dict(row) for name, row in state_dict["ladder"].items()}
+        self._passed = state_dict["passed"]
+
+    # After the run
+
+    def conclusion(self, results: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the answer for ``results.json``.
+
+        Args:
+            results: its other content, with final scores.
+
+        Returns:
+            ``chosen``, the name of the smallest student that holds the share with confidence, None where none does;
+            ``min_share``, ``confidence``; and ``ladder``, a row a student, with ``share``, ``share_standard_error`` and
+            ``share_at_least``, the lower bound, of those that played the final games.
+        """
+        rows = {network["name"]: network for network in results["networks"]}
+        teacher, *students = results["networks"]
+        ladder = {name: {"name": name, **row} for name, row in self.ladder.items()}
+        chosen: list[str] = []
+        for student in students:
+            share = share_of_teacher(_Row(student), _Row(teacher), results["random_score"])
+            entry = ladder[student["name"]]
+            entry |= {key: student.get(key) for key in ("score_mean", "score_standard_error", "regret")}
+            entry |= _as_entries(share)
+            if share is not None:
+                entry["share_at_least"] = share.bound(self.confidence)
+                if entry["share_at_least"] >= self.min_share:
+                    chosen.append(student["name"])
+        smallest = min(chosen, key=lambda name: rows[name]["parameters"], default=None)
+        order = sorted(ladder.values(), key=lambda row: row["parameters"])
+        return {"chosen": smallest, "min_share": self.min_share, "confidence": self.confidence, "ladder": order}
+
+
+class _Row:
+    """Scores in an entry of ``results.json``."""
+
+    def __init__(self, row: Mapping[str, Any]) -> None:
+        self.mean: float = row["score_mean"]
+        self.standard_error: float = row["score_standard_error"]
+
+
+def _as_entries(share: Share | None) -> dict[str, float | None]:
+    if share is None:
+        return {"share": None, "share_standard_error": None}
+    return {"share": share.value, "share_standard_error": share.standard_error}
+
+
+def sentence(conclusion: Mapping[str, Any]) -> str:
+    """Say what :meth:`SizeSearch.conclusion` found, in a sentence or two for the end of a run.
+
+    Examples:
+        >>> row = {"name": "8-8-8-32", "parameters": 17_000, "share": 1.02, "share_at_least": 0.97}
+        >>> sentence({"chosen": "8-8-8-32", "min_share": 0.95, "confidence": 0.95, "ladder": [row]})
+        'The smallest student that holds 95% of its teacher is 8-8-8-32, 17,000 parameters: share 1.02, at least 0.97.'
+    """
+    share, rows = f"{conclusion['min_share']:.0%}", conclusion["ladder"]
+    if conclusion["chosen"] is not None:
+        row = next(row for row in rows if row["name"] == conclusion["chosen"])
+        return (
+            f"The smallest student that holds {share} of its teacher is {row['name']}, {row['parameters']:,} parameters: "
+            f"share {row['share']:.2f}, at least {row['share_at_least']:.2f}."
+        )
+    tried = [row for row in rows if row.get("share_at_least") is not None]
+    if not tried:
+        return f"No student holds {share} of its teacher, which is no better than a random player: train it longer."
+    best = max(tried, key=lambda row: row["share_at_least"])
+    return (
+        f"No student holds {share} of its teacher with {conclusion['confidence']:.0%} confidence. The nearest is "
+        f"{best['name']}: share {best['share']:.2f}, at least {best['share_at_least']:.2f}; play more final games, train "
+        "longer, or add larger students."
+    )
