@@ -42,7 +42,7 @@ def plot_front(results: Mapping[str, Any], path: str | os.PathLike) -> Path:
         largest = network is networks[-1] and len(networks) > 1  # its label would run out of the axes
         beside = {"xytext": (-5, 5), "ha": "right"} if largest else {"xytext": (5, 5)}
         axes.annotate(_timed(network, runtime), where, textcoords="offset points", fontsize=8, **beside)
-    dropped = [row for row in results.get("search", {}).get("ladder", ()) if "dropped_at_steps" in row]
+    dropped = [row for row in results.get("search", {}).get("ladder", ()) if row.get("dropped_at_steps")]
     if dropped:
         places = [[row[key] for row in dropped] for key in ("parameters", "score_mean")]
         axes.scatter(*places, facecolors="none", edgecolors="tab:grey", label="dropped on the way")

@@ -29,7 +29,8 @@ from torchrl_rtpd.trainers.hook import RealTimeDistillTrainer
 
 __all__ = ["RunMonitor", "Watching"]
 
-_STUDENT_METRICS = ("agreement", "kl_to_teacher", "student_entropy", "loss_distill", "loss_td", "dormant")
+_LEARNED = ("agreement", "teacher_regret", "kl_to_teacher", "student_entropy", "loss_distill", "loss_td")
+_STUDENT_METRICS = (*_LEARNED, "dormant")
 
 
 class Watching(Protocol):
@@ -46,13 +47,6 @@ class Watching(Protocol):
     last_scores: dict[str, Scores]
     evaluated_steps: int
     folder: RunFolder
-
-    def drop(self, *names: str) -> None:
-        """Watch students no more that the hook has dropped; their rows end here, and their weights stay as saved."""
-        for name in names:
-            del self.networks[name], self.best[name]
-            for scores in (self.best_scores, self.last_scores):
-                scores.pop(name, None)
 
     @property
     def student_score(self) -> float | None:
@@ -185,6 +179,11 @@ class RunMonitor(TrainerHookBase):
         self.clock.end()
         if self._bar is not None:
             self._bar.close()
+
+    @property
+    def means(self) -> dict[str, float]:
+        """Means of the students' metrics in the last row, by ``<student>/<metric>``."""
+        return self._averages.last
 
     def drop(self, *names: str) -> None:
         """Watch students no more that the hook has dropped; their rows end here, and their weights stay as saved."""

@@ -20,7 +20,7 @@ from torchrl.trainers import Trainer, TrainerHookBase
 from torchrl_rtpd.deploy.export import export_student
 from torchrl_rtpd.deploy.formats import checked_formats
 from torchrl_rtpd.deploy.latency import deployed_latency
-from torchrl_rtpd.evaluation.shares import Candidate, Share, may_be_smallest, share_of_teacher
+from torchrl_rtpd.evaluation.shares import Candidate, may_be_smallest, share_of_teacher
 from torchrl_rtpd.functional.checks import check_within
 from torchrl_rtpd.networks.towers import num_parameters
 from torchrl_rtpd.runs.deployed import first_step
@@ -84,9 +84,20 @@ class SizeSearch(TrainerHookBase):
         self.max_latency_ms, self.max_bytes, self.format = max_latency_ms, max_bytes, format
         self.ladder: dict[str, dict[str, Any]] = {}
         self._passed = 0  # rungs
+        self._begun = False
         self._monitor: RunMonitor | None = None
 
     # Before the run
+
+    def begin(self) -> None:
+        """Drop students that are beyond a limit; called by the trainer before a run that was not resumed."""
+        monitor, begun = self._followed(), self._begun
+        self._begun = True
+        if begun or (self.max_latency_ms is None and self.max_bytes is None):
+            return
+        students = {name: monitor.networks[name] for name in list(monitor.networks)[1:]}
+        within = self.admitted(students, monitor.evaluator.env)
+        self._drop([name for name in students if name not in within])
 
     def admitted(self, networks: Mapping[str, TensorDictModule], env: EnvBase) -> list[str]:
         """Measure students as they will be deployed, and return the names of those within the limits.
@@ -96,7 +107,7 @@ class SizeSearch(TrainerHookBase):
             env: in which they play; it is reset where there are limits.
         """
         for name, network in networks.items():
-            self.ladder[name] = {"parameters": num_parameters(network), **self._measured(network, env)}
+            self.ladder.setdefault(name, {"parameters": num_parameters(network)}).update(self._measured(network, env))
         within = [name for name in networks if self._is_within(self.ladder[name])]
         if not within:
             raise ValueError(
@@ -107,8 +118,6 @@ class SizeSearch(TrainerHookBase):
 
     def _measured(self, network: TensorDictModule, env: EnvBase) -> dict[str, Any]:
         found: dict[str, Any] = {}
-        if self.max_latency_ms is None and self.max_bytes is None:
-            return found
         example = first_step(network, env)
         if self.max_latency_ms is not None:
             found["latency_ms"] = deployed_latency(network, example).milliseconds
@@ -147,57 +156,54 @@ class SizeSearch(TrainerHookBase):
     def register(self, trainer: Trainer, name: str = "size_search") -> None:
         """Attach to a trainer; be saved with its checkpoints."""
         self._trainer = trainer
+        trainer.register_op("setup", self.begin)
         trainer.register_op("post_steps", self.watch)
         trainer.register_module(name, self)
 
     def watch(self) -> None:
         """Drop students if an evaluation has reached a rung; called by the trainer after each batch."""
-        monitor = self._monitor
-        if monitor is None:
-            raise RuntimeError("a search needs scores: give its trainer to an Experiment, whose run() trains it.")
+        monitor = self._followed()
         reached = sum(monitor.evaluated_steps >= rung * self._trainer.total_frames for rung in self.rungs)
         if reached <= self._passed:
             return
         self._passed = reached
         teacher, *students = monitor.networks
-        candidates = self._candidates(students, teacher)
-        keep = max(1, -(-len(self._begun()) // 2**reached))
-        living = may_be_smallest(candidates, keep, min_share=self.min_share, confidence=self.confidence)
+        candidates = self._candidates(monitor, students, teacher)
+        number = sum("dropped_at_steps" not in row or row["dropped_at_steps"] for row in self.ladder.values())
+        living = may_be_smallest(
+            candidates, -(-number // 2**reached), min_share=self.min_share, confidence=self.confidence
+        )
         self._drop([name for name in students if name not in living], candidates)
 
-    def _begun(self) -> list[str]:
-        return [name for name, row in self.ladder.items() if self._is_within(row)]
+    def _followed(self) -> RunMonitor:
+        if self._monitor is None:
+            raise RuntimeError("a search needs scores: give its trainer to an Experiment, whose run() trains it.")
+        return self._monitor
 
-    def _candidates(self, students: Sequence[str], teacher: str) -> dict[str, Candidate]:
-        monitor = self._monitor
-        assert monitor is not None and monitor.distiller is not None
-        chance, scores = monitor.measure_random(), monitor.last_scores
-        metrics = monitor.distiller.metrics
+    def _candidates(self, monitor: RunMonitor, students: Sequence[str], teacher: str) -> dict[str, Candidate]:
+        chance, scores, means = monitor.measure_random(), monitor.last_scores, monitor.means
         return {
             name: Candidate(
                 self.ladder[name]["parameters"],
                 None if chance is None else share_of_teacher(scores[name], scores[teacher], chance),
-                metrics.get(f"distill/{name}/teacher_regret"),
+                means.get(f"{name}/teacher_regret"),
             )
             for name in students
         }
 
-    def _drop(self, names: Sequence[str], candidates: Mapping[str, Candidate]) -> None:
-        monitor = self._monitor
-        assert monitor is not None and monitor.distiller is not None
+    def _drop(self, names: Sequence[str], candidates: Mapping[str, Candidate] | None = None) -> None:
+        """Let students go, with what was known of them; before the run nothing but their sizes is."""
+        monitor = self._followed()
+        assert monitor.distiller is not None
         if not names:
             return
         scores = dict(monitor.last_scores)
         monitor.distiller.drop(*names)
         monitor.drop(*names)
         for name in names:
-            self.ladder[name] |= {
-                "dropped_at_steps": monitor.evaluated_steps,
-                "score_mean": scores[name].mean,
-                "score_standard_error": scores[name].standard_error,
-                "regret": candidates[name].regret,
-                **_as_entries(candidates[name].share),
-            }
+            self.ladder[name]["dropped_at_steps"] = 0 if candidates is None else monitor.evaluated_steps
+            if candidates is not None:
+                self.ladder[name] |= _scored(scores[name].mean, scores[name].standard_error, candidates[name])
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is known of each student, and the rungs passed."""
@@ -206,7 +212,7 @@ class SizeSearch(TrainerHookBase):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
         self.ladder = {name: dict(row) for name, row in state_dict["ladder"].items()}
-        self._passed = state_dict["passed"]
+        self._passed, self._begun = state_dict["passed"], True
 
     # After the run
 
@@ -228,8 +234,8 @@ class SizeSearch(TrainerHookBase):
         for student in students:
             share = share_of_teacher(_Row(student), _Row(teacher), results["random_score"])
             entry = ladder[student["name"]]
-            entry |= {key: student.get(key) for key in ("score_mean", "score_standard_error", "regret")}
-            entry |= _as_entries(share)
+            known = Candidate(student["parameters"], share, student.get("regret"))
+            entry |= _scored(student["score_mean"], student["score_standard_error"], known)
             if share is not None:
                 entry["share_at_least"] = share.bound(self.confidence)
                 if entry["share_at_least"] >= self.min_share:
@@ -247,10 +253,16 @@ class _Row:
         self.standard_error: float = row["score_standard_error"]
 
 
-def _as_entries(share: Share | None) -> dict[str, float | None]:
-    if share is None:
-        return {"share": None, "share_standard_error": None}
-    return {"share": share.value, "share_standard_error": share.standard_error}
+def _scored(mean: float, standard_error: float, known: Candidate) -> dict[str, float | None]:
+    """Entries of the ladder on what a student has reached."""
+    share = known.share
+    return {
+        "score_mean": mean,
+        "score_standard_error": standard_error,
+        "share": None if share is None else share.value,
+        "share_standard_error": None if share is None else share.standard_error,
+        "regret": known.regret,
+    }
 
 
 def sentence(conclusion: Mapping[str, Any]) -> str:

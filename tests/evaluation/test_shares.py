@@ -1,0 +1,66 @@
+"""Share of the teacher's level with its error, and which students may be the smallest that holds one."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from torchrl_rtpd.evaluation.scores import Scores
+from torchrl_rtpd.evaluation.shares import Candidate, Share, may_be_smallest, share_of_teacher
+
+
+def test_a_share_and_its_error_by_hand() -> None:
+    """Student 30 +- 2, teacher 50 +- 1, random 10 +- 3: 20 / 40, and the root of 2^2 + (0.5)^2 + (0.5 * 3)^2 over 40."""
+    student, teacher, chance = (
+        Scores((mean - error, mean + error), 0, 0) for mean, error in ((30.0, 2.0), (50.0, 1.0), (10.0, 3.0))
+    )
+    share = share_of_teacher(student, teacher, chance)
+    assert share == (0.5, pytest.approx(math.sqrt(4 + 0.25 + 2.25) / 40))
+    assert share_of_teacher(student, teacher, 10.0) == (0.5, pytest.approx(math.sqrt(4.25) / 40))
+    assert share_of_teacher(student, chance, 10.0) is None
+
+
+def test_a_bound_holds_as_often_as_it_says() -> None:
+    """Ten thousand shares drawn with error 0.1: their lower bounds lie below the truth in 95 of 100 cases."""
+    drawn = torch.normal(0.9, 0.1, (10_000,), generator=torch.Generator().manual_seed(0)).tolist()
+    assert sum(Share(value, 0.1).bound(0.95) <= 0.9 for value in drawn) / 10_000 == pytest.approx(0.95, abs=0.01)
+
+
+def fleet(**shares: tuple[float, float, float | None]) -> dict[str, Candidate]:
+    """Candidates in the order of their sizes, by share, its error and regret."""
+    return {
+        name: Candidate(10.0 * 2**place, Share(value, error), regret)
+        for place, (name, (value, error, regret)) in enumerate(shares.items())
+    }
+
+
+def test_students_that_are_refuted_go() -> None:
+    """0.5 +- 0.1 is at most 0.66 with confidence, short of 95 % of 0.98; a regret of 0.5 is more than twice 0.2."""
+    candidates = fleet(a=(0.5, 0.1, 0.2), b=(0.9, 0.1, 0.5), c=(0.9, 0.1, 0.3), d=(1.0, 0.01, 0.2))
+    assert may_be_smallest(candidates, 4) == ["c", "d"]
+
+
+def test_students_larger_than_one_that_is_sure_go() -> None:
+    """b holds 0.98 +- 0.01 and so 0.95 with confidence; a may; the safest is the largest, and stays as an answer."""
+    candidates = fleet(a=(0.9, 0.1, None), b=(0.98, 0.01, None), c=(1.0, 0.02, None), d=(1.0, 0.001, None))
+    assert may_be_smallest(candidates, 4) == ["a", "b", "d"]
+
+
+def test_where_nothing_is_known_the_smallest_go_on() -> None:
+    """Without a teacher's level all may be; the smallest have the name of the safest as well."""
+    candidates = {name: Candidate(size, None, None) for size, name in enumerate("abcdefgh", 1)}
+    assert may_be_smallest(candidates, 4) == ["a", "b", "c", "d"]
+
+
+def test_at_least_one_goes_on() -> None:
+    """All are bad, one of them the least."""
+    assert may_be_smallest(fleet(a=(-0.2, 0.0, 0.9), b=(-0.1, 0.0, 0.9)), 1) == ["b"]
+
+
+@pytest.mark.parametrize(("keep", "number"), [(0, 1), (1, 0)])
+def test_nobody_to_go_on_is_refused(keep: int, number: int) -> None:
+    candidates = {str(place): Candidate(1.0, None, None) for place in range(number)}
+    with pytest.raises(ValueError, match=f"at least one candidate go on: got keep={keep} of {number} candidates"):
+        may_be_smallest(candidates, keep)

@@ -1,0 +1,163 @@
+"""A search for the smallest student that will do: what is dropped, what is answered, and going on."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+import rtpd_atari
+import rtpd_classic
+import torch
+from tensordict.nn import TensorDictModule
+from torch import nn
+from torchrl.envs import GymEnv
+from torchrl.modules import MLP, QValueActor
+
+from torchrl_rtpd.runs.metrics import read_metrics
+from torchrl_rtpd.runs.size_search import SizeSearch, sentence
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SHORT = [
+    *["total_steps=1024", "warmup_steps=64", "num_envs=4", "rollout_steps=8", "epsilon_steps=256", "batch_size=16"],
+    *["evaluation_episodes=4", "final_episodes=4", "progress_bar=false", "tensorboard=false", "threads=1"],
+    *["checkpoint_every_steps=256", "checkpoint_keep=9", "steps_per_update=4", "n_step=1", "seed=0"],
+]
+
+
+def run(folder: Path, *overrides: str) -> dict[str, Any]:
+    with hydra.initialize_config_dir(str(EXAMPLES / "config"), version_base="1.3"):
+        config = hydra.compose("rtpd_classic", [*SHORT, f"output_dir={folder}", *overrides])
+    return rtpd_atari.run(config, rtpd_classic.CLASSIC)
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A short run of the sixteen students on CartPole, with its folder."""
+    folder = tmp_path_factory.mktemp("search")
+    return folder, run(folder, "students=auto")
+
+
+def test_half_of_the_students_go_at_each_quarter(searched: tuple[Path, dict[str, Any]]) -> None:
+    """Sixteen begin; at most eight, four and two are left after the evaluations at 256, 512 and 768 steps."""
+    folder, results = searched
+    ladder = results["search"]["ladder"]
+    assert [row["name"] for row in ladder] == list(rtpd_classic.LADDER)
+    dropped = {row["name"]: row.get("dropped_at_steps", math.inf) for row in ladder}
+    for steps, most in ((256, 8), (512, 4), (768, 2)):
+        assert 1 <= sum(when > steps for when in dropped.values()) <= most
+    assert {when for when in dropped.values()} <= {256, 512, 768, math.inf}
+    metrics = read_metrics(folder / "metrics.csv")
+    for name, when in dropped.items():
+        scored = [
+            step for step, score in zip(metrics["steps"], metrics[f"{name}/score"], strict=True) if not math.isnan(score)
+        ]
+        assert scored[-1] == min(when, 1024), name
+    assert {row["name"] for row in results["networks"]} == {"teacher", *(n for n, when in dropped.items() if when > 1024)}
+
+
+def test_the_teacher_learns_what_it_learns_alone(searched: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    folder, _ = searched
+    run(tmp_path, "method=teacher_only", "evaluate_every_steps=256")
+    one, other = ((place / "weights" / "last" / "teacher.safetensors").read_bytes() for place in (folder, tmp_path))
+    assert one == other
+
+
+def test_a_cut_search_goes_on_to_the_same_answer(searched: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """Built anew and resumed from the checkpoint at three eighths, it has dropped and drops the same."""
+    folder, results = searched
+    run(tmp_path, "students=auto", "total_steps=1024")
+    checkpoint = tmp_path / "checkpoints" / f"checkpoint-{512:012d}"
+    again = run(tmp_path, f"resume={checkpoint}", "students=auto")
+    drops = [{row["name"]: row.get("dropped_at_steps") for row in found["search"]["ladder"]} for found in (results, again)]
+    kept = [{name for name, when in found.items() if when in (256, 512)} for found in drops]
+    assert kept[0] == kept[1]
+    assert json.loads((tmp_path / "results.json").read_text())["search"].keys() == results["search"].keys()
+
+
+def conclusion(scores: dict[str, tuple[float, float]], **options: Any) -> dict[str, Any]:
+    """The answer from final scores and their errors, by name; a teacher of 100 +- 0 comes first, random scores 0."""
+    search = SizeSearch(**options)
+    rows = [{"name": "teacher", "parameters": 1_000, "score_mean": 100.0, "score_standard_error": 0.0}]
+    for place, (name, (mean, error)) in enumerate(scores.items(), 1):
+        search.ladder[name] = {"parameters": place}
+        rows.append({"name": name, "parameters": place, "score_mean": mean, "score_standard_error": error})
+    return search.conclusion({"networks": rows, "random_score": 0.0})
+
+
+def test_the_answer_is_the_smallest_that_is_sure() -> None:
+    """a is at least 97 - 1.645 * 5 = 88.8, b 98 - 1.645 = 96.4."""
+    found = conclusion({"a": (97.0, 5.0), "b": (98.0, 1.0), "c": (100.0, 0.0)})
+    assert found["chosen"] == "b"
+    assert [round(row["share_at_least"], 3) for row in found["ladder"]] == [0.888, 0.964, 1.0]
+    assert sentence(found) == (
+        "The smallest student that holds 95% of its teacher is b, 2 parameters: share 0.98, at least 0.96."
+    )
+
+
+def test_no_answer_says_what_was_nearest() -> None:
+    found = conclusion({"a": (97.0, 5.0), "b": (94.0, 1.0)})
+    assert found["chosen"] is None
+    assert sentence(found).startswith(
+        "No student holds 95% of its teacher with 95% confidence. The nearest is b: share 0.94, at least 0.92; play more"
+    )
+
+
+def actors() -> dict[str, TensorDictModule]:
+    spec = GymEnv("CartPole-v1", categorical_action_encoding=True).action_spec
+    return {
+        f"mlp{units}": QValueActor(MLP(4, 2, num_cells=[units], activation_class=nn.ReLU), spec=spec)
+        for units in (4, 512)
+    }
+
+
+def test_students_beyond_a_limit_are_not_admitted() -> None:
+    """512 units of 4 inputs and 2 outputs are 3,586 weights of 4 bytes; a whole small ONNX file has less than 5,000."""
+    search = SizeSearch(max_bytes=5_000)
+    assert search.admitted(actors(), GymEnv("CartPole-v1", categorical_action_encoding=True)) == ["mlp4"]
+    assert search.ladder["mlp4"]["bytes"] < 5_000 < 14_344 < search.ladder["mlp512"]["bytes"]
+
+
+def test_limits_that_nobody_meets_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"within max_latency_ms=None and max_bytes=10: the ladder has bytes=\d+ at least"):
+        SizeSearch(max_bytes=10).admitted(actors(), GymEnv("CartPole-v1", categorical_action_encoding=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"min_share": 0.0}, r"min_share must lie in \(0, 1\]: got 0.0"),
+        ({"confidence": 0.5}, r"confidence must lie in \(0.5, 1\): got 0.5"),
+        ({"max_bytes": 0}, r"max_bytes must lie in \(0, inf\): got 0; None sets no limit"),
+        ({"rungs": (0.5, 0.25)}, r"rungs must be shares of the run within 0 and 1, growing: got \(0.5, 0.25\)"),
+        ({"format": "onx"}, "format"),
+    ],
+)
+def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SizeSearch(**options)
+
+
+@pytest.mark.parametrize("overrides", [["students=[mlp16]", "search=true"], ["students=auto", "evaluate_every_steps=null"]])
+def test_a_search_needs_students_and_scores(tmp_path: Path, overrides: list[str]) -> None:
+    with pytest.raises(ValueError, match="search=true drops students by their scores: got students="):
+        run(tmp_path / "run", *overrides)
+    assert not (tmp_path / "run").exists()
+
+
+def test_students_are_auto_or_a_list(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"students must be auto or a list such as \[net1,net17\]: got 'mlp16'"):
+        run(tmp_path, "students=mlp16")
+
+
+def test_torch_draws_are_untouched_by_a_search() -> None:
+    """Admission runs networks and files, but draws nothing."""
+    networks = actors()
+    torch.manual_seed(0)
+    wanted = torch.rand(3)
+    torch.manual_seed(0)
+    SizeSearch(max_bytes=10_000_000).admitted(networks, GymEnv("CartPole-v1", categorical_action_encoding=True))
+    assert torch.equal(torch.rand(3), wanted)
