@@ -169,7 +169,7 @@ class SizeSearch(TrainerHookBase):
         self._passed = reached
         teacher, *students = monitor.networks
         candidates = self._candidates(monitor, students, teacher)
-        number = sum("dropped_at_steps" not in row or row["dropped_at_steps"] for row in self.ladder.values())
+        number = sum(row.get("dropped_at_steps") != 0 for row in self.ladder.values())  # that began to learn
         living = may_be_smallest(
             candidates, -(-number // 2**reached), min_share=self.min_share, confidence=self.confidence
         )
