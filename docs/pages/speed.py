@@ -7,7 +7,7 @@ from typing import Any
 from docs.pages.tables import made_by, markdown, table_block
 
 PROGRAMS = {
-    "ours": "this package",
+    "ours": "this package with `concurrent=true`",
     "ours_in_turn": "this package with `concurrent=false`",
     "ours_short": "this package, one step of each game a batch",
     "ours_short_overlap": "this package, one step of each game a batch and `overlap=true`",

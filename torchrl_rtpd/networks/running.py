@@ -49,7 +49,7 @@ _CHOOSING = (
 )
 
 # Layers whose training-mode outputs are no targets: random, or moved by the batch.
-_TRAINING_LAYERS = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm, NoisyLinear)
+_TRAINING_LAYERS = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm, nn.RReLU, NoisyLinear)
 
 
 class ParameterSwap:
@@ -110,8 +110,16 @@ def _slots(network: nn.Module, params: TensorDictParams) -> list[tuple[dict[str,
 
 
 def same_in_training(network: nn.Module) -> bool:
-    """Return True if a network's outputs in training mode are those of its eval mode, and so good for targets."""
-    return not any(isinstance(layer, _TRAINING_LAYERS) for layer in network.modules())
+    """Return True if a network's outputs in training mode are those of its eval mode, and so good for targets.
+
+    Known are layers that are dropout, or have some as recurrent and attention layers may; a function that drops is not.
+    """
+    return not any(isinstance(layer, _TRAINING_LAYERS) or _drops(layer) for layer in network.modules())
+
+
+def _drops(layer: nn.Module) -> bool:
+    share = getattr(layer, "dropout", 0.0)
+    return isinstance(share, (int, float)) and share > 0
 
 
 class Teacher:

@@ -242,6 +242,9 @@ class Experiment:
     def _results(self, games: int | None, seed: int) -> tuple[dict[str, Any], TensorDictBase | None]:
         """Content of ``results.json``, and states of the final games."""
         clock, stopper = self.monitor.clock, self.protected.stopper
+        number = len(self.monitor.networks)
+        games_of = "" if games is None else f"plays the final games of {number} networks and "
+        print(f"Trained. Now {games_of}measures how long they take for a decision.")
         try:
             final, states = final_results(
                 self.monitor, games=games, seed=seed, should_stop=lambda: stopper.received is not None

@@ -239,8 +239,15 @@ class RealTimeDistillTrainer(TrainerHookBase):
 
         Students whose turn has not come yet learn in this thread.
         """
-        learning, self._learning = self._learning, {}
-        self._add_metrics(dict(zip(learning, results_of(list(learning.values())), strict=True)))
+        learning = self._learning
+        try:
+            found = results_of(list(learning.values()))
+        except Exception:
+            self._learning = {}  # all are over
+            raise
+        # After a KeyboardInterrupt they are not, and the next call waits for them.
+        self._learning = {}
+        self._add_metrics(dict(zip(learning, found, strict=True)))
 
     def _learn(self, student: Student, batch: TensorDictBase, metrics: bool) -> list[Tensor | None]:
         """Let a student learn from a minibatch with the teacher's values, and move its target; return its metrics."""
