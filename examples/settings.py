@@ -54,8 +54,8 @@ class Config:
     )
     concurrent: Any = setting(
         "auto",
-        "students learn in a thread beside the teacher's, the same bits; auto: if threads=auto finds two processors, up to "
-        "batch_size=64 with several students, 16 with one",
+        "students learn in a thread beside the teacher's, the same bits; auto: if threads=auto finds two processors, for "
+        "batch_size up to 64 with several students, 16 with one",
         choices=["auto", "true", "false"],
         may_change=True,
     )
