@@ -22,9 +22,12 @@ class SliceBatches(StatelessHook):
     the same, so that a teacher without a memory learns what it would have learned.
 
     A trainer stores the steps of each slot of a batch one after the other. The hook marks the last of them in an entry
-    :data:`SLOT_ENDS` of the batch, by which ``SliceSampler(slice_len=T, end_key="slot_ends")`` draws rows of one slot
+    ``"slot_ends"`` of the batch, by which ``SliceSampler(slice_len=T, end_key="slot_ends")`` draws rows of one slot
     within which games may end and begin, so that all steps are drawn about equally often. Without an ``end_key`` the
     sampler keeps within games, and games shorter than ``T`` are never drawn.
+
+    Warning: with a :class:`~torchrl.data.PrioritizedSliceSampler` TorchRL stores one priority for a row, its greatest, at
+    the first step, where flat minibatches give every step its own: the teacher then learns from other samples.
 
     Args:
         slice_len: ``T``, the sampler's.
