@@ -23,7 +23,10 @@ from torchrl.trainers.algorithms.dqn import DQNTrainer
 from torchrl_rtpd.evaluation.evaluator import Evaluator
 from torchrl_rtpd.networks.dormancy import dormant_share
 from torchrl_rtpd.objectives.discrete import DistillationLoss
+from torchrl_rtpd.objectives.student_dqn import StudentDQNLoss
+from torchrl_rtpd.objectives.teacher_dqn import TeacherDQNLoss
 from torchrl_rtpd.trainers.checks import DormancyCheck
+from torchrl_rtpd.trainers.concurrent import ConcurrentStepper
 from torchrl_rtpd.trainers.hook import RealTimeDistillTrainer
 from torchrl_rtpd.trainers.slices import SliceBatches
 from torchrl_rtpd.trainers.teacher_values import CapturedValues
@@ -36,7 +39,9 @@ def recall_env(slots: int) -> TransformedEnv:
     return TransformedEnv(Recall(slots), Compose(sums, InitTracker()))
 
 
-def trainer_of_recall(batches: int, teacher: nn.Module | None = None) -> DQNTrainer:
+def trainer_of_recall(
+    batches: int, teacher: nn.Module | None = None, loss_class: type[DQNLoss] = DQNLoss
+) -> DQNTrainer:
     """A stock DQN trainer whose replay hands out slices, of which games begin in the middle."""
     torch.manual_seed(0)
     if teacher is None:
@@ -50,7 +55,7 @@ def trainer_of_recall(batches: int, teacher: nn.Module | None = None) -> DQNTrai
         total_frames=8 * 24 * batches,
         auto_register_policy_transforms=False,
     )
-    loss = DQNLoss(teacher, action_space="categorical", delay_value=True)
+    loss = loss_class(teacher, action_space="categorical", delay_value=True)
     loss.make_value_estimator(gamma=0.9)
     return DQNTrainer(
         collector=collector,
@@ -120,15 +125,19 @@ def test_only_a_student_with_a_memory_learns_what_it_saw_before() -> None:
     assert 0.3 < scores["plain"] < 0.7
 
 
-def test_recurrent_students_do_not_change_the_teacher() -> None:
-    """Bit for bit, against a trainer without students and without rows: flat slices are what it learned from."""
-    alone = trainer_of_recall(4)
+@pytest.mark.parametrize("loss_class", [DQNLoss, TeacherDQNLoss])
+def test_recurrent_students_do_not_change_the_teacher(loss_class: type[DQNLoss]) -> None:
+    """Bit for bit, against a trainer without students and without rows: flat slices are what it learned from.
+
+    Beside it learns a student without a memory, by temporal differences.
+    """
+    alone = trainer_of_recall(4, loss_class=loss_class)
     MarkOnly(SLICE).register(alone)
     alone.train()
-    joint = trainer_of_recall(4)
+    joint = trainer_of_recall(4, loss_class=loss_class)
     loss = DistillationLoss(glimpsing("recurrent"), burn_in=2)
     before = copy.deepcopy(dict(loss.state_dict()))
-    distilled(joint, {"student": loss})
+    distilled(joint, {"student": loss, "plain": StudentDQNLoss(glimpsing("plain"))})
     assert teacher_state(alone) == teacher_state(joint)
     moved = [not torch.equal(value, before[name]) for name, value in loss.state_dict().items() if "params" in name]
     assert moved and all(moved)
@@ -147,6 +156,20 @@ def test_a_restored_hook_goes_on_as_if_it_had_never_stopped() -> None:
             each.step(batch)
     assert content(hook.state_dict()["students"]) == content(twin.state_dict()["students"])
     assert content(hook.state_dict()["optimizers"]) == content(twin.state_dict()["optimizers"])
+
+
+def test_students_beside_the_trainers_thread_learn_the_same() -> None:
+    """TorchRL's recurrent mode belongs to a thread."""
+    states = []
+    for concurrent in (False, True):
+        trainer = trainer_of_recall(3)
+        losses = {"student": DistillationLoss(glimpsing("recurrent"), burn_in=2)}
+        hook = RealTimeDistillTrainer(losses, optimizer=FAST)
+        SliceBatches(SLICE).register(trainer)
+        (ConcurrentStepper(hook) if concurrent else hook).register(trainer)
+        trainer.train()
+        states.append(content(hook.state_dict()["students"]))
+    assert states[0] == states[1]
 
 
 @pytest.mark.parametrize("kind", ["lstm", "gru"])

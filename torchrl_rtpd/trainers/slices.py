@@ -26,8 +26,8 @@ class SliceBatches(StatelessHook):
     within which games may end and begin, so that all steps are drawn about equally often. Without an ``end_key`` the
     sampler keeps within games, and games shorter than ``T`` are never drawn.
 
-    Warning: with a :class:`~torchrl.data.PrioritizedSliceSampler` TorchRL stores one priority for a row, its greatest, at
-    the first step, where flat minibatches give every step its own: the teacher then learns from other samples.
+    Warning: with a :class:`~torchrl.data.PrioritizedSliceSampler` TorchRL stores one priority for a row, its greatest,
+    at the first step, where flat minibatches give every step its own: the teacher then learns from other samples.
 
     Args:
         slice_len: ``T``, the sampler's.
