@@ -59,6 +59,7 @@ if TYPE_CHECKING:
         RealTimeDistillTrainer,
         RecyclingCheck,
         SampleToDevice,
+        SliceBatches,
         hard_update_every,
     )
 
@@ -100,6 +101,7 @@ __all__ = [
     "SampleToDevice",
     "SaveCheckpoints",
     "Scores",
+    "SliceBatches",
     "StopOnSignal",
     "StopWhenCaughtUp",
     "StudentDQNLoss",
@@ -187,6 +189,7 @@ _HOMES = {
         "RealTimeDistillTrainer",
         "RecyclingCheck",
         "SampleToDevice",
+        "SliceBatches",
         "hard_update_every",
     ),
 }

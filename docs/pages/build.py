@@ -69,6 +69,7 @@ FOLDERS: dict[str, Callable[[Path], str]] = {  # what makes a block of the folde
     "glance": glance.glance_block,
     "precision": runs.precision_block,
     "drop_in": runs.drop_in_block,
+    "recurrent": runs.recurrent_block,
     "students": students.students_block,
     "students_norm": students.norm_block,
     "pqn_cpu": pqn.pqn_block,

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from torchrl_rtpd import functional as RF
 from torchrl_rtpd.networks.keys import last_part
-from torchrl_rtpd.networks.running import NetworkPart
 from torchrl_rtpd.objectives.base import PolicyDistillationLoss, positive
 from torchrl_rtpd.objectives.values import (
     Distributional,
@@ -80,6 +79,8 @@ class DistillationLoss(PolicyDistillationLoss):
         reduction (str, optional): ``"none"`` | ``"mean"`` | ``"sum"``. Default: ``"mean"``.
         use_prioritized_weights (bool or "auto", optional): weight the loss by the batch's importance weights;
             ``"auto"`` if it holds any. Default: ``"auto"``.
+        burn_in (int, optional): of each row of a recurrent student's batch, steps that only warm its memory; they have
+            neither gradient nor loss (Kapturowski et al. 2019, R2D2). Default: 0.
 
     Networks may be policies: where ``"action_value"`` is not written, ``"logits"`` or ``"probs"`` are taken, which have
     their own scale, so that temperatures of 1 reproduce the policy. Of an actor only the part before the choice of the
@@ -89,6 +90,12 @@ class DistillationLoss(PolicyDistillationLoss):
     An action may consist of several choices: of different sizes side by side (``var_nums``), or of one size in
     dimensions between the batch and the actions, such as those of several agents, ``[*B, N, A]``. A sample then has one
     divergence, the sum over its choices, and it agrees if all choices do.
+
+    A student with TorchRL's ``LSTMModule`` or ``GRUModule`` learns from rows of consecutive steps ``[*B, T]``, for
+    which ``*B`` stands below as well; so does a recurrent teacher that the loss runs. ``"is_init"`` says where games
+    begin, at a row's start or within. A row begins with the memory that the batch holds for its first step, such as
+    ``"recurrent_state"`` ``[*B, T, L, H]``, and with zeros if it holds none; from there gradients go through time. With
+    ``burn_in`` everything that is returned is about the later steps, and the teacher's memory is warmed as well.
 
     Keys read: the student's inputs; teacher values ``("teacher", "action_value")`` ``[*B, A]``, and if absent the
     teacher's inputs; ``"action_mask"`` bool ``[*B, A]`` and ``"priority_weight"`` ``[*B]`` if present.
@@ -119,6 +126,18 @@ class DistillationLoss(PolicyDistillationLoss):
     The same without tensordicts, the keys joined by underscores:
 
         >>> value = loss(observation=torch.zeros(5, 4), teacher_action_value=torch.zeros(5, 3))[0]
+
+    A student that remembers, on two rows of six steps, of which the first two warm its memory:
+
+        >>> from tensordict.nn import TensorDictSequential
+        >>> from torchrl.modules import GRUModule
+        >>> memory = GRUModule(input_size=4, hidden_size=8, in_key="observation", out_key="features")
+        >>> head = TensorDictModule(nn.Linear(8, 3), in_keys=["features"], out_keys=["action_value"])
+        >>> loss = DistillationLoss(TensorDictSequential(memory, head), burn_in=2, reduction="none")
+        >>> rows = TensorDict({"observation": torch.zeros(2, 6, 4), "is_init": torch.zeros(2, 6, 1, dtype=torch.bool),
+        ...                    ("teacher", "action_value"): torch.zeros(2, 6, 3)}, [2, 6])
+        >>> loss(rows)["loss_distill"].shape
+        torch.Size([2, 4])
     """
 
     @dataclass
@@ -161,9 +180,14 @@ class DistillationLoss(PolicyDistillationLoss):
         var_nums: Sequence[int] | None = None,
         reduction: str | None = None,
         use_prioritized_weights: str | bool = "auto",
+        burn_in: int = 0,
     ) -> None:
         super().__init__(
-            student_network, teacher_network, reduction=reduction, use_prioritized_weights=use_prioritized_weights
+            student_network,
+            teacher_network,
+            reduction=reduction,
+            use_prioritized_weights=use_prioritized_weights,
+            burn_in=burn_in,
         )
         if divergence not in DIVERGENCES:
             raise ValueError(f"divergence must be one of {', '.join(DIVERGENCES)}: got {divergence!r}.")
@@ -173,7 +197,6 @@ class DistillationLoss(PolicyDistillationLoss):
         if self._var_nums is not None:
             self._told.add("var_nums")
         self._warned_of_stored = False
-        self._student_part = NetworkPart(self.student_network)
         self._set_support(teacher_support)
         self._set_temperatures(teacher_temperature, student_temperature)
 

@@ -18,6 +18,7 @@ from torchrl_rtpd.trainers.hook import RealTimeDistillTrainer
 from torchrl_rtpd.trainers.lambda_targets import LambdaTargets
 from torchrl_rtpd.trainers.off_policy import BoundedHistory, KeepOnDevice, KeepWarmupData, SampleToDevice
 from torchrl_rtpd.trainers.optimizers import keep_device_options
+from torchrl_rtpd.trainers.slices import SliceBatches
 from torchrl_rtpd.trainers.stateless import StatelessHook
 from torchrl_rtpd.trainers.stepper import RealTimeDistillStepper
 from torchrl_rtpd.trainers.student import Student
@@ -42,6 +43,7 @@ __all__ = [
     "RealTimeDistillTrainer",
     "RecyclingCheck",
     "SampleToDevice",
+    "SliceBatches",
     "StatelessHook",
     "Student",
     "TeacherCopy",

@@ -29,6 +29,7 @@ from torchrl_rtpd.trainers.student import (
     UpdaterFactory,
     build_students,
     load_states,
+    refuse_foreign_memory,
     refuse_shared_parameters,
     states_of,
 )
@@ -272,6 +273,7 @@ class RealTimeDistillTrainer(TrainerHookBase):
             self._began = True
             for student in self.learners.values():  # the teacher's loss may have been set since this was attached
                 student.follow(self._teacher_loss)
+            refuse_foreign_memory(self.learners, self._values.outputs, sub_batch)
             self._values.warn_of_stored(sub_batch, batch, losses)
             for check in self.checks:
                 check.before_first_update(self.learners, batch)
