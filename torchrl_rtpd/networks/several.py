@@ -61,7 +61,7 @@ class Teachers(TensorDictModuleBase):
 
     @property
     def spec(self) -> Any:
-        """Spec that the teachers' actors declare, by which a loss compares their actions with its student's; or None."""
+        """Spec that the teachers declare, by which a loss compares its student's actions; None without one."""
         specs = (getattr(teacher, "spec", None) for teacher in self.teachers.values())
         return next((spec for spec in specs if spec is not None), None)
 
