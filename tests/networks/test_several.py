@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -260,6 +261,15 @@ def test_a_state_makes_the_round_trip_and_teachers_are_the_networks_given() -> N
     with torch.no_grad():
         next(first.parameters()).zero_()
     assert teachers(batch([0, 1]))["action_value"].tolist() == [[0.0, 0.0], [20.0, 40.0]]
+
+
+def test_teachers_are_sent_to_another_process_as_one() -> None:
+    """Pickled as worker processes get a policy, with weights that go on to be those that are run."""
+    teachers = pickle.loads(pickle.dumps(TeacherByKey([actor(1.0), actor(10.0)])))
+    with torch.no_grad():
+        for parameter in teachers.parameters():
+            parameter.mul_(2.0)
+    assert teachers(batch([0, 1]))["action_value"].tolist() == [[2.0, 4.0], [40.0, 80.0]]
 
 
 def test_teachers_move_to_another_type_and_mode_together() -> None:
