@@ -8,7 +8,9 @@ network of both teachers runs the right one. The student, net17, sees the frames
 both offer all 18, of which an ``action_mask`` allows those that do something. Several teachers of one student:
 Parisotto et al. 2016, https://arxiv.org/abs/1511.06342.
 
-A few minutes on a CPU core. That is far too short for good scores: what shows is that the student follows both.
+A minute and a half of a CPU core. That is too short for good scores, and young teachers may lose to a random player:
+what shows is that the student follows both. With seed 0 its best action is that of the game's own teacher in 72 % and
+87 % of the states, where the one favourite action of that teacher is best in 60 % and 65 %.
 """
 
 from __future__ import annotations

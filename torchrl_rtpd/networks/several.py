@@ -186,7 +186,9 @@ class TeacherByKey(Teachers):
             return self._run(self.names[low], inputs)
         order = flat.argsort(stable=True)
         counts = flat.bincount(minlength=len(self.teachers)).tolist()
-        rows = {key: value.reshape(-1, *value.shape[ids.ndim :])[order] for key, value in inputs.items()}
+        rows = {
+            key: value.reshape(-1, *value.shape[ids.ndim :]).index_select(0, order) for key, value in inputs.items()
+        }
         parts = {key: value.split(counts) for key, value in rows.items()}
         results = {
             name: self._run(name, {key: part[number] for key, part in parts.items()})
@@ -196,7 +198,8 @@ class TeacherByKey(Teachers):
         self._check_shapes(results, 1)
         back = order.argsort()
         return [
-            torch.cat(own)[back].reshape(*ids.shape, *own[0].shape[1:]) for own in zip(*results.values(), strict=True)
+            torch.cat(own).index_select(0, back).reshape(*ids.shape, *own[0].shape[1:])
+            for own in zip(*results.values(), strict=True)
         ]
 
     def _on_all_rows(self, ids: Tensor, inputs: Mapping[NestedKey, Tensor]) -> list[Tensor]:
