@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 import two_games
 
@@ -53,3 +54,11 @@ def test_both_teachers_learn_from_their_own_game_and_act_within_its_actions() ->
     stored = trainer.replay_buffer[:]
     assert stored["action_mask"].gather(-1, stored["action"].unsqueeze(-1)).all()
     assert sorted(stored["teacher_id"].unique().tolist()) == [0, 1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_whole_run_ends_with_a_student_that_follows_both_teachers() -> None:
+    """More often than one that always takes the teacher's favourite action, in both games."""
+    follows = [results["follows"] for results in two_games.run(seed=0).values()]
+    assert all(found["agreement"] > found["favourite"] + 0.03 for found in follows), follows
