@@ -17,7 +17,16 @@ if TYPE_CHECKING:
     from torchrl_rtpd.envs import AtariVecEnv
     from torchrl_rtpd.evaluation import Evaluator, Scores
     from torchrl_rtpd.files import load_pretrained, load_weights, save_weights
-    from torchrl_rtpd.networks import TOWERS, NatureTower, Tower, UnitRecycler, make_actor, recycle_dormant
+    from torchrl_rtpd.networks import (
+        TOWERS,
+        NatureTower,
+        TeacherByKey,
+        TeacherMixture,
+        Tower,
+        UnitRecycler,
+        make_actor,
+        recycle_dormant,
+    )
     from torchrl_rtpd.objectives import (
         ContinuousDistillationLoss,
         DistillationLoss,
@@ -106,7 +115,9 @@ __all__ = [
     "StopWhenCaughtUp",
     "StudentDQNLoss",
     "StudentPQNLoss",
+    "TeacherByKey",
     "TeacherDQNLoss",
+    "TeacherMixture",
     "TeacherStudentPolicy",
     "Tower",
     "UnitRecycler",
@@ -140,6 +151,8 @@ _HOMES = {
     "networks": (
         "TOWERS",
         "NatureTower",
+        "TeacherByKey",
+        "TeacherMixture",
         "Tower",
         "UnitRecycler",
         "make_actor",

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from torchrl.objectives.common import LossModule
 
 from torchrl_rtpd.networks.keys import names_in
+from torchrl_rtpd.networks.rhythm import Rhythm
 from torchrl_rtpd.networks.running import ParameterSwap, Teacher, as_tensordict_module
 from torchrl_rtpd.networks.sequences import SequencePart, later_steps, network_part
 from torchrl_rtpd.objectives.following import FOLLOWED_KEYS, known_of_teacher
@@ -111,7 +112,7 @@ class PolicyDistillationLoss(LossModule):
         super().__init__()
         self._told: set[str] = set()  # settings that the user made
         self._in_keys: list[NestedKey] = []  # found at first use
-        self._num_calls = 0
+        self._rhythm = Rhythm()
         self.reduction = "mean" if reduction is None else reduction
         if self.reduction not in REDUCTIONS:
             raise ValueError(f"reduction must be none, mean or sum: got {reduction!r}.")
@@ -223,12 +224,7 @@ class PolicyDistillationLoss(LossModule):
 
     def _is_check_due(self) -> bool:
         """Return True if numbers are due to be looked at, which waits for the device: at call 1, 2, 4, 8 and so on."""
-        if torch.compiler.is_compiling():
-            return False
-        self.__dict__["_num_calls"] = calls = self._num_calls + 1  # past the module's own __setattr__, which is slow
-        if calls & (calls - 1):
-            return False
-        return not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
+        return self._rhythm.due()
 
     def _refuse(self, wrong: Tensor, tensordict: TensorDictBase, rule: str) -> None:
         """Raise if the student broke a rule in any sample of ``wrong`` ``[*B]`` that the loss mask leaves."""

@@ -26,6 +26,7 @@ from torchrl_rtpd.objectives.values import (
     agreed_var_nums,
     as_logits,
     check_mask,
+    check_mixture,
     check_same_actions,
     output_key,
     shape_error,
@@ -66,7 +67,7 @@ class DistillationLoss(PolicyDistillationLoss):
         teacher_temperature (float or "auto", optional): temperature :math:`\tau` of the teacher, in units of its
             values. ``"auto"`` follows the spread of the teacher's values over actions, averaged over recent batches, so
             that targets stay equally sharp while values grow. Default: 0.01, for a finished teacher (Rusu et al.,
-            section 3).
+            section 3). That of a :class:`~torchrl_rtpd.networks.TeacherMixture` must be the mixture's own.
         student_temperature (float, optional): temperature of the student; ``None`` is the teacher's. Default: 1.0
             (Rusu et al.).
         teacher_support (Tensor, sequence of float, "quantiles" or "auto", optional): meaning of the teacher's
@@ -107,8 +108,9 @@ class DistillationLoss(PolicyDistillationLoss):
 
     Raises:
         TypeError: at a call, values, a mask or actions of the wrong type.
-        ValueError: an unknown divergence, a temperature that is not positive, networks that disagree on the number of
-            actions; at a call, shapes that do not match, or a student whose outputs are not finite.
+        ValueError: an unknown divergence, a temperature that is not positive or not that of a mixture of teachers,
+            networks that disagree on the number of actions; at a call, shapes that do not match, or a student whose
+            outputs are not finite.
         RuntimeError: at a call, no teacher values and no teacher network.
         KeyError: at a call, a key that the batch or a network's output lacks.
 
@@ -210,6 +212,7 @@ class DistillationLoss(PolicyDistillationLoss):
     def _set_temperatures(
         self, teacher_temperature: float | Literal["auto"], student_temperature: float | None
     ) -> None:
+        check_mixture(self.teacher_network, teacher_temperature)
         self.auto_temperature = teacher_temperature == "auto"
         if teacher_temperature == "auto":
             teacher_temperature = _AUTO_FLOOR
@@ -224,6 +227,8 @@ class DistillationLoss(PolicyDistillationLoss):
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self._temperatures and isinstance(value, (int, float)):  # a schedule's new value
             value = positive(name, value, "left as it is")
+            if name == "teacher_temperature":
+                check_mixture(self.teacher_network, value)
         super().__setattr__(name, value)
 
     def _stored_keys(self) -> list[NestedKey]:
