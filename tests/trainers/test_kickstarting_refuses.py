@@ -181,7 +181,9 @@ def test_a_rate_that_follows_the_kl_is_reported(way):
     hook = Kickstarting(pull_on(trainer))
     hook.register(trainer)
     registered(way, trainer, KLAdaptiveLR(trainer.optimizer, 0.01, min_lr=2e-5))
-    with pytest.warns(UserWarning, match="KLAdaptiveLR lowers .* fall to its min_lr, 2e-05, where .* Use a rate that"):
+    with pytest.warns(
+        UserWarning, match="KLAdaptiveLR lowers .* fall as far as its min_lr, 2e-05, and .* Use a rate that"
+    ):
         trainer.train()
 
 

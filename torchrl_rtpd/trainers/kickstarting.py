@@ -61,7 +61,8 @@ class Kickstarting(TrainerHookBase):
     :meth:`log` once a batch. A copy of the loss (:func:`copy.deepcopy`) has no pull.
 
     Warning: a rate that follows the policy's KL (:class:`~torchrl.objectives.KLAdaptiveLR`) takes the pull for steps
-    that are too large, and lowers itself until learning stalls. One that is found in the trainer is reported.
+    that are too large and lowers itself, so that the student comes to its teacher more slowly or stalls. One that is
+    found in the trainer is reported.
 
     Attributes:
         loss: the distillation loss.
@@ -155,8 +156,9 @@ class Kickstarting(TrainerHookBase):
         if rates:
             warnings.warn(
                 "KLAdaptiveLR lowers the learning rate while the policy moves, and a pull to a teacher moves it: the "
-                f"rate may fall to its min_lr, {rates[0].min_lr}, where learning stalls. Use a rate that follows time, "
-                "such as LambdaLR, while distill_coeff is above 0, or raise min_lr.",
+                f"rate may fall as far as its min_lr, {rates[0].min_lr}, and the student comes to its teacher more "
+                "slowly or not at all. Use a rate that follows time, such as LambdaLR, while distill_coeff is above 0, or raise "
+                "min_lr.",
                 stacklevel=2,
             )
 
