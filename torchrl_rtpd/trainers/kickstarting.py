@@ -157,8 +157,8 @@ class Kickstarting(TrainerHookBase):
             warnings.warn(
                 "KLAdaptiveLR lowers the learning rate while the policy moves, and a pull to a teacher moves it: the "
                 f"rate may fall as far as its min_lr, {rates[0].min_lr}, and the student comes to its teacher more "
-                "slowly or not at all. Use a rate that follows time, such as LambdaLR, while distill_coeff is above 0, or raise "
-                "min_lr.",
+                "slowly or not at all. Use a rate that follows time, such as LambdaLR, while distill_coeff is above 0, "
+                "or raise min_lr.",
                 stacklevel=2,
             )
 
