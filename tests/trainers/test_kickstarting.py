@@ -12,10 +12,12 @@ from hook_parts import actor, cartpole_trainer, content
 from kickstart_parts import StateAction, balancing, gaussian, pull_on, sac_trainer, state_of
 from on_policy_parts import policy, ppo_trainer, pqn_trainer
 from tensordict import TensorDict
+from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 from torch.distributions import Categorical, Independent, Normal, kl_divergence
+from torchrl.data import Bounded
 from torchrl.modules import ValueOperator
-from torchrl.objectives import ClipPPOLoss, DiscreteSACLoss, DQNLoss, HardUpdate, SACLoss, SoftUpdate
+from torchrl.objectives import ClipPPOLoss, DiscreteSACLoss, DQNLoss, HardUpdate, SACLoss, SoftUpdate, TD3Loss
 
 from torchrl_rtpd import (
     ContinuousDistillationLoss,
@@ -132,6 +134,28 @@ def test_the_step_is_on_the_sum_of_both_losses(case):
         torch.testing.assert_close(gradient, theirs[name])
     assert all(torch.equal(ours[name], unpulled[name]) for name in names)
     assert set(losses.keys()) == set(alone.keys()) | set(pull.out_keys)
+
+
+def test_a_deterministic_policy_is_pulled_by_its_actions():
+    """TD3: to the gradient of the actor come 2 times that of the squared distance, to the critic's nothing."""
+    student, teacher = (
+        TensorDictModule(nn.Sequential(nn.Linear(3, 1), nn.Tanh()), in_keys=["observation"], out_keys=["action"])
+        for _ in range(2)
+    )
+    values = ValueOperator(StateAction(), in_keys=["observation", "action"])
+    loss = TD3Loss(student, values, action_spec=Bounded(-1, 1, (1,)), num_qvalue_nets=2)
+    SoftUpdate(loss, tau=0.5)
+    batch = transitions(3, torch.rand(8, 1))
+    torch.manual_seed(0)
+    alone = total_of(loss(batch.clone()))
+    actions = [network.module(batch["observation"]) for network in (teacher, student)]
+    expected = gradients(loss, alone + 2.0 * (actions[0].detach() - actions[1]).square().sum(-1).mean())
+    Kickstarting(ContinuousDistillationLoss(student, teacher, divergence="mse"), distill_coeff=2.0).attach(loss)
+    torch.manual_seed(0)
+    found = gradients(loss, total_of(loss(batch.clone())))
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name])
 
 
 @pytest.mark.parametrize("case", CASES)

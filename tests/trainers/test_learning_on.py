@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,8 @@ from torchrl.objectives import SoftUpdate
 from torchrl_rtpd import (
     ContinuousDistillationLoss,
     DistillationLoss,
+    Kickstarting,
+    LinearSchedule,
     RealTimeDistillTrainer,
     StudentDQNLoss,
     learn_on,
@@ -162,6 +165,47 @@ def test_a_hooks_student_goes_on():
     second.train()
     steps = {int(state["step"]) for state in second.optimizer.state.values()}
     assert steps == {18 + 18}
+
+
+def test_a_run_that_learns_on_is_restored_from_its_state():
+    """Saved in the middle of the warm-up by TorchRL, with a pull: weights, moments and what is left of both go on."""
+
+    def built() -> tuple[Any, Any, Kickstarting]:
+        trainer, learner = ppo_trainer(2)  # 16 updates
+        pull = DistillationLoss(learner, balancing(), teacher_temperature=1.0)
+        hook = Kickstarting(pull, distill_coeff=LinearSchedule(1.0, 0.0, end_updates=16))
+        hook.register(trainer)
+        student = taught(DistillationLoss(policy(32, 5), balancing(), teacher_temperature=1.0), RAdam)
+        learn_on(student, trainer, critic_warmup_updates=10)
+        return trainer, learner, hook
+
+    first, learner, _ = built()
+    states: list[dict[str, Any]] = []
+    networks: list[Any] = []
+
+    def save() -> None:
+        states.append(copy.deepcopy(first.state_dict()))
+        networks.append(content(learner.state_dict()))
+
+    first.register_op("post_steps", save)
+    first.train()
+    second, other, hook = built()
+    second.load_state_dict(states[0])
+    assert hook.updates == 8 and hook.distill_coeff == 0.5
+    assert content(other.state_dict()) == networks[0] != networks[1]
+    assert content(second.optimizer.state_dict()) == content(states[0]["optimizer"])
+    second.train()  # 8 updates more, in the last 6 of which the actor learns
+    assert {int(second.optimizer.state[parameter]["step"]) for parameter in other.parameters()} == {3 + 6}
+
+
+def test_the_collector_is_sent_the_weights(monkeypatch):
+    """Before the first batch, as after every batch: workers have weights of their own."""
+    student, trainer, learner = student_of("ppo")
+    sent = []
+    monkeypatch.setattr(trainer.collector, "update_policy_weights_", lambda weights: sent.append(weights))
+    learn_on(student, trainer)
+    assert len(sent) == 1
+    assert content(sent[0].flatten_keys(".").to_dict()) == content(dict(learner.state_dict()))
 
 
 # Refused
