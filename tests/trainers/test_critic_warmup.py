@@ -14,6 +14,7 @@ from torch import nn
 from torch.distributions import Categorical
 from torchrl.modules import ProbabilisticActor
 from torchrl.objectives import ClipPPOLoss
+from torchrl.objectives.value import GAE
 
 from torchrl_rtpd import CriticWarmup, CudaGraphStepper
 from torchrl_rtpd.trainers.policies import critic_parameters
@@ -76,17 +77,26 @@ def test_moments_and_decay_leave_a_frozen_weight_alone():
 
 
 def test_shared_layers_wait_with_the_actor():
-    """Of a trunk and two heads only the critic's head learns."""
+    """Of a trunk and two heads only the critic's head learns, also after TorchRL's GAE has run the critic."""
     trunk = TensorDictModule(nn.Linear(4, 8), in_keys=["observation"], out_keys=["features"])
     head = TensorDictModule(nn.Linear(8, 2), in_keys=["features"], out_keys=["logits"])
     actor = ProbabilisticActor(
         TensorDictSequential(trunk, head), in_keys=["logits"], distribution_class=Categorical, return_log_prob=True
     )
     value = TensorDictModule(nn.Linear(8, 1), in_keys=["features"], out_keys=["state_value"])
-    loss = ClipPPOLoss(actor, TensorDictSequential(trunk, value))
+    trainer, _ = ppo_trainer(1)
+    loss = trainer.loss_module = ClipPPOLoss(actor, TensorDictSequential(trunk, value))
     assert {id(parameter) for parameter in critic_parameters(loss)} == {
         id(parameter) for parameter in value.parameters()
     }
+    CriticWarmup(5).register(trainer)
+    batch = next(iter(trainer.collector))
+    GAE(gamma=0.9, lmbda=0.9, value_network=loss.critic_network)(batch)
+    losses = loss(batch.reshape(-1))
+    sum(value for name, value in losses.items() if name.startswith("loss")).backward()
+    trainer.collector.shutdown()
+    learned = {id(parameter) for parameter in loss.parameters() if parameter.grad is not None}
+    assert learned == {id(parameter) for parameter in value.parameters()}
 
 
 def test_a_warm_up_goes_on_where_it_was_saved():
