@@ -23,6 +23,7 @@ from docs.pages import (
     games,
     glance,
     gpu,
+    kickstart,
     memory,
     pqn,
     published,
@@ -70,6 +71,8 @@ FOLDERS: dict[str, Callable[[Path], str]] = {  # what makes a block of the folde
     "precision": runs.precision_block,
     "drop_in": runs.drop_in_block,
     "recurrent": runs.recurrent_block,
+
+    "kickstart": kickstart.kickstart_block,
     "students": students.students_block,
     "students_norm": students.norm_block,
     "pqn_cpu": pqn.pqn_block,
