@@ -54,7 +54,7 @@ class Config:
     )
     concurrent: Any = setting(
         "auto",
-        "students learn in a thread beside the teacher's, the same bits; auto: if threads=auto finds two processors, for "
+        "students learn in a thread beside the teacher's, the same bits; auto: where threads=auto finds two, for "
         "batch_size up to 64 with several students, 16 with one",
         choices=["auto", "true", "false"],
         may_change=True,

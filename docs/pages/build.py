@@ -71,7 +71,6 @@ FOLDERS: dict[str, Callable[[Path], str]] = {  # what makes a block of the folde
     "precision": runs.precision_block,
     "drop_in": runs.drop_in_block,
     "recurrent": runs.recurrent_block,
-
     "kickstart": kickstart.kickstart_block,
     "students": students.students_block,
     "students_norm": students.norm_block,
