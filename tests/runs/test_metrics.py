@@ -29,6 +29,17 @@ def test_metrics_file_refuses_an_unnamed_column(tmp_path):
     assert read_metrics(metrics.path) == {"steps": [1.0]}
 
 
+def test_a_file_of_an_earlier_version_keeps_its_columns(tmp_path):
+    """A metric that came since has no column there, and is left out; a new file has it."""
+    path = tmp_path / "metrics.csv"
+    old = MetricsFile(path, ["steps", "loss"])
+    old.append({"steps": 1, "loss": 0.5})
+    resumed = MetricsFile(path, ["steps", "regret", "loss"])
+    resumed.cut(old.position())
+    resumed.append({"steps": 2, "regret": 0.1, "loss": 0.25})
+    assert read_metrics(path) == {"steps": [1.0, 2.0], "loss": [0.5, 0.25]}
+
+
 def test_json_is_replaced_as_a_whole(tmp_path):
     """What cannot be written leaves the earlier file as it was."""
     path = tmp_path / "results.json"

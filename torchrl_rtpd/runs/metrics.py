@@ -48,6 +48,7 @@ class MetricsFile:
     def __init__(self, path: str | os.PathLike, columns: Sequence[str]) -> None:
         self.path = Path(path)
         self.columns = list(columns)
+        self._written = self.columns  # those of the file, which an earlier version may have begun
         self._begun = False
         self._kept: Mapping[str, Any] | None = None  # position in the existing file, once cut() has looked at it
         self._pending: list[Mapping[str, float]] = []  # rows that the disk did not take yet
@@ -72,7 +73,7 @@ class MetricsFile:
         size = self.path.stat().st_size
         try:
             with self.path.open("a", newline="") as file:
-                csv.DictWriter(file, self.columns, restval="").writerows(self._pending)
+                csv.DictWriter(file, self._written, restval="", extrasaction="ignore").writerows(self._pending)
         except OSError:
             os.truncate(self.path, size)
             raise
@@ -105,7 +106,8 @@ class MetricsFile:
     def cut(self, position: Mapping[str, Any]) -> None:
         """Go on behind a :meth:`position` of this file.
 
-        Rows behind it are dropped when the next one is written, so that a run that ends before that changes nothing.
+        Rows behind it are dropped when the next one is written, so that a run that ends before that changes nothing. A
+        file keeps its columns: metrics that it has no column for are left out.
         """
         size, digest = int(position["bytes"]), position["sha256"]
         content = self.path.read_bytes()[:size] if self.path.exists() else b""
@@ -115,6 +117,7 @@ class MetricsFile:
                 f"{len(content):,} bytes, or others; put the file back, or resume in a copy of the whole folder."
             )
         self._begun, self._kept = False, dict(position)
+        self._written = next(csv.reader(content.decode().splitlines()), self.columns)
         self._pending.clear()
 
 

@@ -29,7 +29,8 @@ from torchrl_rtpd.trainers.hook import RealTimeDistillTrainer
 
 __all__ = ["RunMonitor", "Watching"]
 
-_STUDENT_METRICS = ("agreement", "kl_to_teacher", "student_entropy", "loss_distill", "loss_td", "dormant")
+_LEARNED = ("agreement", "teacher_regret", "kl_to_teacher", "student_entropy", "loss_distill", "loss_td")
+_STUDENT_METRICS = (*_LEARNED, "dormant")
 
 
 class Watching(Protocol):
