@@ -110,6 +110,7 @@ class Experiment:
         >>> place = tempfile.mkdtemp() + "/run"
         >>> networks, evaluator = {"teacher": teacher, "student": student}, Evaluator(make_env, episodes=2)
         >>> results = Experiment(trainer, networks, evaluator, place, progress_bar=False).run()  # doctest: +ELLIPSIS
+        Trained. Now plays the final games of 2 networks and measures how long they take for a decision.
         <BLANKLINE>
         | network ...
         >>> results["steps"], [row["parameters"] for row in results["networks"]]
