@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +15,7 @@ from methods import METHODS
 from omegaconf import OmegaConf
 from scoreboard import quiet
 from settings import RENAMED, Config
-from tasks import Task, batch_steps
+from tasks import Task, batch_steps, threads_in_all
 
 from torchrl_rtpd.runs.config import (
     changed_settings,
@@ -26,7 +26,7 @@ from torchrl_rtpd.runs.config import (
     settings_that_may_change,
 )
 from torchrl_rtpd.runs.folder import RunFolder
-from torchrl_rtpd.runs.threads import free_processors
+from torchrl_rtpd.runs.threads import all_processors, free_processors
 
 _CONFIG = Path(__file__).parent / "config"
 _PRESETS = {
@@ -92,10 +92,21 @@ def _check_teacher(config: Config) -> None:
         raise ValueError(f"preset={preset} is for teacher={teacher}: got teacher={asked}; leave one of them out.")
 
 
+def launched(run: Callable[..., Any], config: Config, task: Task) -> None:
+    """Prepare a run and make it; one that is interrupted before it trains ends in one line."""
+    try:
+        run(*prepared(config, task))
+    except KeyboardInterrupt:
+        print("\nStopped before anything was learned.", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
 def claimed(config: Config, task: Task) -> RunFolder:
     """Check a configuration, then take the folder of its run; without a name that is a new one in outputs/."""
     spell_out(config, task)
+    config.concurrent = {"true": True, "false": False}.get(config.concurrent, config.concurrent)  # quoted
     check(config)
+    _check_threads(config)
     task.check(config)
     _check_paths(config)
     if config.output_dir is None:
@@ -104,24 +115,26 @@ def claimed(config: Config, task: Task) -> RunFolder:
 
 
 def spell_out(config: Config, task: Task) -> None:
-    """Write the students of ``students=auto`` out, and let evaluations of a search fall on its rungs, each quarter."""
+    """Write the students of ``students=auto`` out, and let evaluations of a search fall on its rungs, in eighths."""
     if config.students == "auto":
         config.students, config.search = list(task.ladder), True
     elif isinstance(config.students, str):
         raise ValueError(f"students must be auto or a list such as [net1,net17]: got {config.students!r}.")
     if config.search and config.resume is None and config.evaluate_every_steps is not None:
-        batches = -(-config.total_steps // (4 * batch_steps(config)))
-        config.evaluate_every_steps = config.evaluate_from_steps = batches * batch_steps(config)
+        config.evaluate_every_steps = -(-config.total_steps // (8 * batch_steps(config))) * batch_steps(config)
+        config.evaluate_from_steps = 2 * config.evaluate_every_steps
 
 
 def count_threads(config: Config) -> None:
-    """Settle the threads of a run; where they are to be counted, print what it takes.
+    """Settle the threads of a run, and print what it takes.
 
     Half of the processors go to each of teacher and students where minibatches are too small for threads to share and
-    students have enough to do.
+    students have enough to do. Threads that are given are taken as they are, and students then learn in turn unless
+    asked.
     """
     if config.threads != "auto":
         config.concurrent = config.concurrent is True
+        _show_threads(config, all_processors())
         return
     found = free_processors()
     if config.concurrent == "auto":
@@ -129,10 +142,26 @@ def count_threads(config: Config) -> None:
         largest = _LARGEST_BATCH[min(students, 2)]
         config.concurrent = found.threads > 1 and config.batch_size <= largest and config.device == "cpu"
     config.threads = max(1, found.threads // 2) if config.concurrent else found.threads
+    _show_threads(config, found.all, f", of which others keep {found.busy:.1f} busy")
+
+
+def _show_threads(config: Config, processors: int, others: str = "") -> None:
+    taken = threads_in_all(config)
     print(
-        f"Threads: {found.threads} of {found.all} processors, of which others keep {found.busy:.1f} busy; "
-        f"threads={config.threads} concurrent={str(config.concurrent).lower()} repeats the run to the bit."
+        f"Threads: {taken} of {processors} processors{others}; threads={config.threads} "
+        f"concurrent={str(config.concurrent).lower()} repeats the run to the bit."
     )
+    if taken > processors:
+        print(f"Warning: {taken} threads wait for each other on {processors} processors; threads=auto takes fewer.")
+
+
+def _check_threads(config: Config) -> None:
+    for key, rule, fits in (
+        ("threads", "auto or a whole number", config.threads == "auto" or type(config.threads) is int),
+        ("concurrent", "auto, true or false", config.concurrent is not None),
+    ):
+        if not fits:
+            raise ValueError(f"{key} must be {rule}: got {getattr(config, key)}.")
 
 
 def _check_paths(config: Config) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 import hydra
 import torch
 from algorithms import ALGORITHMS
-from command import claimed, count_threads, prepared
+from command import claimed, count_threads, launched
 from learning import attach, compile_towers, distiller, go_on, search_of, settle
 from methods import METHODS
 from omegaconf import OmegaConf
@@ -241,7 +241,7 @@ def run(
 
 @hydra.main(config_path="config", config_name="rtpd_atari", version_base="1.3")
 def main(config: Config) -> None:
-    run(*prepared(config, ATARI))
+    launched(run, config, ATARI)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import re
 import gymnasium
 import hydra
 import torch
-from command import prepared
+from command import launched
 from gymnasium.vector import AutoresetMode
 from rtpd_atari import run
 from settings import Config
@@ -103,7 +103,7 @@ CLASSIC = Task(check_names, make_env, make_mlp, make_storage, make_replay, make_
 @hydra.main(config_path="config", config_name="rtpd_classic", version_base="1.3")
 def main(config: Config) -> None:
     """Run with the resolved configuration."""
-    run(*prepared(config, CLASSIC))
+    launched(run, config, CLASSIC)
 
 
 if __name__ == "__main__":

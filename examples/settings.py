@@ -58,7 +58,8 @@ class Config:
     )
     concurrent: Any = setting(
         "auto",
-        "students learn in a thread beside the teacher's, the same bits; auto: where threads=auto finds two processors",
+        "students learn in a thread beside the teacher's, the same bits; auto: where threads=auto finds two, for "
+        "batch_size up to 64 with several students, 16 with one",
         choices=["auto", "true", "false"],
         may_change=True,
     )
@@ -154,7 +155,7 @@ class Config:
     )
     evaluate_from_steps: int = setting(
         0,
-        "no evaluation before: while the teacher has not settled a network may score well and know little",
+        "no evaluation before: while the teacher has not settled scores say little",
         within="[0, 1e12]",
         may_change=True,
     )
@@ -162,9 +163,7 @@ class Config:
     final_episodes: int = setting(help="games of each kept network at the end", within=MANY)
     evaluation_epsilon: float = setting(0.05, "random actions in evaluation (the paper's)", within=SHARE)
     max_episode_steps: int = setting(help="bound on a game in evaluation; cut games are reported", within=MANY)
-    evaluation_seconds: float | None = setting(
-        3_600.0, "give up an evaluation of a network that takes longer; null: never", within="(0, 1e12]"
-    )
+    evaluation_seconds: float | None = setting(3_600.0, "give up longer evaluations; null: never", within="(0, 1e12]")
 
     export: list[str] = setting(
         [],

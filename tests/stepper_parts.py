@@ -42,11 +42,12 @@ def trainer_with(
     prioritized: bool = False,
     clip_norm: float | None = 0.5,
     loss_class: type[DQNLoss] = DQNLoss,
+    teacher: QValueActor | None = None,
     **loss_options: Any,
 ) -> DQNTrainer:
     """A DQN trainer of a tiny game, ready to be run for eight batches of four updates."""
     torch.manual_seed(0)
-    teacher = actor(16, 0, device)
+    teacher = actor(16, 0, device) if teacher is None else teacher
     env = TransformedEnv(
         SerialEnv(2, lambda: GymEnv("CartPole-v1", device="cpu"), device="cpu"),
         RewardSum(in_keys=["reward"], out_keys=["reward_sum"]),

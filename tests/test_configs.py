@@ -25,6 +25,7 @@ from torchrl_rtpd.envs import AtariVecEnv
 from torchrl_rtpd.networks.towers import NatureTower
 from torchrl_rtpd.objectives.continuous import ContinuousDistillationLoss
 from torchrl_rtpd.objectives.discrete import DistillationLoss
+from torchrl_rtpd.objectives.pqn import StudentPQNLoss
 from torchrl_rtpd.objectives.student_dqn import StudentDQNLoss
 from torchrl_rtpd.replay.storage import FrameStackStorage
 from torchrl_rtpd.runs.checkpoints import SaveCheckpoints
@@ -32,6 +33,7 @@ from torchrl_rtpd.runs.guards import DivergenceGuard
 from torchrl_rtpd.runs.stopping import StopOnSignal
 from torchrl_rtpd.trainers.hook import RealTimeDistillTrainer
 from torchrl_rtpd.trainers.off_policy import BoundedHistory, KeepWarmupData, SampleToDevice
+from torchrl_rtpd.trainers.slices import SliceBatches
 
 PARTS = {
     configs.DistillationLossConfig: DistillationLoss,
@@ -41,6 +43,8 @@ PARTS = {
     configs.BoundedHistoryConfig: BoundedHistory,
     configs.KeepWarmupDataConfig: KeepWarmupData,
     configs.SampleToDeviceConfig: SampleToDevice,
+    configs.SliceBatchesConfig: SliceBatches,
+    configs.StudentPQNLossConfig: StudentPQNLoss,
     configs.SaveCheckpointsConfig: SaveCheckpoints,
     configs.DivergenceGuardConfig: DivergenceGuard,
     configs.StopOnSignalConfig: StopOnSignal,

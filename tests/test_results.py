@@ -345,7 +345,7 @@ def test_speeds_have_a_table_a_task_with_a_column_a_situation() -> None:
     assert rows == [
         "| program | alone | ours over it | beside a neighbour | ours over it | runs |",
         "| --- | --- | --- | --- | --- | --- |",
-        "| this package | 110 | 1.00 | 80 | 1.00 | 100, 120; 80 |",
+        "| this package with `concurrent=true` | 110 | 1.00 | 80 | 1.00 | 100, 120; 80 |",
         "| CleanRL's DQN, teacher alone in one game | 55 | 2.00 | 20 | 4.00 | 50, 60; 20 |",
         "Hardware: a CPU. Commit abcdef0123. Command: `python bench.py`.",
     ]

@@ -170,3 +170,20 @@ def drop_in_block(results: Path) -> str:
         "Seconds are those of training; some runs shared the machine."
     )
     return table_block(text, rows, made_by(environment, "Command of the first"))
+
+
+def recurrent_block(results: Path) -> str:
+    """The block of ``examples/recurrent_student.py``, a row a seed and network."""
+    runs = [json.loads(path.read_text()) for path in sorted(results.glob("recurrent/*/results.json"))]
+    rows = [["seed", "network", "parameters", "score", "normalised", "seconds"]]
+    for run in runs:
+        for network in run["networks"]:
+            score, share = f"{network['score_mean']:,.0f} +- {network['score_std']:,.0f}", network["normalised"]
+            cells = [network["name"], f"{network['parameters']:,}", score, "-" if share is None else f"{share:.2f}"]
+            rows.append([str(run["seed"]), *cells, f"{run['seconds']:.0f}"])
+    games = runs[0]["networks"][0]["episodes"]
+    text = (
+        f"The last networks of each run, on {games} games without exploration: mean and standard deviation. Seconds "
+        "are those of the whole training, the same for its networks; some runs shared the machine."
+    )
+    return table_block(text, rows, made_by(runs[0]["environment"], "Command of the first"))

@@ -7,7 +7,7 @@ from typing import Any
 from docs.pages.tables import made_by, markdown, table_block
 
 PROGRAMS = {
-    "ours": "this package",
+    "ours": "this package with `concurrent=true`",
     "ours_in_turn": "this package with `concurrent=false`",
     "ours_short": "this package, one step of each game a batch",
     "ours_short_overlap": "this package, one step of each game a batch and `overlap=true`",
@@ -131,6 +131,10 @@ def objectives_block(result: dict[str, Any]) -> str:
     for row in result["rows"]:
         times = [f"{row[key]:.2f}" for key in ("plain_ms", "ours_ms")]
         rows.append([str(row["batch_size"]), *times, f"{row['overhead_percent']:.0f} %"])
+    for row in result.get("recurrent", []):
+        times = [f"{row[key]:.2f}" for key in ("plain_ms", "ours_ms")]
+        name = f"LSTM of {row['units']} units, {row['rows']} rows of {row['steps']} steps, burn-in {row['burn_in']}"
+        rows.append([name, *times, f"{row['overhead_percent']:.0f} %"])
     text = (
         "Forward and backward of the loss of the smallest student, against the same maths by hand with the same "
         f"network; medians of {result['rows'][0]['repetitions']} calls, taking turns, {result['threads']} thread."

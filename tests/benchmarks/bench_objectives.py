@@ -3,8 +3,9 @@
     python tests/benchmarks/bench_objectives.py --out docs/results/objectives.json
 
 Forward and backward of the forward KL to values that are in the batch, the student being the smallest tower on uint8
-pixels. Ours also reports its metrics: agreement and the entropies. The two take turns, so that a machine that slows
-down slows both; the ratio of their medians is what holds elsewhere.
+pixels, and in a second part an LSTM on rows of steps, of which the first warm its memory without gradient. Ours also
+reports its metrics: agreement and the entropies. The two take turns, so that a machine that slows down slows both; the
+ratio of their medians is what holds elsewhere.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from tensordict import TensorDict
-from torch import Tensor
+from tensordict.nn import TensorDictModule, TensorDictSequential
+from torch import Tensor, nn
 from torchrl.data import Categorical
-from torchrl.modules import QValueActor
+from torchrl.modules import LSTMModule, QValueActor, QValueModule
 from turns import median_ratio, take_turns
 
 from torchrl_rtpd import DistillationLoss, NatureTower
@@ -58,15 +60,68 @@ def compared(batch_size: int, repetitions: int, warmup: int = 10) -> dict[str, A
     teacher_values = torch.randn(batch_size, NUM_ACTIONS)
     calls = {"plain": plain(network, pixels, teacher_values), "ours": ours(network, pixels, teacher_values)}
     times = take_turns(calls, repetitions, warmup=warmup, before=lambda: network.zero_grad(set_to_none=True))
+    return {"batch_size": batch_size, **overhead(times, repetitions)}
+
+
+def overhead(times: dict[str, list[float]], repetitions: int) -> dict[str, Any]:
+    """Median milliseconds of plain code and ours, and by how much ours is slower."""
     medians = {name: statistics.median(values) for name, values in times.items()}
     return {
-        "batch_size": batch_size,
         "repetitions": repetitions,
         "plain_ms": medians["plain"],
         "ours_ms": medians["ours"],
         "overhead_percent": 100 * (medians["ours"] / medians["plain"] - 1),
         "overhead_percent_of_pairs": 100 * (median_ratio(times["ours"], times["plain"]) - 1),
     }
+
+
+def plain_rows(layer: nn.LSTM, head: nn.Linear, batch: TensorDict, burn_in: int) -> Callable[[], None]:
+    """The same of a recurrent student: the layer is called once for the burn-in and once for the rest."""
+    seen, teacher_values = batch["observation"], batch["teacher", "action_value"]
+
+    def call() -> None:
+        state = None
+        if burn_in:
+            with torch.no_grad():
+                _, state = layer(seen[:, :burn_in])
+        wanted = F.log_softmax(teacher_values[:, burn_in:] / TEMPERATURE, -1)
+        found = F.log_softmax(head(layer(seen[:, burn_in:], state)[0]) / TEMPERATURE, -1)
+        F.kl_div(found, wanted, log_target=True, reduction="none").sum(-1).mean().backward()
+
+    return call
+
+
+def ours_rows(layer: nn.LSTM, head: nn.Linear, batch: TensorDict, burn_in: int) -> Callable[[], None]:
+    """The same through TorchRL's ``LSTMModule`` and the loss module, which look for games that begin within rows."""
+    memory = LSTMModule(lstm=layer, in_key="observation", out_key="features")
+    values = TensorDictModule(head, in_keys=["features"], out_keys=["action_value"])
+    student = TensorDictSequential(memory, values, QValueModule(spec=Categorical(NUM_ACTIONS)))
+    loss = DistillationLoss(student, teacher_temperature=TEMPERATURE, student_temperature=TEMPERATURE, burn_in=burn_in)
+    return lambda: loss(batch)["loss_distill"].backward()
+
+
+def compared_rows(
+    num_rows: int, burn_in: int, repetitions: int, *, units: int = 128, steps: int = 40
+) -> dict[str, Any]:
+    """Median milliseconds of both for rows ``[num_rows, steps]`` of features ``[units]``, as :func:`compared`."""
+    torch.manual_seed(0)
+    layer, head = nn.LSTM(units, units, batch_first=True), nn.Linear(units, NUM_ACTIONS)
+    batch = TensorDict(
+        {
+            "observation": torch.randn(num_rows, steps, units),
+            "is_init": torch.zeros(num_rows, steps, 1, dtype=torch.bool),
+            "teacher": {"action_value": torch.randn(num_rows, steps, NUM_ACTIONS)},
+        },
+        [num_rows, steps],
+    )
+    calls = {"plain": plain_rows(layer, head, batch, burn_in), "ours": ours_rows(layer, head, batch, burn_in)}
+
+    def forget() -> None:
+        layer.zero_grad(set_to_none=True)
+        head.zero_grad(set_to_none=True)
+
+    times = take_turns(calls, repetitions, warmup=10, before=forget)
+    return {"rows": num_rows, "steps": steps, "burn_in": burn_in, "units": units, **overhead(times, repetitions)}
 
 
 def main() -> None:
@@ -78,13 +133,18 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     rows = [compared(batch_size, options.repetitions) for batch_size in options.batch_sizes]
-    for row in rows:
+    recurrent = [compared_rows(32, burn_in, options.repetitions) for burn_in in (0, 10)]
+    for row in [*rows, *recurrent]:
+        name = f"batch {row['batch_size']}" if "batch_size" in row else f"LSTM, burn-in {row['burn_in']}"
         print(
-            f"batch {row['batch_size']}: plain {row['plain_ms']:.2f} ms, ours {row['ours_ms']:.2f} ms, "
+            f"{name}: plain {row['plain_ms']:.2f} ms, ours {row['ours_ms']:.2f} ms, "
             f"overhead {row['overhead_percent']:.1f} % (of pairs {row['overhead_percent_of_pairs']:.1f} %)"
         )
     if options.out is not None:
-        write_json(options.out, {"threads": options.threads, "rows": rows, "environment": run_environment()})
+        write_json(
+            options.out,
+            {"threads": options.threads, "rows": rows, "recurrent": recurrent, "environment": run_environment()},
+        )
 
 
 if __name__ == "__main__":

@@ -37,15 +37,20 @@ def fleet(**shares: tuple[float, float, float | None]) -> dict[str, Candidate]:
 
 
 def test_students_that_are_refuted_go() -> None:
-    """0.5 +- 0.1 is at most 0.66 with confidence, short of 95 % of 0.98; a regret of 0.5 is more than twice 0.2."""
-    candidates = fleet(a=(0.5, 0.1, 0.2), b=(0.9, 0.1, 0.5), c=(0.9, 0.1, 0.3), d=(1.0, 0.01, 0.2))
-    assert may_be_smallest(candidates, 4) == ["c", "d"]
+    """The safest is sure of 0.967; a has 0.464 at most, less than half of it, and b may have 0.564."""
+    candidates = fleet(a=(0.3, 0.1, 0.2), b=(0.4, 0.1, 0.5), c=(0.9, 0.1, 0.3), d=(1.0, 0.02, 0.2))
+    assert may_be_smallest(candidates, 4) == ["b", "c", "d"]
 
 
-def test_students_larger_than_one_that_is_sure_go() -> None:
-    """b holds 0.98 +- 0.01 and so 0.95 with confidence; a may; the safest is the largest, and stays as an answer."""
-    candidates = fleet(a=(0.9, 0.1, None), b=(0.98, 0.01, None), c=(1.0, 0.02, None), d=(1.0, 0.001, None))
-    assert may_be_smallest(candidates, 4) == ["a", "b", "d"]
+def test_the_smallest_go_on_and_the_safest_with_them() -> None:
+    candidates = fleet(a=(0.9, 0.1, None), b=(0.9, 0.1, None), c=(1.0, 0.001, None), d=(1.0, 0.1, None))
+    assert may_be_smallest(candidates, 2) == ["a", "c"]
+    assert may_be_smallest(candidates, 3) == ["a", "b", "c"]
+
+
+def test_of_equally_safe_ones_the_least_regret_stays() -> None:
+    candidates = fleet(a=(0.9, 0.1, 0.3), b=(1.0, 0.0, 0.2), c=(1.0, 0.0, 0.1))
+    assert may_be_smallest(candidates, 1) == ["c"]
 
 
 def test_where_nothing_is_known_the_smallest_go_on() -> None:

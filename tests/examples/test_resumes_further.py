@@ -183,7 +183,7 @@ def test_a_run_that_was_on_another_device_goes_on_here(run, capsys):
     change_config(run, device="cuda", cudagraph=True)
     config = going_on(run, "device=cpu", "cudagraph=false", f"total_steps={TOTAL + BATCH}")
     assert (config.device, config.cudagraph) == ("cpu", False)
-    assert "device=cpu (was cuda), cudagraph=False (was True)" in capsys.readouterr().out
+    assert "device=cpu (was cuda), cudagraph=false (was true)" in capsys.readouterr().out
     assert rtpd_atari.run(config, rtpd_classic.CLASSIC)["steps"] == TOTAL + BATCH
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import hydra
 import pytest
 import rtpd_atari  # noqa: F401 - it registers the schema
-from omegaconf import OmegaConf
 from checking import check
+from omegaconf import OmegaConf
 from settings import Config
 
 from torchrl_rtpd.runs.config import settings_that_may_change

@@ -10,8 +10,8 @@ from pathlib import Path
 import hydra
 import pytest
 import study
-from omegaconf import OmegaConf
 from checking import check
+from omegaconf import OmegaConf
 
 CONFIG = Path(study.__file__).parent / "config"
 NAMES = sorted(path.stem for path in (CONFIG / "study").glob("*.yaml"))

@@ -86,9 +86,42 @@ def test_auto_takes_what_is_free_and_says_so(busy, capsys) -> None:
     )
 
 
-def test_a_number_is_taken_as_it_is_without_a_look(busy, capsys) -> None:
+def test_a_number_is_taken_as_it_is_without_a_look(busy, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(command, "all_processors", lambda: 4)
     assert counted(threads=3) == [3, False]
-    assert (busy, capsys.readouterr().out) == ([], "")
+    assert busy == []
+    assert capsys.readouterr().out == (
+        "Threads: 3 of 4 processors; threads=3 concurrent=false repeats the run to the bit.\n"
+    )
+
+
+def test_more_threads_than_processors_are_warned_of(busy, capsys, monkeypatch) -> None:
+    """Three for each of teacher and students."""
+    monkeypatch.setattr(command, "all_processors", lambda: 4)
+    assert counted(threads=3, concurrent=True) == [3, True]
+    assert capsys.readouterr().out.endswith(
+        "Warning: 6 threads wait for each other on 4 processors; threads=auto takes fewer.\n"
+    )
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_a_flag_in_quotes_is_the_flag(tmp_path: Path, value: bool) -> None:
+    run(tmp_path, f"concurrent='{str(value).lower()}'", "threads=1")
+    assert OmegaConf.load(tmp_path / "config.yaml").concurrent is value
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("threads=1.5", "threads must be auto or a whole number: got 1.5"),
+        ("threads=null", "threads must be auto or a whole number: got None"),
+        ("concurrent=null", "concurrent must be auto, true or false: got None"),
+    ],
+)
+def test_parts_of_a_thread_and_no_answer_are_refused(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path / "run", override)
+    assert not any(tmp_path.iterdir())
 
 
 def test_both_phases_of_a_run_and_its_configuration_have_one_number(busy, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 import threading
 import time
@@ -105,3 +106,28 @@ def test_a_copy_has_a_thread_of_its_own(copied) -> None:
     beside = Beside()
     ident = in_thread(beside, threading.get_ident)
     assert in_thread(copied(beside), threading.get_ident) not in (ident, threading.get_ident())
+
+
+def test_a_call_runs_under_its_callers_autocast() -> None:
+    """Autocast belongs to a thread; the next call has the state of its own moment."""
+    beside, product = Beside(), torch.nn.Linear(2, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = beside.call(product, torch.ones(1, 2))
+        assert beside.call(product, torch.ones(1, 2))._future.result().dtype == torch.bfloat16
+    assert inside.result().dtype == torch.bfloat16
+    assert beside.call(product, torch.ones(1, 2))._future.result().dtype == torch.float32
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_forked_process_has_a_thread_of_its_own() -> None:
+    """The one of before stays behind in the other process."""
+    beside = Beside()
+    beside.call(abs, -1).result()
+    read, write = os.pipe()
+    if not os.fork():
+        os.write(write, str(beside.call(abs, -2)._future.result(timeout=20)).encode())
+        os._exit(0)
+    os.close(write)
+    assert os.read(read, 10) == b"2"
+    os.wait()

@@ -155,3 +155,57 @@ def test_a_teachers_tower_has_one_and_its_state_is_as_before() -> None:
     with Operations() as made, torch.no_grad():
         tower(torch.zeros(32, 4, 84, 84, dtype=torch.uint8))
     assert made.products == 1
+
+
+@pytest.mark.parametrize("bias", ["a column", "expanded", "assigned by a state", "of one number"])
+def test_a_bias_that_lies_in_other_memory_is_read_as_it_is(bias: str) -> None:
+    """OneDNN takes its numbers for neighbours."""
+    ours, theirs, batch = layers(*WIDE)
+    columns = torch.randn(WIDE[2], 2)
+    for layer in (ours, theirs):
+        if bias == "assigned by a state":
+            layer.load_state_dict({"weight": ours.weight.detach(), "bias": columns[:, 1]}, assign=True)
+            continue
+        values = {
+            "a column": columns[:, 0],
+            "expanded": torch.tensor(3.0).expand(WIDE[2]),
+            "of one number": torch.ones(1),
+        }
+        layer.bias = nn.Parameter(values[bias])
+    torch.testing.assert_close(ours(batch), theirs(batch), rtol=1e-5, atol=1e-5)
+
+
+def test_what_does_not_fit_is_refused_as_by_pytorch() -> None:
+    ours, _, batch = layers(*WIDE)
+    with pytest.raises(RuntimeError, match=r"shapes cannot be multiplied \(32x1000 and 1024x512\)"):
+        ours(batch[:, :1_000])
+    ours.bias = nn.Parameter(torch.zeros(WIDE[2], dtype=torch.float64))
+    with pytest.raises(RuntimeError, match="dtype"):
+        ours(batch)
+
+
+class Counted(nn.Module):
+    """A parametrisation that counts how often a weight is computed."""
+
+    calls = 0
+
+    def forward(self, weight: Tensor) -> Tensor:
+        Counted.calls += 1
+        return weight * 1.0
+
+
+def test_a_parametrised_weight_is_computed_once() -> None:
+    layer, _, batch = layers(*WIDE)
+    nn.utils.parametrize.register_parametrization(layer, "weight", Counted())
+    Counted.calls = 0
+    layer(batch)
+    layer(batch[:1])
+    assert Counted.calls == 2
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated", "ignore:.*torch.jit.script")
+def test_scripts_and_symbolic_traces_hold_the_layer_of_pytorch() -> None:
+    ours, theirs, batch = layers(*WIDE)
+    expected = theirs(batch)
+    torch.testing.assert_close(torch.jit.script(ours)(batch), expected)
+    torch.testing.assert_close(torch.fx.symbolic_trace(nn.Sequential(ours, nn.ReLU()))(batch), expected.relu())

@@ -17,13 +17,13 @@ import hydra
 import pytest
 import torch
 from ale_py import roms
+from checking import check
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from parts import SLOTS, WalkEnv, small_run
 from rtpd_atari import check_names
-from checking import check
 from settings import Config
 from tensordict import TensorDict
 from torchrl.checkpoint import CheckpointError

@@ -47,6 +47,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(threads, "_QUOTA", limit)
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(ALLOWED), raising=False)
         monkeypatch.setattr(os, "cpu_count", lambda: 6)
+        monkeypatch.setattr(os, "nice", lambda _: 0)
         monkeypatch.setattr(time, "sleep", sleep)
         monkeypatch.setattr(time, "process_time", lambda: clock[0])
 
@@ -69,6 +70,13 @@ def test_a_thread_for_each_processor_that_others_leave(machine, busy: dict[int, 
     found = free_processors()
     assert found == FreeProcessors(3, pytest.approx(sum(busy.values()) / 100))
     assert found.threads == number
+
+
+def test_programs_of_low_priority_count_where_this_one_is_of_low_priority(machine, monkeypatch) -> None:
+    """Each of our three processors gives them a quarter of its time."""
+    machine({0: 0, 1: 0, 5: 0})
+    monkeypatch.setattr(os, "nice", lambda _: 5)
+    assert free_processors() == FreeProcessors(3, pytest.approx(0.75))
 
 
 def test_what_this_process_does_meanwhile_is_not_others(machine) -> None:
@@ -96,9 +104,10 @@ def test_a_system_that_tells_nothing_has_all_processors_free(machine, monkeypatc
     assert free_processors() == FreeProcessors(3, 0.0)
 
 
-def test_a_time_that_is_none_is_refused() -> None:
-    with pytest.raises(ValueError, match="seconds must lie in"):
-        free_processors(0.0)
+@pytest.mark.parametrize("seconds", [0.0, None, "x"])
+def test_a_time_that_is_none_is_refused(seconds) -> None:
+    with pytest.raises(ValueError, match=rf"seconds must lie in \(0, 60\]: got {seconds!r}"):
+        free_processors(seconds)
 
 
 def test_this_machine_is_looked_at() -> None:

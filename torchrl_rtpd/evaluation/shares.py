@@ -86,24 +86,17 @@ class Candidate(NamedTuple):
     regret: float | None
 
 
-def may_be_smallest(
-    candidates: Mapping[str, Candidate], keep: int, *, min_share: float = 0.95, confidence: float = 0.95
-) -> list[str]:
-    """Choose which candidates go on to the next rung of a search for the smallest that holds a share.
+def may_be_smallest(candidates: Mapping[str, Candidate], keep: int, *, confidence: float = 0.95) -> list[str]:
+    """Choose which candidates go on to the next rung of a search for the smallest that will do.
 
-    Left out are those that
-
-    - are refuted: their share is below ``min_share`` of the best one's, with confidence, or their regret is more than
-      twice the least and a tenth of a standard deviation;
-    - are not needed: a smaller one holds the share already, with confidence;
-    - are the largest of what remains, if that is more than ``keep``.
-
-    The one with the highest lower bound of its share stays in any case, as an answer if no smaller one will do.
+    On the way a share says little of the one at the end: students lag behind a teacher that still moves. So the
+    smallest go on, except those that are refuted: with confidence they have less than half of what the safest has. The
+    safest is the one whose lower bound is the highest, of several the one with the least regret. It stays in any case,
+    as an answer if no smaller one will do.
 
     Args:
         candidates: by name.
         keep: how many may go on, at least 1.
-        min_share: of the teacher's level, to be held.
         confidence: of each bound, one-sided.
 
     Returns:
@@ -115,29 +108,21 @@ def may_be_smallest(
     Examples:
         >>> candidates = {
         ...     "tiny": Candidate(10, Share(0.2, 0.1), 0.9),
-        ...     "small": Candidate(20, Share(0.9, 0.1), 0.2),
-        ...     "middle": Candidate(40, Share(1.0, 0.02), 0.15),
-        ...     "large": Candidate(80, Share(1.0, 0.1), 0.15),
+        ...     "small": Candidate(20, Share(0.7, 0.1), 0.2),
+        ...     "middle": Candidate(40, Share(0.9, 0.1), 0.15),
+        ...     "large": Candidate(80, Share(1.0, 0.02), 0.15),
         ... }
         >>> may_be_smallest(candidates, 2)
-        ['small', 'middle']
+        ['small', 'large']
     """
     if keep < 1 or not candidates:
         raise ValueError(f"some of at least one candidate go on: got keep={keep} of {len(candidates)} candidates.")
     order = sorted(candidates, key=lambda name: candidates[name].size)
     lower = {name: _bound(candidates[name], confidence) for name in order}
     safest = max(order, key=lambda name: (lower[name], -(candidates[name].regret or 0.0)))
-    enough = min_share * min(1.0, max(lower.values()))
-    regrets = [candidate.regret for candidate in candidates.values() if candidate.regret is not None]
-    most = max(2 * min(regrets), min(regrets) + 0.1) if regrets else 0.0
-    possible = [
-        name
-        for name in order
-        if _bound(candidates[name], 1 - confidence) >= enough and (candidates[name].regret or 0.0) <= most
-    ]
-    sure = next((place for place, name in enumerate(possible) if lower[name] >= min_share), len(possible))
-    chosen = [name for name in possible[: sure + 1] if name != safest][: keep - 1]
-    return [name for name in order if name == safest or name in chosen]
+    enough = min(1.0, lower[safest]) / 2
+    possible = [name for name in order if _bound(candidates[name], 1 - confidence) >= enough and name != safest]
+    return [name for name in order if name == safest or name in possible[: keep - 1]]
 
 
 def _bound(candidate: Candidate, confidence: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -19,10 +20,11 @@ class Beside:
 
     PyTorch lets other threads of Python run while it computes, so two threads that compute keep two processors busy,
     and neither waits for the other at the end of each parallel loop. A call computes with as many threads of its own
-    (:func:`torch.get_num_threads`) as the caller has, so that it gives what it would give there, to the last bit, if it
-    draws no random numbers. It shares the pixels that the caller has scaled (see :mod:`torchrl_rtpd.networks.pixels`).
+    (:func:`torch.get_num_threads`) as the caller has, and under its autocast, so that it gives what it would give
+    there, to the last bit, if it draws no random numbers. It shares the pixels that the caller has scaled (see
+    :mod:`torchrl_rtpd.networks.pixels`).
 
-    The thread starts with the first call. A copy, or an instance that was sent to another process, starts its own.
+    The thread starts with the first call. A copy, or an instance in another process, sent or forked, starts its own.
 
     Examples:
         >>> beside = Beside()
@@ -33,15 +35,16 @@ class Beside:
 
     def __init__(self) -> None:
         self._executor: ThreadPoolExecutor | None = None
+        self._process = os.getpid()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_executor": None}
+        return {"_executor": None, "_process": None}
 
     def call(self, function: Callable[..., Any], *args: Any) -> Call:
         """Call a function in the thread, after all calls before."""
-        if self._executor is None:
-            self._executor = ThreadPoolExecutor(1, "torchrl_rtpd")
-        work = partial(_called, torch.get_num_threads(), pixels_scaled_so_far(), function, *args)
+        if self._executor is None or self._process != os.getpid():  # threads stay behind in a fork
+            self._executor, self._process = ThreadPoolExecutor(1, "torchrl_rtpd"), os.getpid()
+        work = partial(_called, torch.get_num_threads(), _autocast(), pixels_scaled_so_far(), function, *args)
         return Call(self._executor.submit(work), work)
 
 
@@ -81,8 +84,19 @@ def results_of(calls: Sequence[Call]) -> list[Any]:
     return [call.result() for call in calls]
 
 
-def _called(threads: int, pixels: Any, function: Callable[..., Any], *args: Any) -> Any:
+def _autocast() -> tuple[bool, torch.dtype]:
+    """State of this thread's autocast on a CPU, which other threads do not have."""
+    return torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+
+
+def _called(
+    threads: int, autocast: tuple[bool, torch.dtype], pixels: Any, function: Callable[..., Any], *args: Any
+) -> Any:
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
     with pixels_scaled_once(pixels):
-        return function(*args)
+        if _autocast() == autocast:
+            return function(*args)
+        enabled, dtype = autocast
+        with torch.autocast("cpu", dtype, enabled):
+            return function(*args)

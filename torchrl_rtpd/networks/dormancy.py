@@ -13,6 +13,9 @@ import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
+from torchrl.modules import set_recurrent_mode
+
+from torchrl_rtpd.networks.sequences import single_steps
 
 __all__ = ["dormant_share", "dormant_units", "recorded_activations"]
 
@@ -29,7 +32,7 @@ def dormant_share(network: TensorDictModule, tensordict: TensorDictBase, *, thre
 
     Args:
         network: a module holding :class:`torch.nn.ReLU` layers, units in dimension 1, such as :class:`NatureTower`.
-        tensordict: a batch ``[B]`` with the network's ``in_keys``. Not changed.
+        tensordict: a batch ``[B]``, or rows ``[*B, T]``, with the network's ``in_keys``. Not changed.
         threshold: relative activation below which a unit is dormant, without unit. Default: 0.025, with 0.1 one of the
             two the paper compares.
 
@@ -49,8 +52,8 @@ def dormant_share(network: TensorDictModule, tensordict: TensorDictBase, *, thre
         >>> dormant_share(network, TensorDict({"obs": torch.ones(4, 1)}, [4]))
         0.5
     """
-    with recorded_activations(network) as activations:
-        network(tensordict.select(*network.in_keys))
+    with recorded_activations(network) as activations, set_recurrent_mode(True):
+        network(single_steps(network, tensordict))
     if not activations:
         raise ValueError(
             "dormant_share needs a network with torch.nn.ReLU layers: "

@@ -22,9 +22,10 @@ _AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, 
 class WideLinear(nn.Linear):
     """A :class:`torch.nn.Linear` whose products oneDNN makes, forward and backward, where they are large.
 
-    That is on a CPU, in float32, for minibatches ``[B, in_features]`` and outside of :func:`torch.compile`, exports,
-    autocast and :mod:`torch.func`. Elsewhere it is the layer of PyTorch. Names, shapes and results are those of
-    :class:`torch.nn.Linear`, the latter but for rounding.
+    That is on a CPU, in float32, for minibatches ``[B, in_features]`` and outside of :func:`torch.compile`, scripts,
+    traces, exports, autocast and :mod:`torch.func`. Elsewhere it is the layer of PyTorch. Names, shapes and results are
+    those of :class:`torch.nn.Linear`, the latter but for rounding. Tools that look for that very class, as dynamic
+    quantisation does, pass it by.
 
     Examples:
         >>> layer = WideLinear(3136, 512)
@@ -34,27 +35,37 @@ class WideLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return ``input`` times the weight, with the bias added: ``[*B, in_features]`` to ``[*B, out_features]``."""
-        if _is_for_onednn(input, self.weight):
-            return _Product.apply(input, self.weight, self.bias)  # type: ignore[no-any-return]
-        return super().forward(input)
+        weight, bias = self.weight, self.bias  # once, since a parametrisation computes them anew
+        if not torch.jit.is_scripting():
+            if _is_for_onednn(input, weight, bias):
+                return _Product.apply(input, weight, bias)  # type: ignore[no-any-return]
+        return nn.functional.linear(input, weight, bias)
 
 
-def _is_for_onednn(input: Tensor, weight: Tensor) -> bool:
+def _is_for_onednn(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     return (
         _AVAILABLE
+        and isinstance(input, Tensor)  # not a symbol, as in torch.fx
         and not torch.jit.is_tracing()
         and not torch.compiler.is_compiling()
         and input.ndim == 2
+        and input.shape[1] == weight.shape[1]
         and len(input) * weight.numel() >= _LEAST_WORK
         and input.dtype == weight.dtype == torch.float32
         and input.device.type == weight.device.type == "cpu"
         and type(input) is Tensor
         and type(weight) in (Tensor, Parameter)
+        and (bias is None or _is_plain(bias, weight))
         and bool(torch.backends.mkldnn.enabled)
         and not torch.is_autocast_enabled("cpu")
         and not torch._C._are_functorch_transforms_active()
         and forward_ad._current_level < 0
     )
+
+
+def _is_plain(bias: Tensor, weight: Tensor) -> bool:
+    """Return True for a bias as oneDNN reads it: one number an output, side by side."""
+    return bias.shape == weight.shape[:1] and bias.is_contiguous() and bias.dtype == weight.dtype
 
 
 def _product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:

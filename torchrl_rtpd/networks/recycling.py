@@ -17,10 +17,12 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 from torchrl.envs.utils import ExplorationType, set_exploration_type
+from torchrl.modules import set_recurrent_mode
 
 from torchrl_rtpd.functional.checks import check_within
 from torchrl_rtpd.networks.dormancy import dormant_units, recorded_activations
 from torchrl_rtpd.networks.running import eval_mode
+from torchrl_rtpd.networks.sequences import single_steps
 
 __all__ = ["UnitRecycler", "check_recyclable", "recycle_dormant"]
 
@@ -93,7 +95,7 @@ def recycle_dormant(
     check_within("[0, inf)", "0 recycles units that never fire", threshold=threshold)
     links = _links(network, tensordict)
     with _as_measured(network), recorded_activations(network) as activations:
-        network(tensordict.select(*network.in_keys))
+        network(single_steps(network, tensordict))
     dormant = {
         link: dormant_units(activation, -3 if isinstance(link.producer, nn.Conv2d) else -1, threshold).cpu()
         for link, activation in zip(links, activations, strict=True)
@@ -137,7 +139,7 @@ def check_recyclable(network: TensorDictModule, tensordict: TensorDictBase) -> N
 def _links(network: TensorDictModule, tensordict: TensorDictBase) -> list[_Link]:
     """Links of the network's ReLU calls, at least one of them sound."""
     with _as_measured(network):
-        links = _Tracer().links(network, tensordict.select(*network.in_keys))
+        links = _Tracer().links(network, single_steps(network, tensordict))
     if not any(link.sound for link in links):
         raise ValueError(
             "recycling needs Conv2d or Linear layers that feed a torch.nn.ReLU read by such layers only: "
@@ -150,7 +152,7 @@ def _links(network: TensorDictModule, tensordict: TensorDictBase) -> list[_Link]
 @contextmanager
 def _as_measured(network: nn.Module) -> Iterator[None]:
     """Nothing random: neither dropout nor sampling."""
-    with eval_mode(network), set_exploration_type(ExplorationType.DETERMINISTIC):
+    with eval_mode(network), set_exploration_type(ExplorationType.DETERMINISTIC), set_recurrent_mode(True):
         yield
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from tensordict import TensorDict, TensorDictBase, TensorDictParams
+from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import (
     ProbabilisticTensorDictModule,
     TensorDictModule,
@@ -27,6 +27,7 @@ from torchrl.modules import (
 
 from torchrl_rtpd.networks.compiled import uncompiled
 from torchrl_rtpd.networks.keys import VALUE_NAMES, last_part, read, selected
+from torchrl_rtpd.networks.swap import ParameterSwap
 
 __all__ = [
     "BareNetwork",
@@ -36,6 +37,7 @@ __all__ = [
     "as_tensordict_module",
     "bare_network",
     "eval_mode",
+    "flattened",
     "same_in_training",
 ]
 
@@ -49,69 +51,20 @@ _CHOOSING = (
 )
 
 # Layers whose training-mode outputs are no targets: random, or moved by the batch.
-_TRAINING_LAYERS = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm, NoisyLinear)
-
-
-class ParameterSwap:
-    """Loan of other parameters to a network for a while.
-
-    ``params.to_module(network)`` in a fraction of its time, which is most of a tiny student's: nothing happens where
-    the network holds the parameters already, and elsewhere they are put in place one by one.
-    """
-
-    def __init__(self, network: TensorDictModuleBase) -> None:
-        self._network = network
-        self._slots: list[tuple[dict[str, Any], str, str]] | None = None  # where each one lies; None: not looked yet
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_network": self._network, "_slots": None}  # a copy has slots of its own
-
-    @contextmanager
-    def __call__(self, params: TensorDictParams) -> Iterator[TensorDictModuleBase]:
-        """The network with ``params``, to be run inside the context."""
-        network = self._network
-        if torch.compiler.is_compiling() or not isinstance(params, TensorDictParams):
-            slots = []
-        else:
-            if self._slots is None:
-                self._slots = _slots(network, params)
-            slots = self._slots
-        if not slots:
-            with params.to_module(network, preserve_module_state=False):
-                yield network
-            return
-        parameters, buffers = params._parameters, params._buffers
-        tensors = [parameters[name] if name in parameters else buffers[name] for *_, name in slots]
-        own = [store[leaf] for store, leaf, _ in slots]
-        if all(tensor is mine for tensor, mine in zip(tensors, own, strict=True)):
-            yield network
-            return
-        try:
-            for (store, leaf, _), tensor in zip(slots, tensors, strict=True):
-                store[leaf] = tensor
-            yield network
-        finally:
-            for (store, leaf, _), tensor in zip(slots, own, strict=True):
-                store[leaf] = tensor
-
-
-def _slots(network: nn.Module, params: TensorDictParams) -> list[tuple[dict[str, Any], str, str]]:
-    """The dictionary that holds each parameter or buffer, its key there and its name; none where that is not simple."""
-    if any(isinstance(module, nn.RNNBase) for module in network.modules()):  # keeps its weights in a list in addition
-        return []
-    slots = []
-    for prefix, module in network.named_modules(remove_duplicate=False):
-        for store in (module._parameters, module._buffers):
-            slots += [
-                (store, leaf, f"{prefix}.{leaf}".lstrip(".")) for leaf, value in store.items() if value is not None
-            ]
-    names = {*params._parameters, *params._buffers}
-    return slots if {name for *_, name in slots} == names else []
+_TRAINING_LAYERS = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm, nn.RReLU, NoisyLinear)
 
 
 def same_in_training(network: nn.Module) -> bool:
-    """Return True if a network's outputs in training mode are those of its eval mode, and so good for targets."""
-    return not any(isinstance(layer, _TRAINING_LAYERS) for layer in network.modules())
+    """Return True if a network's outputs in training mode are those of its eval mode, and so good for targets.
+
+    Known are layers that are dropout, or have some as recurrent and attention layers may; a function that drops is not.
+    """
+    return not any(isinstance(layer, _TRAINING_LAYERS) or _drops(layer) for layer in network.modules())
+
+
+def _drops(layer: nn.Module) -> bool:
+    share = getattr(layer, "dropout", 0.0)
+    return isinstance(share, (int, float)) and share > 0
 
 
 class Teacher:
@@ -121,9 +74,9 @@ class Teacher:
     it by.
     """
 
-    def __init__(self, network: TensorDictModule) -> None:
+    def __init__(self, network: TensorDictModule, part: NetworkPart | None = None) -> None:
         self.network = network
-        self.part = NetworkPart(network)
+        self.part = NetworkPart(network) if part is None else part
 
     @contextmanager
     def evaluating(self) -> Iterator[TensorDictModule]:
@@ -164,11 +117,24 @@ class NetworkPart:
             inputs = [tensordict.get(in_key, None) for in_key in plan.plain.in_keys]
             if not any(value is None for value in inputs):
                 return _taken(plan.plain.module(*inputs), plan.plain.out_keys, key)
-        # A fresh tensordict: samples may hold an output of that name, neither to be read nor overwritten.
-        outputs = selected(tensordict, self._network.in_keys, role, place)
+        outputs = self.inputs(tensordict, role, place)
         for step in [self._network] if whole else plan.steps:
             outputs = step(outputs)
         return read(outputs, key, role, f"{role}_action_value")
+
+    @property
+    def needed_keys(self) -> list[NestedKey]:
+        """Entries without which the network cannot run."""
+        return list(self._network.in_keys)
+
+    @property
+    def remembered(self) -> list[NestedKey]:
+        """Entries of the memory that TorchRL's recurrent modules keep; see :class:`.SequencePart`."""
+        return []
+
+    def inputs(self, tensordict: TensorDictBase, role: str, place: str = "batch") -> TensorDictBase:
+        """Return the entries that the network reads, afresh: samples may hold an output's name, not to be changed."""
+        return selected(tensordict, self.needed_keys, role, place)
 
 
 class _Plan:
@@ -179,7 +145,7 @@ class _Plan:
     """
 
     def __init__(self, network: TensorDictModuleBase, key: NestedKey) -> None:
-        parts, self.passed_over = _flattened(network)
+        parts, self.passed_over = flattened(network)
         writers = [place for place, part in enumerate(parts) if key in part.out_keys and not _hands_on(part, key)]
         self.steps = parts[: writers[-1] + 1] if writers else [network]
         self.plain = None
@@ -188,14 +154,14 @@ class _Plan:
             self.passed_over.append(self.plain)
 
 
-def _flattened(network: TensorDictModuleBase) -> tuple[list[TensorDictModuleBase], list[nn.Module]]:
-    """The parts of a sequence of sequences in the order in which they run, and the sequences."""
+def flattened(network: TensorDictModuleBase) -> tuple[list[TensorDictModuleBase], list[nn.Module]]:
+    """Return the parts of a sequence of sequences in the order in which they run, and the sequences."""
     library = type(network).forward.__module__.split(".")[0] in ("tensordict", "torchrl")  # runs its parts in turn
     if not (isinstance(network, TensorDictSequential) and library) or network.partial_tolerant:
         return [network], []
     parts, sequences = [], [network]
     for module in network:
-        inner_parts, inner_sequences = _flattened(module)
+        inner_parts, inner_sequences = flattened(module)
         parts += inner_parts
         sequences += inner_sequences
     return parts, sequences
@@ -354,7 +320,7 @@ class BareNetwork(nn.Module):
 
 def _parts_to_values(actor: TensorDictModuleBase) -> tuple[list[TensorDictModuleBase], list[NestedKey]]:
     """The parts of an actor before the first that chooses an action, and the keys that this one reads."""
-    parts, _ = _flattened(actor)
+    parts, _ = flattened(actor)
     choosing = next((place for place, part in enumerate(parts) if isinstance(part, _CHOOSING)), len(parts))
     if choosing == 0:  # exploration alone, or a choice that reads values
         raise ValueError(f"an actor must have a network before it chooses: got {type(parts[0]).__name__} first.")

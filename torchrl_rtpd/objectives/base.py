@@ -34,7 +34,9 @@ from torch import Tensor, nn
 from torchrl.objectives.common import LossModule
 
 from torchrl_rtpd.networks.keys import names_in
+from torchrl_rtpd.networks.rhythm import Rhythm
 from torchrl_rtpd.networks.running import ParameterSwap, Teacher, as_tensordict_module
+from torchrl_rtpd.networks.sequences import SequencePart, later_steps, network_part
 from torchrl_rtpd.objectives.following import FOLLOWED_KEYS, known_of_teacher
 
 __all__ = ["PolicyDistillationLoss", "positive"]
@@ -57,10 +59,12 @@ class PolicyDistillationLoss(LossModule):
         reduction (str, optional): ``"none"`` | ``"mean"`` | ``"sum"``. Default: ``"mean"``.
         use_prioritized_weights (bool or "auto", optional): weight the loss by the batch's importance weights;
             ``"auto"`` if it holds any. Default: ``"auto"``.
+        burn_in (int, optional): of each row ``[T]`` of a recurrent student's batch, steps that only warm its memory,
+            without gradient and without loss (Kapturowski et al. 2019, R2D2, Section 3). Default: 0.
 
     Raises:
         TypeError: a network that is no module.
-        ValueError: an unknown option.
+        ValueError: an unknown option, or a burn-in for a student without a memory; at a call, one that leaves no step.
         RuntimeError: at a call, no teacher outputs and no teacher network.
         KeyError: at a call, a key that the batch or a network's output lacks.
     """
@@ -103,11 +107,12 @@ class PolicyDistillationLoss(LossModule):
         *,
         reduction: str | None = None,
         use_prioritized_weights: str | bool = "auto",
+        burn_in: int = 0,
     ) -> None:
         super().__init__()
         self._told: set[str] = set()  # settings that the user made
         self._in_keys: list[NestedKey] = []  # found at first use
-        self._num_calls = 0
+        self._rhythm = Rhythm()
         self.reduction = "mean" if reduction is None else reduction
         if self.reduction not in REDUCTIONS:
             raise ValueError(f"reduction must be none, mean or sum: got {reduction!r}.")
@@ -117,7 +122,13 @@ class PolicyDistillationLoss(LossModule):
         student_network = self._as_network(student_network)
         self.convert_to_functional(student_network, "student_network", create_target_params=self._has_target)
         self._student_swap = ParameterSwap(student_network)
-        self._teacher = None if teacher_network is None else Teacher(self._as_network(teacher_network))
+        self._student_part = network_part(self.student_network)
+        if teacher_network is not None:
+            teacher_network = self._as_network(teacher_network)
+        self._teacher = None if teacher_network is None else Teacher(teacher_network, network_part(teacher_network))
+        # Under one key the data hold the memory of one network.
+        self._shared_memory = set(self.remembered) & set([] if self._teacher is None else self._teacher.part.remembered)
+        self.burn_in = self._checked_burn_in(burn_in)
 
     def _as_network(self, network: TensorDictModule | nn.Module) -> TensorDictModule:
         """Return a tensordict module: a plain one reads ``"observation"`` and writes ``"action_value"``."""
@@ -128,6 +139,11 @@ class PolicyDistillationLoss(LossModule):
         """The network that this loss runs where a batch holds no values of the teacher; None without one."""
         return None if self._teacher is None else self._teacher.network
 
+    @property
+    def remembered(self) -> list[NestedKey]:
+        """Entries of the student's memory if it has TorchRL's recurrent modules; read from a batch if present."""
+        return self._student_part.remembered
+
     # Keys
 
     def _stored_keys(self) -> list[NestedKey]:
@@ -136,8 +152,8 @@ class PolicyDistillationLoss(LossModule):
 
     def _set_in_keys(self) -> None:
         # Stored outputs are optional where a network computes them from the same inputs.
-        teacher_keys = self._stored_keys() if self._teacher is None else self._teacher.network.in_keys
-        keys = [*self.student_network.in_keys, *teacher_keys]
+        teacher_keys = self._stored_keys() if self._teacher is None else self._teacher.part.needed_keys
+        keys = [*self._student_part.needed_keys, *teacher_keys]
         self._in_keys = list(dict.fromkeys(unravel_key(key) for key in keys))
 
     @property
@@ -208,12 +224,7 @@ class PolicyDistillationLoss(LossModule):
 
     def _is_check_due(self) -> bool:
         """Return True if numbers are due to be looked at, which waits for the device: at call 1, 2, 4, 8 and so on."""
-        if torch.compiler.is_compiling():
-            return False
-        self.__dict__["_num_calls"] = calls = self._num_calls + 1  # past the module's own __setattr__, which is slow
-        if calls & (calls - 1):
-            return False
-        return not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
+        return self._rhythm.due()
 
     def _refuse(self, wrong: Tensor, tensordict: TensorDictBase, rule: str) -> None:
         """Raise if the student broke a rule in any sample of ``wrong`` ``[*B]`` that the loss mask leaves."""
@@ -227,6 +238,48 @@ class PolicyDistillationLoss(LossModule):
     def _student(self, params: TensorDictParams | None = None) -> AbstractContextManager[TensorDictModule]:
         """The student's network with ``params``, to be run inside the context."""
         return self._student_swap(self.student_network_params if params is None else params)
+
+    # Sequences
+
+    def _checked_burn_in(self, burn_in: int) -> int:
+        if burn_in < 0:
+            raise ValueError(f"burn_in must be a number of steps, 0 or more: got {burn_in}; 0 learns from every step.")
+        if burn_in and not isinstance(self._student_part, SequencePart):
+            raise ValueError(
+                f"burn_in warms a memory: got burn_in={burn_in} and a student without TorchRL's LSTMModule or "
+                "GRUModule; leave it out."
+            )
+        return burn_in
+
+    def _refuse_shared_memory(self, tensordict: TensorDictBase) -> None:
+        held = [key for key in self._shared_memory if tensordict.get(key, None) is not None]
+        if held:
+            raise ValueError(
+                f"a batch holds the memory of one network under a key: got {sorted(held, key=str)}, which teacher and "
+                "student both read; give the student keys of its own (in_keys and out_keys of its LSTMModule or "
+                "GRUModule)."
+            )
+
+    def _after_burn_in(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Return the steps after the burn-in, at which student and teacher remember the steps before."""
+        if tensordict.batch_dims > 1 and tensordict.shape[-1] <= self.burn_in:
+            raise ValueError(
+                f"rows must be longer than their burn-in: got {tensordict.shape[-1]} steps and burn_in={self.burn_in}; "
+                "sample longer rows."
+            )
+        if self.tensor_keys.priority is not None:
+            raise ValueError(
+                f"a priority is written for every step, which those of a burn-in do not have: got "
+                f"burn_in={self.burn_in} and priority={self.tensor_keys.priority!r}; leave one of them out."
+            )
+        memory, teacher = {}, self._teacher
+        if isinstance(self._student_part, SequencePart):
+            with self._student():
+                memory["student"] = self._student_part.warmed(tensordict, self.burn_in, "student")
+        if teacher is not None and isinstance(teacher.part, SequencePart):
+            with teacher.evaluating():
+                memory["teacher"] = teacher.part.warmed(tensordict, self.burn_in, "teacher")
+        return later_steps(tensordict, self.burn_in, memory)
 
     # Loss
 
@@ -248,6 +301,10 @@ class PolicyDistillationLoss(LossModule):
     @dispatch(auto_batch_size=False)  # observations as wide as there are actions would pass for a batch [*B, A]
     def forward(self, tensordict: TensorDictBase, *, metrics: bool = True) -> TensorDictBase:
         """Return loss and metrics of a batch ``[*B]``; see the class for the keys and :meth:`evaluate`."""
+        if self._shared_memory:
+            self._refuse_shared_memory(tensordict)
+        if self.burn_in:
+            tensordict = self._after_burn_in(tensordict)
         losses, measured = self._terms(tensordict, metrics)
         weights = self._weights(tensordict, next(iter(losses.values())).shape)
         masked = any(tensordict.get(key, None) is not None for key in self._loss_mask_keys())

@@ -19,7 +19,7 @@ from torch.distributions import Normal
 from torchrl.modules import Delta, IndependentNormal, TanhDelta, TanhNormal
 
 from torchrl_rtpd.functional import gaussian as RD
-from torchrl_rtpd.networks.keys import last_part, read, selected
+from torchrl_rtpd.networks.keys import last_part, read
 from torchrl_rtpd.objectives.base import PolicyDistillationLoss
 
 __all__ = ["CONTINUOUS_DIVERGENCES", "ContinuousDistillationLoss"]
@@ -66,6 +66,7 @@ class ContinuousDistillationLoss(PolicyDistillationLoss):
         reduction (str, optional): ``"none"`` | ``"mean"`` | ``"sum"``. Default: ``"mean"``.
         use_prioritized_weights (bool or "auto", optional): weight the loss by the batch's importance weights;
             ``"auto"`` if it holds any. Default: ``"auto"``.
+        burn_in (int, optional): for rows of recurrent policies; see :class:`.DistillationLoss`. Default: 0.
 
     Keys read: the student's inputs; the teacher's values as its network writes them, ``("teacher", "loc")`` and
     ``("teacher", "scale")`` ``[*B, D]``, or of a deterministic teacher ``("teacher", "action")`` ``[*B, D]``, and if
@@ -136,6 +137,7 @@ class ContinuousDistillationLoss(PolicyDistillationLoss):
         seed: int = 0,
         reduction: str | None = None,
         use_prioritized_weights: str | bool = "auto",
+        burn_in: int = 0,
     ) -> None:
         if divergence not in CONTINUOUS_DIVERGENCES:
             raise ValueError(f"divergence must be one of {', '.join(CONTINUOUS_DIVERGENCES)}: got {divergence!r}.")
@@ -146,7 +148,11 @@ class ContinuousDistillationLoss(PolicyDistillationLoss):
         else:  # the batch must hold what the divergence needs
             teacher = _Head(deterministic=divergence in ("mse", "nll"))
         super().__init__(
-            student_network, teacher_network, reduction=reduction, use_prioritized_weights=use_prioritized_weights
+            student_network,
+            teacher_network,
+            reduction=reduction,
+            use_prioritized_weights=use_prioritized_weights,
+            burn_in=burn_in,
         )
         self.divergence = divergence
         if num_samples < 1:
@@ -231,7 +237,7 @@ class ContinuousDistillationLoss(PolicyDistillationLoss):
 
     def _student_policy(self, tensordict: TensorDictBase) -> tuple[RD.GaussianPolicy | None, Tensor]:
         # A fresh tensordict: samples may hold a "loc" of their own, neither to be read nor overwritten.
-        inputs = selected(tensordict, self.student_network.in_keys, "student")
+        inputs = self._student_part.inputs(tensordict, "student")
         with self._student() as network:
             outputs = _unsampled(network, self._heads["student"])(inputs)
         return self._policy_in(outputs, self._keys("student"), "student")
@@ -247,7 +253,7 @@ class ContinuousDistillationLoss(PolicyDistillationLoss):
                     f"(set_keys({', '.join(f'teacher_{part}=...' for part in keys)}))."
                 )
             network, written = self._teacher.network, self._heads["teacher"].keys
-            inputs = selected(tensordict, network.in_keys, "teacher")
+            inputs = self._teacher.part.inputs(tensordict, "teacher")
             with self._teacher.evaluating():
                 outputs = network(inputs)
             for part, key in keys.items():

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from torchrl_rtpd import functional as RF
 from torchrl_rtpd.networks.keys import last_part
-from torchrl_rtpd.networks.running import NetworkPart
 from torchrl_rtpd.objectives.base import PolicyDistillationLoss, positive
 from torchrl_rtpd.objectives.values import (
     Distributional,
@@ -27,6 +26,7 @@ from torchrl_rtpd.objectives.values import (
     agreed_var_nums,
     as_logits,
     check_mask,
+    check_mixture,
     check_same_actions,
     output_key,
     shape_error,
@@ -67,7 +67,7 @@ class DistillationLoss(PolicyDistillationLoss):
         teacher_temperature (float or "auto", optional): temperature :math:`\tau` of the teacher, in units of its
             values. ``"auto"`` follows the spread of the teacher's values over actions, averaged over recent batches, so
             that targets stay equally sharp while values grow. Default: 0.01, for a finished teacher (Rusu et al.,
-            section 3).
+            section 3). That of a :class:`~torchrl_rtpd.networks.TeacherMixture` must be the mixture's own.
         student_temperature (float, optional): temperature of the student; ``None`` is the teacher's. Default: 1.0
             (Rusu et al.).
         teacher_support (Tensor, sequence of float, "quantiles" or "auto", optional): meaning of the teacher's
@@ -80,6 +80,8 @@ class DistillationLoss(PolicyDistillationLoss):
         reduction (str, optional): ``"none"`` | ``"mean"`` | ``"sum"``. Default: ``"mean"``.
         use_prioritized_weights (bool or "auto", optional): weight the loss by the batch's importance weights;
             ``"auto"`` if it holds any. Default: ``"auto"``.
+        burn_in (int, optional): of each row of a recurrent student's batch, steps that only warm its memory; they have
+            neither gradient nor loss (Kapturowski et al. 2019, R2D2). Default: 0.
 
     Networks may be policies: where ``"action_value"`` is not written, ``"logits"`` or ``"probs"`` are taken, which have
     their own scale, so that temperatures of 1 reproduce the policy. Of an actor only the part before the choice of the
@@ -89,6 +91,12 @@ class DistillationLoss(PolicyDistillationLoss):
     An action may consist of several choices: of different sizes side by side (``var_nums``), or of one size in
     dimensions between the batch and the actions, such as those of several agents, ``[*B, N, A]``. A sample then has one
     divergence, the sum over its choices, and it agrees if all choices do.
+
+    A student with TorchRL's ``LSTMModule`` or ``GRUModule`` learns from rows of consecutive steps ``[*B, T]``, for
+    which ``*B`` stands below as well; so does a recurrent teacher that the loss runs. ``"is_init"`` says where games
+    begin, at a row's start or within. A row begins with the memory that the batch holds for its first step, such as
+    ``"recurrent_state"`` ``[*B, T, L, H]``, and with zeros if it holds none; from there gradients go through time. With
+    ``burn_in`` everything that is returned is about the later steps, and the teacher's memory is warmed as well.
 
     Keys read: the student's inputs; teacher values ``("teacher", "action_value")`` ``[*B, A]``, and if absent the
     teacher's inputs; ``"action_mask"`` bool ``[*B, A]`` and ``"priority_weight"`` ``[*B]`` if present.
@@ -100,8 +108,9 @@ class DistillationLoss(PolicyDistillationLoss):
 
     Raises:
         TypeError: at a call, values, a mask or actions of the wrong type.
-        ValueError: an unknown divergence, a temperature that is not positive, networks that disagree on the number of
-            actions; at a call, shapes that do not match, or a student whose outputs are not finite.
+        ValueError: an unknown divergence, a temperature that is not positive or not that of a mixture of teachers,
+            networks that disagree on the number of actions; at a call, shapes that do not match, or a student whose
+            outputs are not finite.
         RuntimeError: at a call, no teacher values and no teacher network.
         KeyError: at a call, a key that the batch or a network's output lacks.
 
@@ -119,6 +128,18 @@ class DistillationLoss(PolicyDistillationLoss):
     The same without tensordicts, the keys joined by underscores:
 
         >>> value = loss(observation=torch.zeros(5, 4), teacher_action_value=torch.zeros(5, 3))[0]
+
+    A student that remembers, on two rows of six steps, of which the first two warm its memory:
+
+        >>> from tensordict.nn import TensorDictSequential
+        >>> from torchrl.modules import GRUModule
+        >>> memory = GRUModule(input_size=4, hidden_size=8, in_key="observation", out_key="features")
+        >>> head = TensorDictModule(nn.Linear(8, 3), in_keys=["features"], out_keys=["action_value"])
+        >>> loss = DistillationLoss(TensorDictSequential(memory, head), burn_in=2, reduction="none")
+        >>> rows = TensorDict({"observation": torch.zeros(2, 6, 4), "is_init": torch.zeros(2, 6, 1, dtype=torch.bool),
+        ...                    ("teacher", "action_value"): torch.zeros(2, 6, 3)}, [2, 6])
+        >>> loss(rows)["loss_distill"].shape
+        torch.Size([2, 4])
     """
 
     @dataclass
@@ -161,9 +182,14 @@ class DistillationLoss(PolicyDistillationLoss):
         var_nums: Sequence[int] | None = None,
         reduction: str | None = None,
         use_prioritized_weights: str | bool = "auto",
+        burn_in: int = 0,
     ) -> None:
         super().__init__(
-            student_network, teacher_network, reduction=reduction, use_prioritized_weights=use_prioritized_weights
+            student_network,
+            teacher_network,
+            reduction=reduction,
+            use_prioritized_weights=use_prioritized_weights,
+            burn_in=burn_in,
         )
         if divergence not in DIVERGENCES:
             raise ValueError(f"divergence must be one of {', '.join(DIVERGENCES)}: got {divergence!r}.")
@@ -173,7 +199,6 @@ class DistillationLoss(PolicyDistillationLoss):
         if self._var_nums is not None:
             self._told.add("var_nums")
         self._warned_of_stored = False
-        self._student_part = NetworkPart(self.student_network)
         self._set_support(teacher_support)
         self._set_temperatures(teacher_temperature, student_temperature)
 
@@ -187,6 +212,7 @@ class DistillationLoss(PolicyDistillationLoss):
     def _set_temperatures(
         self, teacher_temperature: float | Literal["auto"], student_temperature: float | None
     ) -> None:
+        check_mixture(self.teacher_network, teacher_temperature)
         self.auto_temperature = teacher_temperature == "auto"
         if teacher_temperature == "auto":
             teacher_temperature = _AUTO_FLOOR
@@ -201,6 +227,8 @@ class DistillationLoss(PolicyDistillationLoss):
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self._temperatures and isinstance(value, (int, float)):  # a schedule's new value
             value = positive(name, value, "left as it is")
+            if name == "teacher_temperature":
+                check_mixture(self.teacher_network, value)
         super().__setattr__(name, value)
 
     def _stored_keys(self) -> list[NestedKey]:

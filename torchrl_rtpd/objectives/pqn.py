@@ -214,7 +214,8 @@ class StudentPQNLoss(DistillationLoss):
         distill_coeff (float, optional): weight of ``loss_distill``. Default: 1.0.
         loss_function (str, optional): of the error, as in :class:`PQNLoss`. Default: that of the teacher's loss where a
             trainer's hook shows it one, and otherwise ``"l2"``.
-        divergence, teacher_support, var_nums, reduction, use_prioritized_weights: as in :class:`DistillationLoss`.
+        divergence, teacher_support, var_nums, reduction, use_prioritized_weights, burn_in: as in
+            :class:`DistillationLoss`.
         teacher_temperature (float or "auto", optional): Default: 0.1, as in
             :class:`~torchrl_rtpd.objectives.StudentDQNLoss`.
         student_temperature (float, optional): Default: ``None``, the teacher's, since the outputs must stay Q-values.
@@ -262,6 +263,7 @@ class StudentPQNLoss(DistillationLoss):
         var_nums: Sequence[int] | None = None,
         reduction: str | None = None,
         use_prioritized_weights: str | bool = "auto",
+        burn_in: int = 0,
     ) -> None:
         super().__init__(
             student_network,
@@ -273,6 +275,7 @@ class StudentPQNLoss(DistillationLoss):
             var_nums=var_nums,
             reduction=reduction,
             use_prioritized_weights=use_prioritized_weights,
+            burn_in=burn_in,
         )
         self.loss_function = "l2"  # until a teacher's loss is followed
         if loss_function is not None:

@@ -19,6 +19,7 @@ from torchrl.objectives.utils import ValueEstimators, dispatch_value_estimator, 
 from torchrl_rtpd import functional as RF
 from torchrl_rtpd.functional.checks import check_within
 from torchrl_rtpd.networks.keys import selected
+from torchrl_rtpd.networks.sequences import remembered_by
 from torchrl_rtpd.objectives.discrete import DistillationLoss
 from torchrl_rtpd.objectives.following import TD_LOSS_FUNCTIONS, estimator_settings
 from torchrl_rtpd.objectives.td import chosen_values, td_target
@@ -35,6 +36,9 @@ class StudentDQNLoss(DistillationLoss):
     the next action, :math:`r + \gamma Q_S(s', \arg\max_a Q_T(s', a))` (Eq. 5); without, the student's own target
     network chooses (Eq. 2). The student has target parameters of its own for
     :class:`~torchrl.objectives.SoftUpdate` or ``HardUpdate``.
+
+    Networks with a memory are refused: their value of the next state depends on the steps before, which a transition
+    does not hold. Recurrent students take :class:`DistillationLoss`.
 
     Args:
         student_network (TensorDictModule or nn.Module): as in :class:`DistillationLoss`; its outputs must be Q-values.
@@ -137,6 +141,7 @@ class StudentDQNLoss(DistillationLoss):
             use_prioritized_weights=use_prioritized_weights,
         )
         self.imitation = imitation
+        self._refuse_memories()
         self.loss_function = self._checked_loss_function(loss_function)
         check_within("[0, 1]", "0 is the divergence alone", priority_td_share=priority_td_share)
         self.priority_td_share = float(priority_td_share)
@@ -144,6 +149,16 @@ class StudentDQNLoss(DistillationLoss):
         self.register_coeff_buffer("td_coeff", float(td_coeff), device=self._default_device)
         self.register_coeff_buffer("distill_coeff", float(distill_coeff), device=self._default_device)
         self._default_value_estimator()  # now, so that states saved before and after the first call have the same keys
+
+    def _refuse_memories(self) -> None:
+        """Refuse networks whose value of the next state depends on what they remember: a transition does not tell."""
+        for role, network in (("student", self.student_network), ("teacher", self.teacher_network)):
+            remembered = [] if role == "teacher" and not self.imitation else list(remembered_by(network))
+            if remembered:
+                raise ValueError(
+                    f"a temporal-difference error needs networks without a memory: got a {role} that remembers "
+                    f"{remembered}, whose value of the next state needs the steps before; use DistillationLoss."
+                )
 
     def _checked_loss_function(self, loss_function: str | None) -> str:
         if loss_function is None:

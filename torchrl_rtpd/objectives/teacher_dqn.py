@@ -111,12 +111,15 @@ class TeacherDQNLoss(DQNLoss):
     def value_next_states_in(self, beside: Beside | None) -> None:
         """Run the target network in a thread while this one runs the network; the values are the same to the last bit.
 
+        A network with forward hooks, which another one would not have, runs here in any case.
+
         Args:
             beside: the thread; None runs both here, one after the other.
         """
-        self._beside = beside
+        hooked = any(module._forward_hooks or module._forward_pre_hooks for module in self.value_network.modules())
+        self._beside = None if hooked else beside
         # Two threads must not give one network different parameters at a time.
-        self._run_next = self._run if beside is None else _Values(copy.deepcopy(self.value_network))
+        self._run_next = self._run if self._beside is None else _Values(copy.deepcopy(self.value_network))
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:

@@ -18,6 +18,7 @@ from torchrl.modules import DistributionalQValueActor
 from torchrl_rtpd import functional as RF
 from torchrl_rtpd.networks.choices import declared_actions, declared_var_nums
 from torchrl_rtpd.networks.keys import VALUE_NAMES, last_part
+from torchrl_rtpd.networks.mixture import TeacherMixture
 
 __all__ = [
     "Distributional",
@@ -26,6 +27,7 @@ __all__ = [
     "agreed_var_nums",
     "as_logits",
     "check_mask",
+    "check_mixture",
     "check_same_actions",
     "output_key",
     "shape_error",
@@ -194,6 +196,16 @@ def check_mask(mask: Tensor | None, q_values: Tensor, key: NestedKey) -> None:
             f"{list(mask.shape)}; build it from the same action spec, or name another entry with "
             "set_keys(action_mask=...)."
         )
+
+
+def check_mixture(teacher_network: nn.Module | None, temperature: float | str) -> None:
+    """Refuse another temperature than that of a mixture of teachers, which would be softened a second time."""
+    for module in () if teacher_network is None else teacher_network.modules():
+        if isinstance(module, TeacherMixture) and temperature != module.temperature:
+            raise ValueError(
+                f"teacher_temperature must be that of the TeacherMixture, {module.temperature}: got {temperature!r}; "
+                "pass both the same, and give the student a temperature of its own by student_temperature."
+            )
 
 
 def shape_error(teacher: torch.Size, student: torch.Size) -> ValueError:

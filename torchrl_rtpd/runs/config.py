@@ -219,7 +219,7 @@ def resumed_config(
     path = newest_checkpoint(config.resume)
     before = saved_config(path, renamed)
     fixed = [
-        f"{key}={given[key]} (was {before.get(key, 'not set')})"
+        f"{key}={_typed(given[key])} (was {_typed(before.get(key, 'not set'))})"
         for key in sorted(given.keys() - set(may_change) - {"resume"})
         if key not in before or OmegaConf.create([OmegaConf.select(config, key)]) != OmegaConf.create([before[key]])
     ]
@@ -248,7 +248,14 @@ def changed_settings(before: Mapping[str, Any], config: Any, keys: Collection[st
         'num_envs=4 (was 8)'
     """
     now = {key: getattr(config, key) for key in keys if key in before}
-    return ", ".join(f"{key}={value} (was {before[key]})" for key, value in now.items() if value != before[key])
+    return ", ".join(
+        f"{key}={_typed(value)} (was {_typed(before[key])})" for key, value in now.items() if value != before[key]
+    )
+
+
+def _typed(value: Any) -> str:
+    """A value as it is typed on a command line."""
+    return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
 
 
 def resumed_steps(path: str | None) -> int:

@@ -112,6 +112,7 @@ class Experiment:
         >>> place = tempfile.mkdtemp() + "/run"
         >>> networks, evaluator = {"teacher": teacher, "student": student}, Evaluator(make_env, episodes=2)
         >>> results = Experiment(trainer, networks, evaluator, place, progress_bar=False).run()  # doctest: +ELLIPSIS
+        Trained. Now plays the final games of 2 networks and measures how long they take for a decision.
         <BLANKLINE>
         | network ...
         >>> results["steps"], [row["parameters"] for row in results["networks"]]
@@ -252,6 +253,9 @@ class Experiment:
     def _results(self, games: int | None, seed: int) -> tuple[dict[str, Any], TensorDictBase | None]:
         """Content of ``results.json``, and states of the final games."""
         clock, stopper = self.monitor.clock, self.protected.stopper
+        number = len(self.monitor.networks)
+        games_of = "" if games is None else f"plays the final games of {number} networks and "
+        print(f"Trained. Now {games_of}measures how long they take for a decision.")
         try:
             final, states = final_results(
                 self.monitor, games=games, seed=seed, should_stop=lambda: stopper.received is not None

@@ -339,9 +339,8 @@ class RunMonitor(TrainerHookBase):
         self._averages.load_state_dict(state_dict["averages"])
         self._logging.next, self._evaluation.next = state_dict["next_log"], state_dict["next_evaluation"]
         if self._bar is not None:
-            self._bar.initial = state_dict["steps"]
             self._bar.reset()  # time and steps count from here
-            self._bar.n = self._bar.last_print_n = state_dict["steps"]
+            self._bar.initial = self._bar.n = self._bar.last_print_n = state_dict["steps"]
             self._bar.refresh()
         if state_dict["metrics"] is not None:
             self.metrics.cut(state_dict["metrics"])

@@ -1,16 +1,18 @@
 """The smallest student that will do, found in one run of its teacher.
 
-A ladder of students of many sizes begins. At each rung half of them go, so that the run costs little more than one with
+A ladder of students of many sizes begins. At each rung some of them go, so that the run costs little more than one with
 a few students::
 
-    16 students --1/4 of the run--> 8 --1/2--> 4 --3/4--> 2 --end--> the smallest that holds the share
+    16 students --2/8 of the run--> 8 --5/8--> 6 --7/8--> 4 --end--> the smallest that holds the share
 """
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tensordict.nn import TensorDictModule
@@ -32,7 +34,7 @@ __all__ = ["SizeSearch", "sentence"]
 class SizeSearch(TrainerHookBase):
     """Hook that drops students of a ladder until the smallest that will do is left.
 
-    After the first evaluation that reaches a rung, at most half of the living students go on; see
+    After the first evaluation that reaches a rung, at most a share of the students go on; see
     :func:`~torchrl_rtpd.evaluation.may_be_smallest` for which. After the final games the answer is the smallest student
     whose share of the teacher's level is at least ``min_share`` with 95 % confidence. Successive halving: Karnin et al.
     2013; Jamieson & Talwalkar 2016, https://arxiv.org/abs/1502.07943.
@@ -46,7 +48,8 @@ class SizeSearch(TrainerHookBase):
         max_latency_ms: students that take longer for a decision, exported and run on one thread, are not trained.
         max_bytes: students whose exported file is larger are not trained.
         format: of that file. Default: ``"onnx"``.
-        rungs: shares of the run at which students are dropped. Default: each quarter.
+        rungs: share of the students that go on, by share of the run. Default: half of them at a quarter, then 3/8 and
+            1/4, at 5/8 and 7/8.
         confidence: of all bounds, one-sided. Default: 0.95.
 
     Attributes:
@@ -59,9 +62,9 @@ class SizeSearch(TrainerHookBase):
         ImportError: a limit without the export extra.
 
     Examples:
-        >>> search = SizeSearch(min_share=0.9, rungs=(0.25, 0.5))
+        >>> search = SizeSearch(min_share=0.9, rungs={0.5: 0.25})
         >>> search.min_share, search.rungs
-        (0.9, (0.25, 0.5))
+        (0.9, {0.5: 0.25})
     """
 
     def __init__(
@@ -71,16 +74,19 @@ class SizeSearch(TrainerHookBase):
         max_latency_ms: float | None = None,
         max_bytes: int | None = None,
         format: str = "onnx",
-        rungs: Sequence[float] = (0.25, 0.5, 0.75),
+        rungs: Mapping[float, float] = MappingProxyType({0.25: 0.5, 0.625: 0.375, 0.875: 0.25}),
         confidence: float = 0.95,
     ) -> None:
         check_within("(0, 1]", min_share=min_share)
         check_within("(0.5, 1)", "half of all bounds would be wrong", confidence=confidence)
         check_within("(0, inf)", "None sets no limit", max_latency_ms=max_latency_ms, max_bytes=max_bytes)
-        if not all(0 < rung < 1 for rung in rungs) or list(rungs) != sorted(set(rungs)):
-            raise ValueError(f"rungs must be shares of the run within 0 and 1, growing: got {tuple(rungs)}.")
+        if not all(0 < rung < 1 and 0 < kept <= 1 for rung, kept in rungs.items()) or list(rungs) != sorted(rungs):
+            raise ValueError(
+                f"rungs must be shares of the run within 0 and 1, growing, and of students: got {dict(rungs)}; write "
+                "{0.25: 0.5}."
+            )
         checked_formats([format], "format")
-        self.min_share, self.confidence, self.rungs = min_share, confidence, tuple(rungs)
+        self.min_share, self.confidence, self.rungs = min_share, confidence, dict(rungs)
         self.max_latency_ms, self.max_bytes, self.format = max_latency_ms, max_bytes, format
         self.ladder: dict[str, dict[str, Any]] = {}
         self._passed = 0  # rungs
@@ -170,9 +176,8 @@ class SizeSearch(TrainerHookBase):
         teacher, *students = monitor.networks
         candidates = self._candidates(monitor, students, teacher)
         number = sum(row.get("dropped_at_steps") != 0 for row in self.ladder.values())  # that began to learn
-        living = may_be_smallest(
-            candidates, -(-number // 2**reached), min_share=self.min_share, confidence=self.confidence
-        )
+        keep = math.ceil(number * list(self.rungs.values())[reached - 1])
+        living = may_be_smallest(candidates, keep, confidence=self.confidence)
         self._drop([name for name in students if name not in living], candidates)
 
     def _followed(self) -> RunMonitor:

@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from torchrl_rtpd.functional.checks import check_within
+from torchrl_rtpd.functional.checks import lies_within
 
-__all__ = ["FreeProcessors", "free_processors"]
+__all__ = ["FreeProcessors", "all_processors", "free_processors"]
 
 _STAT = Path("/proc/stat")
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
@@ -21,8 +21,8 @@ class FreeProcessors(NamedTuple):
 
     Attributes:
         all: number of those that it may use.
-        busy: how many of them others kept busy while it was looked, at no lower priority than the usual; 0 where the
-            system does not tell.
+        busy: how many of them others kept busy while it was looked; 0 where the system does not tell. Programs of lower
+            priority than the usual (``nice``) count if this process has one as well.
     """
 
     all: int
@@ -55,18 +55,24 @@ def free_processors(seconds: float = 0.3) -> FreeProcessors:
         >>> 1 <= found.threads <= found.all
         True
     """
-    check_within("(0, 60]", seconds=seconds)
+    if not lies_within(seconds, "(0, 60]"):
+        raise ValueError(f"seconds must lie in (0, 60]: got {seconds!r}.")
     allowed = _allowed()
     before, own_before = _ticks(allowed), time.process_time()
     time.sleep(seconds)
     after, own = _ticks(allowed), time.process_time() - own_before
-    number = min(len(allowed), _limit())
+    number = all_processors()
     spent = sum(after.values()) - sum(before.values())
     if not spent:
         return FreeProcessors(number, 0.0)
     share = (spent - (after["idle"] - before["idle"])) / spent
     beyond = len(allowed) - number  # those that others may have, since the limit keeps us from them anyway
     return FreeProcessors(number, max(0.0, len(allowed) * share - own / seconds - beyond))
+
+
+def all_processors() -> int:
+    """Return the number of processors that this process may use, by affinity and by the limit of its control group."""
+    return min(len(_allowed()), _limit())
 
 
 def _allowed() -> set[int]:
@@ -85,7 +91,8 @@ def _limit() -> int:
 
 
 def _ticks(processors: set[int]) -> dict[str, int]:
-    """Ticks of some processors since the system began: idle or at low priority, and all others."""
+    """Ticks of some processors since the system began: idle or at a priority below this process's, and all others."""
+    lowered = os.nice(0) > 0  # then others at low priority compete; which of them, the system does not tell
     found = {"idle": 0, "busy": 0}
     try:
         lines = _STAT.read_text().splitlines()
@@ -95,6 +102,6 @@ def _ticks(processors: set[int]) -> dict[str, int]:
         name, *ticks = line.split()
         if name.removeprefix("cpu").isdigit() and int(name.removeprefix("cpu")) in processors:
             user, nice, system, idle, waiting, *rest = map(int, ticks[:8])  # what follows is counted in user and nice
-            found["idle"] += idle + waiting + nice
-            found["busy"] += user + system + sum(rest)
+            found["idle"] += idle + waiting + (0 if lowered else nice)
+            found["busy"] += user + system + sum(rest) + (nice if lowered else 0)
     return found

@@ -12,12 +12,16 @@ twice, nothing is drawn from a random generator (unless by a student's own dropo
 from torchrl_rtpd.trainers.actors import dead_actors_named
 from torchrl_rtpd.trainers.checks import Check, DormancyCheck, DriftCheck, RecyclingCheck
 from torchrl_rtpd.trainers.concurrent import ConcurrentStepper
+from torchrl_rtpd.trainers.critic_warmup import CriticWarmup
 from torchrl_rtpd.trainers.cudagraph import CudaGraphStepper
 from torchrl_rtpd.trainers.exploration import AnnealExploration
 from torchrl_rtpd.trainers.hook import RealTimeDistillTrainer
+from torchrl_rtpd.trainers.kickstarting import Kickstarting
 from torchrl_rtpd.trainers.lambda_targets import LambdaTargets
+from torchrl_rtpd.trainers.learning_on import learn_on
 from torchrl_rtpd.trainers.off_policy import BoundedHistory, KeepOnDevice, KeepWarmupData, SampleToDevice
 from torchrl_rtpd.trainers.optimizers import keep_device_options
+from torchrl_rtpd.trainers.slices import SliceBatches
 from torchrl_rtpd.trainers.stateless import StatelessHook
 from torchrl_rtpd.trainers.stepper import RealTimeDistillStepper
 from torchrl_rtpd.trainers.student import Student
@@ -31,21 +35,25 @@ __all__ = [
     "BoundedHistory",
     "Check",
     "ConcurrentStepper",
+    "CriticWarmup",
     "CudaGraphStepper",
     "DormancyCheck",
     "DriftCheck",
     "KeepOnDevice",
     "KeepWarmupData",
+    "Kickstarting",
     "LaggingTeacher",
     "LambdaTargets",
     "RealTimeDistillStepper",
     "RealTimeDistillTrainer",
     "RecyclingCheck",
     "SampleToDevice",
+    "SliceBatches",
     "StatelessHook",
     "Student",
     "TeacherCopy",
     "dead_actors_named",
     "hard_update_every",
     "keep_device_options",
+    "learn_on",
 ]

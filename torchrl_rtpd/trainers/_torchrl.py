@@ -6,16 +6,19 @@ nowhere else in ``trainers`` and ``runs``.
 
 from __future__ import annotations
 
+import inspect
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
 from tensordict import TensorDictBase
 from torchrl.checkpoint import Checkpoint
-from torchrl.trainers import ReplayBufferTrainer, Trainer
+from torchrl.objectives import KLAdaptiveLR
+from torchrl.trainers import ReplayBufferTrainer, Trainer, UpdateWeights
 
 __all__ = [
+    "adaptive_rates",
     "checkpoint_metadata",
     "collect_rollout",
     "count_learned_minibatches",
@@ -27,6 +30,7 @@ __all__ = [
     "restore_updates_made",
     "runs_elsewhere",
     "save_after_this_batch",
+    "send_weights",
     "skip_counted_frames",
     "started_learners",
     "stopping",
@@ -222,3 +226,48 @@ def collect_rollout(collector: Any) -> Any:
 def save_after_this_batch(trainer: Trainer) -> None:
     """Let a trainer save at the end of the batch it is at, as if its interval had passed."""
     trainer._last_save = trainer.collected_frames - trainer.save_trainer_interval - 1
+
+
+def send_weights(trainer: Trainer) -> None:
+    """Send the weights of a trainer's networks to its collector now, as the trainer does after each batch."""
+    for op, _ in getattr(trainer, "_post_steps_ops", ()):
+        own = getattr(op, "__wrapped__", op)  # inside of the trainer's stopwatch
+        if isinstance(own, UpdateWeights):
+            own()
+
+
+# Hooks
+
+
+def adaptive_rates(trainer: Trainer) -> list[KLAdaptiveLR]:
+    """Return the rates that follow a policy's KL, of hooks and functions registered with a trainer.
+
+    A trainer has no place for them, so that users step them in functions of their own. Found are those that a hook has
+    as an attribute, and those that a function is bound to or names.
+    """
+    found = [value for value in _parts(trainer) if isinstance(value, KLAdaptiveLR)]
+    return list({id(rate): rate for rate in found}.values())
+
+
+def _parts(trainer: Trainer) -> Iterator[Any]:
+    """Hooks of a trainer, what its functions hold, and the attributes of both."""
+    held = list(trainer._modules.values())
+    for name, ops in vars(trainer).items():
+        if name.endswith("_ops") and isinstance(ops, list):
+            for op, options in ops:
+                held += [*_held_by(getattr(op, "__wrapped__", op)), *options.values()]
+    for value in held:
+        yield value
+        yield from vars(value).values() if hasattr(value, "__dict__") else ()
+
+
+def _held_by(op: Any) -> list[Any]:
+    """Objects that a function works on: what it is bound to, given beforehand, or names."""
+    if isinstance(op, partial):
+        return [*op.args, *op.keywords.values(), *_held_by(op.func)]
+    if inspect.ismethod(op):
+        return [op.__self__]
+    if inspect.isfunction(op):
+        named = inspect.getclosurevars(op)
+        return [*named.nonlocals.values(), *named.globals.values()]
+    return [op]

@@ -12,14 +12,18 @@ Where the trainer's thread has nothing left to do before they are through, it ta
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from tensordict import TensorDict, TensorDictBase
-from torchrl.trainers import OptimizationStepper, Trainer
+from torchrl.trainers import LRSchedulerHook, OptimizationStepper, Trainer
 
 from torchrl_rtpd.networks.beside import Beside
 from torchrl_rtpd.networks.pixels import pixels_scaled_once
 from torchrl_rtpd.networks.running import same_in_training
+from torchrl_rtpd.trainers._torchrl import has_module, hooks_of
 from torchrl_rtpd.trainers.hook import RealTimeDistillTrainer
 from torchrl_rtpd.trainers.whole_update import WholeUpdate, numbers, teach, total_loss
 
@@ -38,9 +42,11 @@ class ConcurrentStepper(WholeUpdate):
     are evaluated and checkpoints are written. Read them in between after :meth:`.RealTimeDistillTrainer.wait` only.
 
     All learn in the trainer's thread, after their teacher as with the hook, where they would otherwise draw from one
-    random stream at a time that nobody knows, or read what the teacher changes: students with dropout, batch
-    normalisation or noisy layers, students whose loss runs the very network that is trained, as beside PPO, and those
-    whose loss writes a priority.
+    random stream at a time that nobody knows, or read what is changed meanwhile: students, or networks that they learn
+    from, that drew random numbers at the first minibatch or have dropout, batch normalisation or noisy layers; students
+    whose loss runs the very network that is trained, as beside PPO, or its target; those whose loss writes a priority;
+    those whose learning rate is stepped with each update, which is after them here and before them with the hook; and
+    all where autocast is on around training.
 
     Args:
         hook: the students and how they learn. Do not register it as well. None makes the teacher's update alone.
@@ -68,25 +74,36 @@ class ConcurrentStepper(WholeUpdate):
         self.stepper = stepper
         self._beside = Beside()
         self._began = False
+        self._drew: set[str] = set()
         self._students_beside = False
 
     def register(self, trainer: Trainer, name: str = "optimization_stepper") -> None:
-        """Become the trainer's optimisation step; the hook logs once a batch and is saved with its checkpoints."""
+        """Become the trainer's optimisation step; the hook logs once a batch and is saved with its checkpoints.
+
+        A ``stepper`` that was given is saved as well, for what it remembers.
+        """
         super().register(trainer, name)
+        if self.stepper is not None and not has_module(trainer, name):
+            self.stepper.register(trainer, name)
         if self.hook is not None:
             trainer.register_op("post_epoch", self.hook.wait)
 
     def step(self, trainer: Trainer, sub_batch: TensorDictBase) -> TensorDictBase:
         """Make the teacher's update, and begin those of its students; return the teacher's losses and ``grad_norm``."""
-        if not self._began:
-            self._begin(trainer)
+        first = not self._began
+        if first:
+            self._check(trainer)
         with pixels_scaled_once():
             update = self._teach if self.stepper is None else self._step
-            return update(trainer, sub_batch)
+            metrics = update(trainer, sub_batch)
+        if first:  # made in this thread alone, to see who draws random numbers
+            self._begin(trainer)
+        return metrics
 
     def _teach(self, trainer: Trainer, sub_batch: TensorDictBase) -> TensorDictBase:
         """Let students begin between the teacher's loss and its backward pass."""
-        losses = trainer.compute_loss(sub_batch)
+        with self._watching("teacher"):
+            losses = trainer.compute_loss(sub_batch)
         batch = self._begin_students(sub_batch)
         total = total_loss(losses)
         norm = teach(trainer, total)
@@ -97,7 +114,10 @@ class ConcurrentStepper(WholeUpdate):
     def _step(self, trainer: Trainer, sub_batch: TensorDictBase) -> TensorDictBase:
         """Let students begin when the stepper given has ended."""
         assert self.stepper is not None
-        metrics = self.stepper.step(trainer, sub_batch)
+        with self._watching("teacher"):
+            metrics = self.stepper.step(trainer, sub_batch)
+        if not getattr(self.stepper, "updates_replay_priority", False):
+            self.update_priority(trainer, sub_batch)
         self._end_students(sub_batch, self._begin_students(sub_batch))
         return metrics
 
@@ -112,28 +132,55 @@ class ConcurrentStepper(WholeUpdate):
         if self.hook is None:
             return
         if batch is None:
-            self.hook.step(sub_batch)
+            with self._watching("students"):
+                self.hook.step(sub_batch)
         else:
             self.hook.after_update(sub_batch, batch)
 
-    def _begin(self, trainer: Trainer) -> None:
-        """Look at teacher and students once all is built."""
+    @contextmanager
+    def _watching(self, who: str) -> Iterator[None]:
+        """At the first update, note whether somebody draws from torch's random stream inside."""
+        before = None if self._began else torch.get_rng_state()
+        yield
+        if before is not None and not torch.equal(before, torch.get_rng_state()):
+            self._drew.add(who)
+
+    def _check(self, trainer: Trainer) -> None:
+        """Refuse a trainer whose updates cannot be made so."""
         if self.stepper is None:
             self.check(trainer)
-        loss: Any = trainer.loss_module
-        device = next(loss.parameters()).device
+        device = next(trainer.loss_module.parameters()).device
         if device.type != "cpu":
             raise RuntimeError(
                 f"students learn beside their teacher on a CPU: got networks on {device}, where kernels of several "
                 "networks run side by side within a CudaGraphStepper; use that, or register the hook itself."
             )
-        if hasattr(loss, "value_next_states_in"):
+
+    def _begin(self, trainer: Trainer) -> None:
+        """Let run beside what can, from the second update on."""
+        self._began = True
+        loss: Any = trainer.loss_module
+        if torch.is_autocast_enabled("cpu"):  # it keeps cast weights until it ends, for each thread
+            return
+        if hasattr(loss, "value_next_states_in") and "teacher" not in self._drew:
             loss.value_next_states_in(self._beside)
         students = {} if self.hook is None else self.hook.students
+        networks = [student.student_network for student in students.values()]
+        networks += [student.teacher_network for student in students.values() if student.teacher_network is not None]
         self._students_beside = (
             bool(students)
-            and (trainer.optimizer is None or not self.students_run_the_teacher(trainer))
-            and all(same_in_training(student.student_network) for student in students.values())
+            and "students" not in self._drew
+            and not self.students_run_the_teacher(trainer)
+            and not self._rates_change_with_updates(trainer)
+            and all(same_in_training(network) for network in networks)
             and all(student.tensor_keys.priority is None for student in students.values())
         )
-        self._began = True
+
+    def _rates_change_with_updates(self, trainer: Trainer) -> bool:
+        """Return True if a schedule sets a student's learning rate after each update, while the student learns."""
+        optimizers = () if self.hook is None else self.hook.optimizers.values()
+        schedules = [hook for hook in hooks_of(trainer).values() if isinstance(hook, LRSchedulerHook)]
+        return any(
+            hook.interval == "optim" and any(hook.scheduler.optimizer is optimizer for optimizer in optimizers)
+            for hook in schedules
+        )

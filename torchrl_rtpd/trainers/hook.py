@@ -29,6 +29,7 @@ from torchrl_rtpd.trainers.student import (
     UpdaterFactory,
     build_students,
     load_states,
+    refuse_foreign_memory,
     refuse_shared_parameters,
     states_of,
 )
@@ -241,8 +242,15 @@ class RealTimeDistillTrainer(TrainerHookBase):
 
         Students whose turn has not come yet learn in this thread.
         """
-        learning, self._learning = self._learning, {}
-        self._add_metrics(dict(zip(learning, results_of(list(learning.values())), strict=True)))
+        learning = self._learning
+        try:
+            found = results_of(list(learning.values()))
+        except Exception:
+            self._learning = {}  # all are over
+            raise
+        # After a KeyboardInterrupt they are not, and the next call waits for them.
+        self._learning = {}
+        self._add_metrics(dict(zip(learning, found, strict=True)))
 
     def _learn(self, student: Student, batch: TensorDictBase, metrics: bool) -> list[Tensor | None]:
         """Let a student learn from a minibatch with the teacher's values, and move its target; return its metrics."""
@@ -267,6 +275,7 @@ class RealTimeDistillTrainer(TrainerHookBase):
             self._began = True
             for student in self.learners.values():  # the teacher's loss may have been set since this was attached
                 student.follow(self._teacher_loss)
+            refuse_foreign_memory(self.learners, self._values.outputs, sub_batch)
             self._values.warn_of_stored(sub_batch, batch, losses)
             for check in self.checks:
                 check.before_first_update(self.learners, batch)

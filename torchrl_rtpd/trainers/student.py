@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from tensordict import TensorDictBase
+from tensordict.utils import NestedKey
 from torch import Tensor, nn
 from torchrl.objectives.utils import TargetNetUpdater
 
+from torchrl_rtpd.networks.memory import next_key
 from torchrl_rtpd.objectives.base import PolicyDistillationLoss
 from torchrl_rtpd.schedules import RunState, Schedule, apply_schedules, check_schedules
 from torchrl_rtpd.trainers.optimizers import keep_device_options
@@ -23,6 +25,7 @@ __all__ = [
     "UpdaterFactory",
     "build_students",
     "load_states",
+    "refuse_foreign_memory",
     "refuse_shared_parameters",
     "states_of",
 ]
@@ -292,3 +295,27 @@ def _learners(fleets: Sequence[Mapping[str, Student]], trainer: Any) -> Iterator
         where = f" of hook {number} before it" if number else ""
         for name, student in fleet.items():
             yield f"student {name!r}{where}", student.loss.parameters()
+
+
+def refuse_foreign_memory(
+    students: Mapping[str, Student], teacher_outputs: Collection[NestedKey], batch: TensorDictBase
+) -> None:
+    """Refuse data whose memory, which a recurrent student would begin with, is the teacher's.
+
+    Args:
+        students: by name.
+        teacher_outputs: keys that the teacher's network writes.
+        batch: the first minibatch.
+
+    Raises:
+        ValueError: a key of a student's memory that is the teacher's as well and is in the batch.
+    """
+    for name, student in students.items():
+        shared = [key for key in student.loss.remembered if next_key(key) in teacher_outputs]
+        held = [key for key in shared if batch.get(key, None) is not None]
+        if held:
+            raise ValueError(
+                f"student {name!r} must not begin with its teacher's memory: got {held} in the minibatch, which the "
+                "teacher's network writes; give the student keys of its own (in_keys and out_keys of its LSTMModule or "
+                "GRUModule)."
+            )

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from torchrl_rtpd.networks.keys import last_part
 from torchrl_rtpd.networks.running import same_in_training
+from torchrl_rtpd.networks.sequences import remembered_by
 from torchrl_rtpd.objectives.base import PolicyDistillationLoss
 from torchrl_rtpd.objectives.discrete import DistillationLoss
 from torchrl_rtpd.trainers.teacher_copies import TeacherCopy
@@ -136,18 +137,28 @@ class CapturedValues(TeacherValues):
         self._key = key
         # Input and values of the last calls since the last minibatch, by thread: a collector may run in one of its own.
         self._captured: dict[int, deque[tuple[Tensor, Tensor]]] = {}
+        self._given: dict[int, Tensor] = {}  # input of the call that has begun, by thread
         if network is not None:
             network.register_forward_hook(self._after_forward)
+            if remembered_by(network):  # where a game begins in a row it puts another tensor in the place of its input
+                network.register_forward_pre_hook(self._before_forward)
 
     def __deepcopy__(self, memo: dict) -> CapturedValues:
         # A copied network takes this forward hook along, but is not watched.
         return CapturedValues(None)
 
+    def _before_forward(self, network: Any, inputs: tuple[Any, ...]) -> None:
+        if network is self._network and inputs and isinstance(inputs[0], TensorDictBase):
+            self._given[threading.get_ident()] = inputs[0].get(network.in_keys[0])
+
     def _after_forward(self, network: Any, inputs: tuple[Any, ...], output: TensorDictBase) -> None:
         if network is self._network and isinstance(output, TensorDictBase):
+            observation = self._given.pop(threading.get_ident(), None)
+            if observation is None:
+                observation = output.get(network.in_keys[0])
             # Collection with the same network is captured as well: keep the last few only.
             captured = self._captured.setdefault(threading.get_ident(), deque(maxlen=4))
-            captured.append((output.get(network.in_keys[0]), output.get(self._key).detach()))
+            captured.append((observation, output.get(self._key).detach()))
 
     def add_to(self, sub_batch: TensorDictBase, losses: Iterable[PolicyDistillationLoss]) -> TensorDictBase:
         """Return a shallow copy with the values captured since the last minibatch."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchrl.data import PrioritizedSampler
 from torchrl.trainers import OptimizationStepper, Trainer
 
+from torchrl_rtpd.trainers._torchrl import has_module
 from torchrl_rtpd.trainers.hook import RealTimeDistillTrainer
 
 __all__ = ["WholeUpdate", "numbers", "stateless_parts", "teach", "total_loss"]
@@ -18,23 +19,34 @@ __all__ = ["WholeUpdate", "numbers", "stateless_parts", "teach", "total_loss"]
 class WholeUpdate(OptimizationStepper):
     """Base of the steps that :class:`.CudaGraphStepper` and :class:`.ConcurrentStepper` make.
 
+    As with every step of TorchRL's, what is registered with the trainer at ``process_loss``, ``post_loss`` and
+    ``optimizer`` is not called.
+
     Args:
         hook: the students and how they learn, not registered itself; None makes the teacher's update alone.
+
+    Raises:
+        TypeError: another object than a hook.
     """
 
     updates_replay_priority = True
 
     def __init__(self, hook: RealTimeDistillTrainer | None = None) -> None:
+        if hook is not None and not isinstance(hook, RealTimeDistillTrainer):
+            raise TypeError(f"hook must be a RealTimeDistillTrainer or None: got {type(hook).__name__}.")
         self.hook = hook
 
     def register(self, trainer: Trainer, name: str = "optimization_stepper") -> None:
         """Become the trainer's optimisation step; the hook logs once a batch and is saved with its checkpoints.
 
         The step itself has no state and no place in them, so that a run may go on with another one.
+
+        Raises:
+            RuntimeError: a hook that is registered already; the trainer is left as it was.
         """
-        trainer.optimization_stepper = self
         if self.hook is not None:
-            self.hook.register_log(trainer)
+            self.hook.register_log(trainer)  # refuses before anything is changed
+        trainer.optimization_stepper = self
 
     @staticmethod
     def check(trainer: Trainer) -> None:
@@ -45,8 +57,9 @@ class WholeUpdate(OptimizationStepper):
             )
 
     def students_run_the_teacher(self, trainer: Trainer) -> bool:
-        """Return True if a student's loss runs the very weights that are trained, which must not change meanwhile."""
-        trained = {parameter.data_ptr() for parameter in _trained(trainer)}
+        """Return True if a student's loss runs weights of the teacher, or of its target, which change meanwhile."""
+        own = (*trainer.loss_module.parameters(), *trainer.loss_module.buffers())
+        trained = {tensor.data_ptr() for tensor in (*own, *_trained(trainer))}
         networks = () if self.hook is None else [loss.teacher_network for loss in self.hook.students.values()]
         read = (parameter for network in networks if network is not None for parameter in network.parameters())
         return any(parameter.data_ptr() in trained for parameter in read)
@@ -61,8 +74,9 @@ class WholeUpdate(OptimizationStepper):
 
 def stateless_parts(trainer: Trainer) -> set[str]:
     """Parts of a checkpoint that earlier versions saved of such a step, although it has no state."""
-    ours = isinstance(trainer.optimization_stepper, WholeUpdate)
-    return {"trainer_module.optimization_stepper"} if ours else set()
+    name = "optimization_stepper"
+    ours = isinstance(trainer.optimization_stepper, WholeUpdate) and not has_module(trainer, name)
+    return {f"trainer_module.{name}"} if ours else set()
 
 
 def total_loss(losses: Mapping[str, Any] | TensorDictBase) -> Tensor:
@@ -107,4 +121,6 @@ def _clipped(parameters: list[nn.Parameter], clip_norm: float) -> Tensor:
 
 
 def _trained(trainer: Trainer) -> list[nn.Parameter]:
+    if trainer.optimizer is None:
+        return []
     return [parameter for group in trainer.optimizer.param_groups for parameter in group["params"]]

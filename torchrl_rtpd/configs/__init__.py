@@ -18,8 +18,9 @@ another one. The teacher is nowhere written: the hook finds it in the trainer.
 
 Groups and names: ``loss`` ``policy_distillation`` (plain ``distillation`` is TorchRL's to take),
 ``continuous_distillation``, ``student_dqn`` and ``teacher_dqn``, ``hook`` ``real_time_distill``, ``bounded_history``,
-``keep_warmup_data``, ``sample_to_device``, ``divergence_guard``, ``stop_on_signal`` and ``save_checkpoints``,
-``collector`` ``dual_network``, ``env`` ``atari_vec``, ``storage`` ``frame_stack``, ``network`` ``nature_tower``.
+``keep_warmup_data``, ``sample_to_device``, ``slice_batches``, ``divergence_guard``, ``stop_on_signal`` and
+``save_checkpoints``, ``collector`` ``dual_network``, ``env`` ``atari_vec``, ``storage`` ``frame_stack``, ``network``
+``nature_tower``.
 """
 
 from __future__ import annotations
@@ -30,21 +31,23 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
-from torch import nn
 from torchrl.trainers.algorithms.configs.collectors import CollectorConfig
 from torchrl.trainers.algorithms.configs.common import _normalize_hydra_key
 from torchrl.trainers.algorithms.configs.data import StorageConfig
 from torchrl.trainers.algorithms.configs.envs import EnvConfig
 from torchrl.trainers.algorithms.configs.hooks import HookConfig
 from torchrl.trainers.algorithms.configs.modules import NetworkConfig
-from torchrl.trainers.algorithms.configs.objectives import DQNLossConfig, LossConfig
 
 from torchrl_rtpd.collectors.collector import DualNetworkCollector
-from torchrl_rtpd.objectives.continuous import ContinuousDistillationLoss
-from torchrl_rtpd.objectives.discrete import DistillationLoss
-from torchrl_rtpd.objectives.pqn import PQNLoss, StudentPQNLoss
-from torchrl_rtpd.objectives.student_dqn import StudentDQNLoss
-from torchrl_rtpd.objectives.teacher_dqn import TeacherDQNLoss
+from torchrl_rtpd.configs.losses import (
+    ContinuousDistillationLossConfig,
+    DistillationLossConfig,
+    PQNLossConfig,
+    StudentDQNLossConfig,
+    StudentPQNLossConfig,
+    TeacherDQNLossConfig,
+    built,
+)
 from torchrl_rtpd.replay.storage import FrameStackStorage
 
 __all__ = [
@@ -62,119 +65,12 @@ __all__ = [
     "RealTimeDistillTrainerConfig",
     "SampleToDeviceConfig",
     "SaveCheckpointsConfig",
+    "SliceBatchesConfig",
     "StopOnSignalConfig",
     "StudentDQNLossConfig",
     "StudentPQNLossConfig",
     "TeacherDQNLossConfig",
 ]
-
-
-@dataclass
-class DistillationLossConfig(LossConfig):
-    """Hydra configuration of :class:`~torchrl_rtpd.objectives.DistillationLoss`."""
-
-    student_network: Any = MISSING
-    teacher_network: Any = None
-    divergence: str = "forward_kl"
-    teacher_temperature: Any = 0.01
-    student_temperature: float | None = 1.0
-    teacher_support: Any = "auto"
-    var_nums: Any = None
-    reduction: str | None = None
-    use_prioritized_weights: Any = "auto"
-    teacher_action_value_key: Any = None
-    student_action_value_key: Any = None
-    action_mask_key: Any = None
-    priority_weight_key: Any = None
-    priority_key: Any = None
-    _target_: str = "torchrl_rtpd.configs._make_distillation_loss"
-
-
-@dataclass
-class StudentDQNLossConfig(DistillationLossConfig):
-    """Hydra configuration of :class:`~torchrl_rtpd.objectives.StudentDQNLoss`.
-
-    ``gamma`` is the discount factor of its TD target; None leaves the loss's own.
-    """
-
-    imitation: bool = True
-    td_coeff: float = 1.0
-    distill_coeff: float = 1.0
-    loss_function: str | None = None
-    priority_td_share: float = 0.0
-    teacher_temperature: Any = 0.1
-    student_temperature: float | None = None
-    gamma: float | None = None
-    action_key: Any = None
-    reward_key: Any = None
-    done_key: Any = None
-    terminated_key: Any = None
-    value_key: Any = None
-    advantage_key: Any = None
-    value_target_key: Any = None
-    _target_: str = "torchrl_rtpd.configs._make_student_dqn_loss"
-
-
-@dataclass
-class TeacherDQNLossConfig(DQNLossConfig):
-    """Hydra configuration of :class:`~torchrl_rtpd.objectives.TeacherDQNLoss`: TorchRL's of ``DQNLoss``, and a key."""
-
-    teacher_action_value_key: Any = None
-    _target_: str = "torchrl_rtpd.configs._make_teacher_dqn_loss"
-
-
-@dataclass
-class PQNLossConfig(LossConfig):
-    """Hydra configuration of :class:`~torchrl_rtpd.objectives.PQNLoss`."""
-
-    value_network: Any = MISSING
-    loss_function: str = "l2"
-    reduction: str | None = None
-    action_key: Any = None
-    action_value_key: Any = None
-    value_target_key: Any = None
-    action_mask_key: Any = None
-    reward_key: Any = None
-    done_key: Any = None
-    terminated_key: Any = None
-    teacher_action_value_key: Any = None
-    _target_: str = "torchrl_rtpd.configs._make_pqn_loss"
-
-
-@dataclass
-class StudentPQNLossConfig(DistillationLossConfig):
-    """Hydra configuration of :class:`~torchrl_rtpd.objectives.StudentPQNLoss`."""
-
-    td_coeff: float = 1.0
-    distill_coeff: float = 1.0
-    loss_function: str | None = None
-    teacher_temperature: Any = 0.1
-    student_temperature: float | None = None
-    action_key: Any = None
-    value_target_key: Any = None
-    _target_: str = "torchrl_rtpd.configs._make_student_pqn_loss"
-
-
-@dataclass
-class ContinuousDistillationLossConfig(LossConfig):
-    """Hydra configuration of :class:`~torchrl_rtpd.objectives.ContinuousDistillationLoss`."""
-
-    student_network: Any = MISSING
-    teacher_network: Any = None
-    divergence: str = "forward_kl"
-    num_samples: int = 16
-    seed: int = 0
-    reduction: str | None = None
-    use_prioritized_weights: Any = "auto"
-    teacher_loc_key: Any = None
-    teacher_scale_key: Any = None
-    teacher_action_key: Any = None
-    student_loc_key: Any = None
-    student_scale_key: Any = None
-    student_action_key: Any = None
-    priority_weight_key: Any = None
-    priority_key: Any = None
-    _target_: str = "torchrl_rtpd.configs._make_continuous_distillation_loss"
 
 
 @dataclass
@@ -269,6 +165,14 @@ class SampleToDeviceConfig(HookConfig):
 
 
 @dataclass
+class SliceBatchesConfig(HookConfig):
+    """Hydra configuration of :class:`~torchrl_rtpd.trainers.SliceBatches`."""
+
+    slice_len: int = MISSING
+    _target_: str = "torchrl_rtpd.trainers.SliceBatches"
+
+
+@dataclass
 class DualNetworkCollectorConfig(CollectorConfig):
     """Hydra configuration of :class:`~torchrl_rtpd.collectors.DualNetworkCollector`.
 
@@ -340,30 +244,8 @@ class NatureTowerConfig(NetworkConfig):
     _target_: str = "torchrl_rtpd.networks.NatureTower"
 
 
-def _make_loss(loss_class: Any, /, **kwargs: Any) -> Any:
-    """A loss with its keys and its discount."""
-    names = {key.name for key in fields(loss_class._AcceptedKeys)}
-    keys = {name: kwargs.pop(f"{name}_key", None) for name in names}
-    gamma = kwargs.pop("gamma", None)
-    for role in {"student_network", "teacher_network", "value_network"} & kwargs.keys():
-        kwargs[role] = _built(kwargs[role])
-    loss = loss_class(**kwargs)
-    loss.set_keys(**{name: _normalize_hydra_key(key) for name, key in keys.items() if key is not None})
-    if gamma is not None:
-        loss.make_value_estimator(gamma=gamma)
-    return loss
-
-
-_make_distillation_loss = functools.partial(_make_loss, DistillationLoss)
-_make_continuous_distillation_loss = functools.partial(_make_loss, ContinuousDistillationLoss)
-_make_student_dqn_loss = functools.partial(_make_loss, StudentDQNLoss)
-_make_pqn_loss = functools.partial(_make_loss, PQNLoss)
-_make_student_pqn_loss = functools.partial(_make_loss, StudentPQNLoss)
-_make_teacher_dqn_loss = functools.partial(_make_loss, TeacherDQNLoss)
-
-
 def _make_dual_network_collector(**kwargs: Any) -> DualNetworkCollector:
-    own: dict[str, Any] = {name: _built(kwargs.pop(name)) for name in ("teacher", "student", "exploration")}
+    own: dict[str, Any] = {name: built(kwargs.pop(name)) for name in ("teacher", "student", "exploration")}
     # What is left as it is stays unsaid, since TorchRL's collector refuses some arguments beside others.
     defaults = {entry.name: entry.default for entry in fields(CollectorConfig)}
     given = {name: value for name, value in kwargs.items() if name not in defaults or value != defaults[name]}
@@ -372,11 +254,6 @@ def _make_dual_network_collector(**kwargs: Any) -> DualNetworkCollector:
 
 def _make_frame_stack_storage(*, pixels_key: Any, **kwargs: Any) -> FrameStackStorage:
     return FrameStackStorage(pixels_key=_normalize_hydra_key(pixels_key), **kwargs)
-
-
-def _built(network: Any) -> nn.Module | None:
-    """The network itself, where TorchRL's configurations give a function that makes it."""
-    return network() if isinstance(network, functools.partial) else network
 
 
 _store = functools.partial(ConfigStore.instance().store, provider="torchrl_rtpd")
@@ -394,6 +271,7 @@ _store(group="hook", name="save_checkpoints", node=SaveCheckpointsConfig)
 _store(group="hook", name="divergence_guard", node=DivergenceGuardConfig)
 _store(group="hook", name="stop_on_signal", node=StopOnSignalConfig)
 _store(group="hook", name="sample_to_device", node=SampleToDeviceConfig)
+_store(group="hook", name="slice_batches", node=SliceBatchesConfig)
 _store(group="collector", name="dual_network", node=DualNetworkCollectorConfig)
 _store(group="env", name="atari_vec", node=AtariVecEnvConfig)
 _store(group="storage", name="frame_stack", node=FrameStackStorageConfig)

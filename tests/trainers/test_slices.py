@@ -1,0 +1,99 @@
+"""Rows of a slice sampler, given back to minibatches that hold them one behind the other."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torchrl.data import LazyTensorStorage, PrioritizedSliceSampler, SliceSampler, TensorDictReplayBuffer
+from torchrl.trainers import ReplayBufferTrainer
+
+from torchrl_rtpd.trainers.slices import SliceBatches
+
+
+def played(slots: int = 3, steps: int = 10) -> TensorDict:
+    """Slot 0 counts 0, 1, 2 ..., slot 1 from 100 and slot 2 from 200; a game begins at every fourth step."""
+    number = 100 * torch.arange(slots)[:, None] + torch.arange(steps)
+    ends = (number % 4 == 3)[..., None]
+    nothing = torch.zeros_like(ends)
+    return TensorDict(
+        {
+            "number": number,
+            "is_init": (number % 4 == 0)[..., None],
+            "next": {"done": ends, "terminated": ends.clone(), "truncated": nothing},
+        },
+        [slots, steps],
+    )
+
+
+def buffer_of(sampler: SliceSampler, batch: int) -> TensorDictReplayBuffer:
+    """Filled as TorchRL's trainers do, twice."""
+    buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(100), sampler=sampler, batch_size=batch)
+    writer = ReplayBufferTrainer(buffer, flatten_tensordicts=True)
+    for _ in range(2):
+        writer.extend(SliceBatches(5).mark(played()))
+    return buffer
+
+
+def test_rows_are_steps_of_one_slot_across_the_ends_of_games() -> None:
+    """Each row counts on by one; games begin within, and the sampler marks the beginning of the row in addition."""
+    torch.manual_seed(0)
+    buffer = buffer_of(SliceSampler(slice_len=5, end_key="slot_ends"), 40)
+    rows = SliceBatches(5).split(buffer.sample())
+    assert rows.shape == (8, 5)
+    assert torch.equal(rows["number"].diff(dim=1), torch.ones(8, 4, dtype=torch.long))
+    begins = (rows["number"] % 4 == 0)[..., None]
+    assert begins[:, 1:].any()
+    assert torch.equal(rows["is_init"][:, 1:], begins[:, 1:]) and rows["is_init"][:, 0].all()
+    assert torch.equal(rows["next", "terminated"], (rows["number"] % 4 == 3)[..., None])  # where bootstrapping ends
+
+
+def test_the_minibatch_itself_stays_flat() -> None:
+    batch = played().reshape(-1).exclude("next")
+    rows = SliceBatches(10).split(batch)
+    assert batch.shape == (30,)
+    assert torch.equal(rows["number"], played()["number"])
+
+
+def test_priorities_find_their_steps() -> None:
+    """The greatest of a row is stored for its first step, by which such a sampler draws rows."""
+    torch.manual_seed(0)
+    sampler = PrioritizedSliceSampler(100, 1.0, 1.0, slice_len=5, end_key="slot_ends")
+    buffer = buffer_of(sampler, 20)
+    rows = SliceBatches(5).split(buffer.sample())
+    rows["td_error"] = 1.0 + rows["number"].float()[..., None]
+    buffer.update_tensordict_priority(rows)
+    found = torch.tensor([sampler._sum_tree[int(place)] for place in rows["index"].flatten(1)[:, 0]])
+    torch.testing.assert_close(found, 1.0 + rows["number"][:, -1].float(), rtol=1e-4, atol=1e-4)
+
+
+def test_padded_rows_are_told_by_their_mask() -> None:
+    torch.manual_seed(0)
+    sampler = SliceSampler(slice_len=6, end_key=("next", "done"), strict_length=False, pad_output=True)
+    rows = SliceBatches(6).split(buffer_of(sampler, 24).sample())
+    assert rows["collector", "mask"].shape == (4, 6)
+    assert rows["collector", "mask"].sum(-1).min() == 4  # a game of four steps
+
+
+# Errors
+
+
+@pytest.mark.parametrize("shape", [(14,), (3, 5)])
+def test_minibatches_of_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=rf"whole rows of 5 steps in one dimension: got \[{shape[0]}"):
+        SliceBatches(5).split(TensorDict({"number": torch.zeros(shape)}, shape))
+
+
+def test_rows_of_unequal_lengths_are_refused() -> None:
+    """Games of four and two steps add up to twelve, and yet are no rows of four."""
+    ends = torch.zeros(12, 1, dtype=torch.bool)
+    ends[[3, 5, 7, 11]] = True
+    ends[[3]] = False
+    batch = TensorDict({"next": {"truncated": ends}}, [12])
+    with pytest.raises(ValueError, match=r"1 of 3 rows of 4 steps do not; .* strict_length=True, or pad_output=True"):
+        SliceBatches(4).split(batch)
+
+
+def test_a_length_below_one_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"slice_len must be at least 1: got 0"):
+        SliceBatches(0)
