@@ -1,4 +1,4 @@
-"""What a configuration must not hold: refused before anything is built or written, since it could only fail later."""
+"""Checks of a configuration, before anything is built or written: of what could only fail later."""
 
 from __future__ import annotations
 

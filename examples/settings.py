@@ -34,8 +34,8 @@ class Config:
     game: str = setting(help="ALE's name in snake case; in rtpd_classic.py a key of its GAMES")
     students: Any = setting(
         [],
-        "names in torchrl_rtpd.TOWERS or sizes such as 8-8-8-64, in rtpd_classic.py such as mlp16; teacher trains one of "
-        "the teacher's size; auto is a ladder of sixteen sizes with search=true",
+        "names in torchrl_rtpd.TOWERS or sizes such as 8-8-8-64, in rtpd_classic.py such as mlp16; teacher trains one "
+        "of the teacher's size; auto is a ladder of sixteen sizes with search=true",
     )
     search: bool = setting(False, "drop students on the way, until the smallest that will do is left")
     min_share: float = setting(0.95, "of the teacher's level that this one holds, with 95 % confidence", within=SHARE)

@@ -12,7 +12,7 @@ from torchrl_rtpd.evaluation.shares import Candidate, Share, may_be_smallest, sh
 
 
 def test_a_share_and_its_error_by_hand() -> None:
-    """Student 30 +- 2, teacher 50 +- 1, random 10 +- 3: 20 / 40, and the root of 2^2 + (0.5)^2 + (0.5 * 3)^2 over 40."""
+    """Student 30 +- 2, teacher 50 +- 1, random 10 +- 3: 20 / 40, and the root of 2^2 + 0.5^2 + (0.5 * 3)^2 over 40."""
     student, teacher, chance = (
         Scores((mean - error, mean + error), 0, 0) for mean, error in ((30.0, 2.0), (50.0, 1.0), (10.0, 3.0))
     )

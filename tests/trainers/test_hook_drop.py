@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -63,10 +64,7 @@ def test_the_dropped_student_learns_no_more() -> None:
 
     trainer.register_op("post_steps", after_batch)
     trainer.train()
-    changed = [
-        any(not torch.equal(*pair) for pair in zip(one, other, strict=True))
-        for one, other in zip(found, found[1:], strict=False)
-    ]
+    changed = [any(not torch.equal(*pair) for pair in zip(one, other, strict=True)) for one, other in pairwise(found)]
     assert changed == [True, True, False, False, False, False, False]
 
 

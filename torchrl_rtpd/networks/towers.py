@@ -283,13 +283,13 @@ def tower_of(name: str) -> Tower:
         return Tower((first, second, third), units)
     near = difflib.get_close_matches(name, TOWERS, n=3, cutoff=0.3) or list(TOWERS)
     raise ValueError(
-        f"unknown network {name!r}; did you mean {', '.join(near)}? For other sizes give filters and units, such as "
-        "8-8-8-64."
+        f"unknown network {name!r}; did you mean {', '.join(near)}? "
+        "For other sizes write filters and units, 8-8-8-64, or pass torchrl_rtpd.networks.Tower(filters, units)."
     )
 
 
 LADDER = tuple(
     f"{filters}-{units}" for filters in ("4-4-4", "8-8-8", "16-16-16", "16-32-32") for units in (16, 32, 64, 128)
 )
-"""Names of sixteen towers for a search of the smallest that will do; the largest has the filters of the paper's net1 and
-half of its units, the smallest a fiftieth of its parameters."""
+"""Names of sixteen towers for a search of the smallest that will do; the largest has the filters of the paper's net1
+and half of its units, the smallest a fiftieth of its parameters."""

@@ -157,8 +157,8 @@ class Experiment:
         if self._search is not None:
             if not evaluate_every_steps:
                 raise ValueError(
-                    f"a search drops students by their scores: got evaluate_every_steps={evaluate_every_steps}; evaluate "
-                    "at its rungs."
+                    f"a search drops students by their scores: got evaluate_every_steps={evaluate_every_steps}; "
+                    "evaluate at its rungs."
                 )
             self._search.follow(self.monitor)
         protection = protection or Protection()

@@ -39,8 +39,8 @@ class SizeSearch(TrainerHookBase):
     whose share of the teacher's level is at least ``min_share`` with 95 % confidence. Successive halving: Karnin et al.
     2013; Jamieson & Talwalkar 2016, https://arxiv.org/abs/1502.07943.
 
-    Register it with the trainer after the students' hook. An :class:`~torchrl_rtpd.runs.Experiment` of that trainer, whose
-    evaluations should fall on the rungs, shows it their scores, and writes the answer under ``"search"`` into
+    Register it with the trainer after the students' hook. An :class:`~torchrl_rtpd.runs.Experiment` of that trainer,
+    whose evaluations should fall on the rungs, shows it their scores, and writes the answer under ``"search"`` into
     ``results.json``.
 
     Keyword Args:
@@ -282,8 +282,8 @@ def sentence(conclusion: Mapping[str, Any]) -> str:
     if conclusion["chosen"] is not None:
         row = next(row for row in rows if row["name"] == conclusion["chosen"])
         return (
-            f"The smallest student that holds {share} of its teacher is {row['name']}, {row['parameters']:,} parameters: "
-            f"share {row['share']:.2f}, at least {row['share_at_least']:.2f}."
+            f"The smallest student that holds {share} of its teacher is {row['name']}, {row['parameters']:,} "
+            f"parameters: share {row['share']:.2f}, at least {row['share_at_least']:.2f}."
         )
     tried = [row for row in rows if row.get("share_at_least") is not None]
     if not tried:
@@ -291,6 +291,6 @@ def sentence(conclusion: Mapping[str, Any]) -> str:
     best = max(tried, key=lambda row: row["share_at_least"])
     return (
         f"No student holds {share} of its teacher with {conclusion['confidence']:.0%} confidence. The nearest is "
-        f"{best['name']}: share {best['share']:.2f}, at least {best['share_at_least']:.2f}; play more final games, train "
-        "longer, or add larger students."
+        f"{best['name']}: share {best['share']:.2f}, at least {best['share_at_least']:.2f}; play more final games, "
+        "train longer, or add larger students."
     )

@@ -375,7 +375,7 @@ class RealTimeDistillTrainer(TrainerHookBase):
             "returns": self._returns.state_dict(),
             "teacher": {} if self._copy is None else self._copy.state_dict(),
             "updates": self.updates,
-            "dropped": list(self.dropped),
+            **({"dropped": list(self.dropped)} if self.dropped else {}),
             "measured": {key: value for check in self.checks for key, value in check.state_dict().items()},
         }
 
