@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from tensordict import TensorDictBase
+from torchrl.data import SliceSampler
 from torchrl.trainers import Trainer
 
 from torchrl_rtpd.trainers.stateless import StatelessHook
@@ -33,7 +34,8 @@ class SliceBatches(StatelessHook):
         slice_len: ``T``, the sampler's.
 
     Raises:
-        ValueError: a length below 1. At a minibatch, one that is not flat, or is not made of whole rows.
+        ValueError: a length below 1; at ``register``, a replay buffer whose sampler draws no slices. At a minibatch,
+            one that is not flat, or is not made of whole rows.
 
     Examples:
         >>> from tensordict import TensorDict
@@ -49,6 +51,12 @@ class SliceBatches(StatelessHook):
 
     def register(self, trainer: Trainer, name: str = "slice_batches") -> None:
         """Attach to a trainer, after its own sampling and before its own writing."""
+        sampler = getattr(getattr(trainer, "replay_buffer", None), "sampler", None)
+        if sampler is not None and not isinstance(sampler, SliceSampler):
+            raise ValueError(
+                f"rows come from a sampler of slices: got a replay buffer with a {type(sampler).__name__}; give it "
+                f"SliceSampler(slice_len={self.slice_len}, end_key={SLOT_ENDS!r})."
+            )
         trainer.register_op("batch_process", self.mark)
         trainer.register_op("process_optim_batch", self.split)
 
