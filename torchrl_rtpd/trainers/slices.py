@@ -7,6 +7,7 @@ from tensordict import TensorDictBase
 from torchrl.data import SliceSampler
 from torchrl.trainers import Trainer
 
+from torchrl_rtpd.networks.rhythm import Rhythm
 from torchrl_rtpd.trainers.stateless import StatelessHook
 
 __all__ = ["SLOT_ENDS", "SliceBatches"]
@@ -47,7 +48,7 @@ class SliceBatches(StatelessHook):
         if slice_len < 1:
             raise ValueError(f"slice_len must be at least 1: got {slice_len}; it is that of the SliceSampler.")
         self.slice_len = slice_len
-        self._calls = 0
+        self._rhythm = Rhythm()
 
     def register(self, trainer: Trainer, name: str = "slice_batches") -> None:
         """Attach to a trainer, after its own sampling and before its own writing."""
@@ -76,8 +77,7 @@ class SliceBatches(StatelessHook):
                 "multiple of it."
             )
         rows = sub_batch.reshape(-1, self.slice_len)
-        self._calls += 1
-        if self._calls & (self._calls - 1) == 0:  # now and then, since looking waits for the device
+        if self._rhythm.due():
             self._check_ends(rows)
         return rows
 
