@@ -9,15 +9,18 @@ from typing import Any
 
 import pytest
 import torch
+from recurrent_parts import recurrent_actor
 from stepper_parts import ADAM, actor, students, trainer_with, weights
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from torch import nn
 from torchrl.data import Categorical
+from torchrl.envs.utils import ExplorationType, exploration_type, set_exploration_type
 from torchrl.modules import QValueActor
 from torchrl.objectives import DQNLoss
 from torchrl.trainers import DefaultOptimizationStepper, LRSchedulerHook, OptimizationStepper
 
 from torchrl_rtpd import ConcurrentStepper, RealTimeDistillTrainer
+from torchrl_rtpd.networks.beside import Beside
 from torchrl_rtpd.objectives.discrete import DistillationLoss
 from torchrl_rtpd.objectives.teacher_dqn import TeacherDQNLoss
 from torchrl_rtpd.trainers._torchrl import hooks_of
@@ -282,3 +285,55 @@ def test_a_hook_that_is_registered_already_is_refused_and_the_trainer_stays_as_i
 def test_something_else_than_a_hook_is_refused(hook: Any) -> None:
     with pytest.raises(TypeError, match=f"hook must be a RealTimeDistillTrainer or None: got {type(hook).__name__}"):
         ConcurrentStepper(hook)
+
+
+def test_torchrls_exploration_type_is_afterwards_what_it_was() -> None:
+    """The student's loss begins within the teacher's, which sets the type of all threads, and ends after it."""
+    hook = RealTimeDistillTrainer(DistillationLoss(actor(4, 2, "cpu")), optimizer=ADAM)
+    trainer = trainer_with("cpu", hook.register)
+    trainer.train()
+    loss, begin, inside, end = hook.students["student"], *(threading.Event() for _ in range(3))
+    main = threading.get_ident()
+
+    def at(event: threading.Event, then: threading.Event | None) -> Callable[..., None]:
+        def wait(*_: Any) -> None:
+            if threading.get_ident() != main:
+                if then is not None:
+                    then.set()
+                assert event.wait(20)
+
+        return wait
+
+    loss.register_forward_pre_hook(at(begin, None))
+    loss.student_network.module[0].module[0].register_forward_pre_hook(at(end, inside))
+    assert exploration_type() is None
+    batch = trainer.replay_buffer.sample().set(("teacher", "action_value"), torch.zeros(16, 2))
+    hook.learn_beside(beside := Beside(), batch)
+    with set_exploration_type(ExplorationType.DETERMINISTIC):
+        begin.set()
+        assert inside.wait(20)
+    end.set()
+    beside.call(int)._future.result(timeout=20)  # after the student
+    hook.wait()
+    assert exploration_type() is None
+
+
+@pytest.mark.parametrize("memory", [True, False])
+def test_a_teacher_that_remembers_has_torchrls_own_loss(memory: bool) -> None:
+    """With memory in the data and without; TorchRL runs it over whole rows."""
+    torch.manual_seed(0)
+    teacher = recurrent_actor("gru", 3)
+    flags, rows = torch.zeros(2, 5, 1, dtype=torch.bool), {}
+    for place in ("now", "next"):
+        rows[place] = {"observation": torch.randn(2, 5, 1), "is_init": flags, "done": flags, "terminated": flags}
+        if memory:
+            rows[place]["recurrent_state"] = torch.randn(2, 5, 1, 3)
+    following = {**rows["next"], "reward": torch.ones(2, 5, 1)}
+    batch = TensorDict({**rows["now"], "action": torch.zeros(2, 5, dtype=torch.long), "next": following}, [2, 5])
+    found = []
+    for kind in (DQNLoss, TeacherDQNLoss):
+        loss = kind(teacher, action_space="categorical", delay_value=False)
+        if kind is TeacherDQNLoss:
+            loss.value_next_states_in(Beside())
+        found.append(loss(batch.clone())["loss"])
+    assert torch.equal(*found)

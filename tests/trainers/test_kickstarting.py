@@ -16,7 +16,8 @@ from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 from torch.distributions import Categorical, Independent, Normal, kl_divergence
 from torchrl.data import Bounded
-from torchrl.modules import ValueOperator
+from torchrl.data import Categorical as Actions
+from torchrl.modules import QValueActor, ValueOperator
 from torchrl.objectives import ClipPPOLoss, DiscreteSACLoss, DQNLoss, HardUpdate, SACLoss, SoftUpdate, TD3Loss
 
 from torchrl_rtpd import (
@@ -26,6 +27,8 @@ from torchrl_rtpd import (
     Kickstarting,
     KLGate,
     LinearSchedule,
+    PQNLoss,
+    TeacherDQNLoss,
 )
 from torchrl_rtpd.objectives.base import PolicyDistillationLoss
 from torchrl_rtpd.trainers.policies import critic_parameters
@@ -300,3 +303,35 @@ def test_weights_move_together():
     pull.teacher_network.double()
     batch = batch.apply(lambda value: value.double() if value.is_floating_point() else value)
     torch.testing.assert_close(loss(batch)["loss_distill"], divergence(batch))
+
+
+def shared_values(kind: str) -> tuple[Any, QValueActor, TensorDict]:
+    """A loss that writes its network's values for students, its network and a minibatch that both losses read."""
+    student = QValueActor(nn.Linear(4, 3), in_keys=["observation"], spec=Actions(3))
+    loss = PQNLoss(student) if kind == "pqn" else TeacherDQNLoss(student, action_space="categorical")
+    flags = torch.zeros(5, 1, dtype=torch.bool)
+    following = {"observation": torch.randn(5, 4), "reward": torch.ones(5, 1), "done": flags, "terminated": flags}
+    batch = {"observation": torch.randn(5, 4), "action": torch.zeros(5, dtype=torch.long), "next": following}
+    return loss, student, TensorDict({**batch, "value_target": torch.ones(5, 1)}, [5])
+
+
+@pytest.mark.filterwarnings("ignore:No target network updater")
+@pytest.mark.parametrize("kind", ["dqn", "pqn"])
+def test_the_pull_is_to_its_teacher_beside_losses_that_write_their_own_values(kind: str) -> None:
+    """They write the student's, to which the student's divergence is nothing."""
+    torch.manual_seed(0)
+    rl_loss, student, batch = shared_values(kind)
+    teacher = QValueActor(nn.Linear(4, 3), in_keys=["observation"], spec=Actions(3)).requires_grad_(False)
+    pull = DistillationLoss(student, teacher, teacher_temperature=0.1, student_temperature=None)
+    wanted = pull(batch.clone())
+    Kickstarting(pull, distill_coeff=1.0).attach(rl_loss)
+    found = rl_loss(batch)
+    assert found["kl_to_teacher"] == wanted["kl_to_teacher"] > 0.1
+
+
+@pytest.mark.parametrize("kind", ["dqn", "pqn"])
+def test_without_a_teacher_beside_such_a_loss_is_refused(kind: str) -> None:
+    rl_loss, student, _ = shared_values(kind)
+    pull = DistillationLoss(student, teacher_temperature=0.1, student_temperature=None)
+    with pytest.raises(ValueError, match=f"needs a teacher of its own: {type(rl_loss).__name__} writes the student's"):
+        Kickstarting(pull).attach(rl_loss)

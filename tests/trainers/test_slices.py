@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from stepper_parts import trainer_with
 from tensordict import TensorDict
 from torchrl.data import LazyTensorStorage, PrioritizedSliceSampler, SliceSampler, TensorDictReplayBuffer
 from torchrl.trainers import ReplayBufferTrainer
@@ -97,3 +98,12 @@ def test_rows_of_unequal_lengths_are_refused() -> None:
 def test_a_length_below_one_is_refused() -> None:
     with pytest.raises(ValueError, match=r"slice_len must be at least 1: got 0"):
         SliceBatches(0)
+
+
+def test_a_replay_that_draws_no_slices_is_refused() -> None:
+    """Its rows would be of steps that have nothing to do with each other."""
+    trainer = trainer_with("cpu", lambda trainer: None)
+    with pytest.raises(
+        ValueError, match=r"got a replay buffer with a RandomSampler; give it SliceSampler\(slice_len=4"
+    ):
+        SliceBatches(4).register(trainer)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
 import torch
+from torchrl.modules import recurrent_mode, set_recurrent_mode
 
 from torchrl_rtpd.networks.pixels import pixels_scaled_once, pixels_scaled_so_far
 
@@ -20,9 +22,9 @@ class Beside:
 
     PyTorch lets other threads of Python run while it computes, so two threads that compute keep two processors busy,
     and neither waits for the other at the end of each parallel loop. A call computes with as many threads of its own
-    (:func:`torch.get_num_threads`) as the caller has, and under its autocast, so that it gives what it would give
-    there, to the last bit, if it draws no random numbers. It shares the pixels that the caller has scaled (see
-    :mod:`torchrl_rtpd.networks.pixels`).
+    (:func:`torch.get_num_threads`) as the caller has, and under its autocast and TorchRL's recurrent mode, so that it
+    gives what it would give there, to the last bit, if it draws no random numbers. It shares the pixels that the caller
+    has scaled (see :mod:`torchrl_rtpd.networks.pixels`).
 
     The thread starts with the first call. A copy, or an instance in another process, sent or forked, starts its own.
 
@@ -44,7 +46,8 @@ class Beside:
         """Call a function in the thread, after all calls before."""
         if self._executor is None or self._process != os.getpid():  # threads stay behind in a fork
             self._executor, self._process = ThreadPoolExecutor(1, "torchrl_rtpd"), os.getpid()
-        work = partial(_called, torch.get_num_threads(), _autocast(), pixels_scaled_so_far(), function, *args)
+        state = (torch.get_num_threads(), bool(recurrent_mode()), _autocast())
+        work = partial(_called, state, pixels_scaled_so_far(), function, *args)
         return Call(self._executor.submit(work), work)
 
 
@@ -90,13 +93,14 @@ def _autocast() -> tuple[bool, torch.dtype]:
 
 
 def _called(
-    threads: int, autocast: tuple[bool, torch.dtype], pixels: Any, function: Callable[..., Any], *args: Any
+    state: tuple[int, bool, tuple[bool, torch.dtype]], pixels: Any, function: Callable[..., Any], *args: Any
 ) -> Any:
+    threads, recurrent, autocast = state
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
-    with pixels_scaled_once(pixels):
-        if _autocast() == autocast:
-            return function(*args)
-        enabled, dtype = autocast
-        with torch.autocast("cpu", dtype, enabled):
-            return function(*args)
+    with pixels_scaled_once(pixels), ExitStack() as contexts:
+        if bool(recurrent_mode()) != recurrent:
+            contexts.enter_context(set_recurrent_mode(recurrent))
+        if _autocast() != autocast:
+            contexts.enter_context(torch.autocast("cpu", autocast[1], autocast[0]))
+        return function(*args)

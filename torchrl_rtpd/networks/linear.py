@@ -45,7 +45,7 @@ class WideLinear(nn.Linear):
 def _is_for_onednn(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     return (
         _AVAILABLE
-        and isinstance(input, Tensor)  # not a symbol, as in torch.fx
+        and type(input) is Tensor  # no symbol, as in torch.fx
         and not torch.jit.is_tracing()
         and not torch.compiler.is_compiling()
         and input.ndim == 2
@@ -53,7 +53,6 @@ def _is_for_onednn(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and len(input) * weight.numel() >= _LEAST_WORK
         and input.dtype == weight.dtype == torch.float32
         and input.device.type == weight.device.type == "cpu"
-        and type(input) is Tensor
         and type(weight) in (Tensor, Parameter)
         and (bias is None or _is_plain(bias, weight))
         and bool(torch.backends.mkldnn.enabled)

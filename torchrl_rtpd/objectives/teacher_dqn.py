@@ -23,6 +23,7 @@ from torchrl_rtpd import functional as RF
 from torchrl_rtpd.networks.beside import Beside
 from torchrl_rtpd.networks.keys import selected
 from torchrl_rtpd.networks.running import NetworkPart, ParameterSwap, same_in_training
+from torchrl_rtpd.networks.sequences import remembered_by
 from torchrl_rtpd.objectives.td import chosen_values, td_target
 
 __all__ = ["TeacherDQNLoss"]
@@ -38,7 +39,7 @@ class TeacherDQNLoss(DQNLoss):
 
     With options that need more it runs as ``DQNLoss`` does, and the trainer hook captures its network's values as those
     of any TorchRL loss. Such options are actions that are not categorical, an action mask, a value estimator other than
-    TD(0), and layers that act differently in training, such as dropout.
+    TD(0), networks with a memory, and layers that act differently in training, such as dropout.
 
     Args:
         value_network (QValueActor): the teacher, as in ``DQNLoss``.
@@ -93,7 +94,8 @@ class TeacherDQNLoss(DQNLoss):
         masked = any(
             isinstance(module, QValueModule) and module.action_mask_key is not None for module in network.modules()
         )
-        self._simple = self.action_space == "categorical" and not masked and same_in_training(network)
+        plain = not masked and not remembered_by(network) and same_in_training(network)
+        self._simple = self.action_space == "categorical" and plain
         self._run = _Values(network)
         self._run_next = self._run
         self._beside: Beside | None = None

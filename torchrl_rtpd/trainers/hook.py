@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from tensordict import TensorDictBase
 from torch import Tensor
+from torchrl.envs.utils import exploration_type, set_exploration_type
 from torchrl.objectives.utils import TargetNetUpdater
 from torchrl.trainers import Trainer, TrainerHookBase
 
@@ -135,6 +136,7 @@ class RealTimeDistillTrainer(TrainerHookBase):
         self._teacher_loss: Any = None  # likewise
         self._began = False  # in this process
         self._learning: dict[str, Call] = {}  # from a minibatch beside this thread, by student
+        self._exploration: Any = None  # TorchRL's type when they began
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(students={list(self.learners)})"
@@ -232,6 +234,7 @@ class RealTimeDistillTrainer(TrainerHookBase):
         """
         batch = self.prepare_batch(sub_batch)
         self.wait()
+        self._exploration = exploration_type()
         metrics = self._averages.due()
         for name, student in self.learners.items():
             self._learning[name] = beside.call(self._learn, student, batch, metrics)
@@ -246,11 +249,21 @@ class RealTimeDistillTrainer(TrainerHookBase):
         try:
             found = results_of(list(learning.values()))
         except Exception:
-            self._learning = {}  # all are over
+            self._forget_learning()
             raise
-        # After a KeyboardInterrupt they are not, and the next call waits for them.
-        self._learning = {}
+        # After a KeyboardInterrupt some are still at it, and the next call waits for them.
+        self._forget_learning()
         self._add_metrics(dict(zip(learning, found, strict=True)))
+
+    def _forget_learning(self) -> None:
+        """Forget calls that are over.
+
+        TorchRL's exploration type is one for all threads, and its losses set it and put back what they found. Those
+        that overlap would leave it as one of them has set it.
+        """
+        if self._learning:
+            set_exploration_type(self._exploration).__enter__()
+        self._learning = {}
 
     def _learn(self, student: Student, batch: TensorDictBase, metrics: bool) -> list[Tensor | None]:
         """Let a student learn from a minibatch with the teacher's values, and move its target; return its metrics."""

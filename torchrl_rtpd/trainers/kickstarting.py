@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tensordict import TensorDictBase
+from tensordict.utils import NestedKey
 from torch import nn
 from torchrl.objectives import LossModule
 from torchrl.trainers import Trainer, TrainerHookBase
@@ -72,9 +73,9 @@ class Kickstarting(TrainerHookBase):
     Raises:
         TypeError: something that is no distillation loss, no schedule, or a trainer's loss without an acting network.
         ValueError: a distillation loss with a temporal-difference error of its own or one that is not reduced, a
-            negative coefficient; at ``register``, a loss of another network, a teacher that is the student, or the
-            temperatures of a policy on a network of action values. At an update, names that the trainer's loss writes
-            already.
+            negative coefficient; at ``register``, a loss of another network, a teacher that is the student or, beside a
+            loss that writes its own values for students, none, or the temperatures of a policy on a network of action
+            values. At an update, names that the trainer's loss writes already.
         RuntimeError: at ``register``, learners in other processes, a name that is taken, or a second loss; as training
             begins, an update captured as a CUDA graph, in which the coefficient could not change.
 
@@ -141,6 +142,11 @@ class Kickstarting(TrainerHookBase):
         _check_networks(self.loss, rl_loss)
         if getattr(rl_loss, "reduction", "mean") == "none":
             raise ValueError("the trainer's loss must be reduced: got reduction='none'; use 'mean'.")
+        if self.loss.teacher_network is None and _written_for_students(self.loss, rl_loss) is not None:
+            raise ValueError(
+                f"the pull needs a teacher of its own: {type(rl_loss).__name__} writes the student's values where the "
+                "pull reads its teacher's; give the distillation loss a teacher_network."
+            )
         self.loss.follow(rl_loss)
         self._pulled = weakref.ref(rl_loss)
         rl_loss.register_forward_hook(self._add_pull, with_kwargs=True)
@@ -174,7 +180,7 @@ class Kickstarting(TrainerHookBase):
                 f"a loss with kickstarting takes and returns tensordicts: got {type(batch).__name__} and "
                 f"{type(losses).__name__}; call it as loss(tensordict)."
             )
-        pull = self.loss.evaluate(batch)
+        pull = self.loss.evaluate(_for_pull(self.loss, module, batch))
         taken = sorted(set(pull.keys()) & set(losses.keys()))
         if taken:
             raise ValueError(
@@ -240,6 +246,19 @@ class Kickstarting(TrainerHookBase):
 
 def _is_weight(name: str) -> bool:
     return name.startswith(_OWN_STATE)
+
+
+def _written_for_students(loss: PolicyDistillationLoss, rl_loss: nn.Module) -> NestedKey | None:
+    """Key under which the trainer's loss writes its network's values, if a pull reads its teacher's there."""
+    read = getattr(loss.tensor_keys, "teacher_action_value", None)
+    written = getattr(rl_loss.tensor_keys, "teacher_action_value", None)
+    return read if getattr(rl_loss, "shares_values", False) and read == written else None
+
+
+def _for_pull(loss: PolicyDistillationLoss, rl_loss: nn.Module, batch: TensorDictBase) -> TensorDictBase:
+    """A minibatch without values of the network that is pulled, so that the teacher is run."""
+    key = _written_for_students(loss, rl_loss)
+    return batch if key is None else batch.exclude(key)
 
 
 def _check_loss(loss: PolicyDistillationLoss) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 from tensordict import TensorDictBase
+from torchrl.data import SliceSampler
 from torchrl.trainers import Trainer
 
+from torchrl_rtpd.networks.rhythm import Rhythm
 from torchrl_rtpd.trainers.stateless import StatelessHook
 
 __all__ = ["SLOT_ENDS", "SliceBatches"]
@@ -33,7 +35,8 @@ class SliceBatches(StatelessHook):
         slice_len: ``T``, the sampler's.
 
     Raises:
-        ValueError: a length below 1. At a minibatch, one that is not flat, or is not made of whole rows.
+        ValueError: a length below 1; at ``register``, a replay buffer whose sampler draws no slices. At a minibatch,
+            one that is not flat, or is not made of whole rows.
 
     Examples:
         >>> from tensordict import TensorDict
@@ -45,10 +48,16 @@ class SliceBatches(StatelessHook):
         if slice_len < 1:
             raise ValueError(f"slice_len must be at least 1: got {slice_len}; it is that of the SliceSampler.")
         self.slice_len = slice_len
-        self._calls = 0
+        self._rhythm = Rhythm()
 
     def register(self, trainer: Trainer, name: str = "slice_batches") -> None:
         """Attach to a trainer, after its own sampling and before its own writing."""
+        sampler = getattr(getattr(trainer, "replay_buffer", None), "sampler", None)
+        if sampler is not None and not isinstance(sampler, SliceSampler):
+            raise ValueError(
+                f"rows come from a sampler of slices: got a replay buffer with a {type(sampler).__name__}; give it "
+                f"SliceSampler(slice_len={self.slice_len}, end_key={SLOT_ENDS!r})."
+            )
         trainer.register_op("batch_process", self.mark)
         trainer.register_op("process_optim_batch", self.split)
 
@@ -68,8 +77,7 @@ class SliceBatches(StatelessHook):
                 "multiple of it."
             )
         rows = sub_batch.reshape(-1, self.slice_len)
-        self._calls += 1
-        if self._calls & (self._calls - 1) == 0:  # now and then, since looking waits for the device
+        if self._rhythm.due():
             self._check_ends(rows)
         return rows
 
