@@ -50,6 +50,7 @@ SMALL = {
         *["--frames", "64", "--episodes", "2", "--max_steps", "100"],
     ],
     "bench_soak.py": ["--minutes", "1", "--threads", "1", "--capacity", "640"],
+    "bench_search.py": ["--games", "1", "--seeds", "1", "--steps", "1024", "--episodes", "10"],
     "bench_cluster.py": ["--repetitions", "2", "--collectors", "2", "--batches", "8"],
     "bench_distributed.py": ["--seeds", "1", "--steps", "1024", "--games", "2"],
     "gpu.py": [

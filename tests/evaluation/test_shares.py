@@ -39,33 +39,39 @@ def fleet(**shares: tuple[float, float, float | None]) -> dict[str, Candidate]:
 def test_students_that_are_refuted_go() -> None:
     """The safest is sure of 0.967; a has 0.464 at most, less than half of it, and b may have 0.564."""
     candidates = fleet(a=(0.3, 0.1, 0.2), b=(0.4, 0.1, 0.5), c=(0.9, 0.1, 0.3), d=(1.0, 0.02, 0.2))
-    assert may_be_smallest(candidates, 4) == ["b", "c", "d"]
+    assert may_be_smallest(candidates, 4, least_share=0.5) == ["b", "c", "d"]
+
+
+def test_early_in_a_run_a_low_share_refutes_nothing() -> None:
+    """Minus half of the safest's share is far below a random player's, which is zero."""
+    candidates = fleet(a=(0.0, 0.0, 0.2), b=(-0.3, 0.0, 0.5), c=(-0.6, 0.0, 0.3), d=(1.0, 0.0, 0.2))
+    assert may_be_smallest(candidates, 4, least_share=-0.5) == ["a", "b", "d"]
 
 
 def test_the_smallest_go_on_and_the_safest_with_them() -> None:
     candidates = fleet(a=(0.9, 0.1, None), b=(0.9, 0.1, None), c=(1.0, 0.001, None), d=(1.0, 0.1, None))
-    assert may_be_smallest(candidates, 2) == ["a", "c"]
-    assert may_be_smallest(candidates, 3) == ["a", "b", "c"]
+    assert may_be_smallest(candidates, 2, least_share=0.5) == ["a", "c"]
+    assert may_be_smallest(candidates, 3, least_share=0.5) == ["a", "b", "c"]
 
 
 def test_of_equally_safe_ones_the_least_regret_stays() -> None:
     candidates = fleet(a=(0.9, 0.1, 0.3), b=(1.0, 0.0, 0.2), c=(1.0, 0.0, 0.1))
-    assert may_be_smallest(candidates, 1) == ["c"]
+    assert may_be_smallest(candidates, 1, least_share=0.5) == ["c"]
 
 
 def test_where_nothing_is_known_the_smallest_go_on() -> None:
     """Without a teacher's level all may be; the smallest have the name of the safest as well."""
     candidates = {name: Candidate(size, None, None) for size, name in enumerate("abcdefgh", 1)}
-    assert may_be_smallest(candidates, 4) == ["a", "b", "c", "d"]
+    assert may_be_smallest(candidates, 4, least_share=0.5) == ["a", "b", "c", "d"]
 
 
 def test_at_least_one_goes_on() -> None:
     """All are bad, one of them the least."""
-    assert may_be_smallest(fleet(a=(-0.2, 0.0, 0.9), b=(-0.1, 0.0, 0.9)), 1) == ["b"]
+    assert may_be_smallest(fleet(a=(-0.2, 0.0, 0.9), b=(-0.1, 0.0, 0.9)), 1, least_share=0.5) == ["b"]
 
 
 @pytest.mark.parametrize(("keep", "number"), [(0, 1), (1, 0)])
 def test_nobody_to_go_on_is_refused(keep: int, number: int) -> None:
     candidates = {str(place): Candidate(1.0, None, None) for place in range(number)}
     with pytest.raises(ValueError, match=f"at least one candidate go on: got keep={keep} of {number} candidates"):
-        may_be_smallest(candidates, keep)
+        may_be_smallest(candidates, keep, least_share=0.0)

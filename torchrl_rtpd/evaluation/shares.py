@@ -86,17 +86,20 @@ class Candidate(NamedTuple):
     regret: float | None
 
 
-def may_be_smallest(candidates: Mapping[str, Candidate], keep: int, *, confidence: float = 0.95) -> list[str]:
+def may_be_smallest(
+    candidates: Mapping[str, Candidate], keep: int, *, least_share: float, confidence: float = 0.95
+) -> list[str]:
     """Choose which candidates go on to the next rung of a search for the smallest that will do.
 
-    On the way a share says little of the one at the end: students lag behind a teacher that still moves. So the
-    smallest go on, except those that are refuted: with confidence they have less than half of what the safest has. The
-    safest is the one whose lower bound is the highest, of several the one with the least regret. It stays in any case,
-    as an answer if no smaller one will do.
+    The smallest go on, except those that are refuted: with confidence they have less than a share of what the safest
+    has. The safest is the one whose lower bound is the highest, of several the one with the least regret. It stays in
+    any case, as an answer if no smaller one will do.
 
     Args:
         candidates: by name.
         keep: how many may go on, at least 1.
+        least_share: of the safest's share, at most 1 of it, that refutes who stays below. Negative early in a run, when
+            students lag behind a teacher that still moves and a low share says little.
         confidence: of each bound, one-sided.
 
     Returns:
@@ -112,15 +115,15 @@ def may_be_smallest(candidates: Mapping[str, Candidate], keep: int, *, confidenc
         ...     "middle": Candidate(40, Share(0.9, 0.1), 0.15),
         ...     "large": Candidate(80, Share(1.0, 0.02), 0.15),
         ... }
-        >>> may_be_smallest(candidates, 2)
-        ['small', 'large']
+        >>> may_be_smallest(candidates, 2, least_share=0.5), may_be_smallest(candidates, 2, least_share=0.0)
+        (['small', 'large'], ['tiny', 'large'])
     """
     if keep < 1 or not candidates:
         raise ValueError(f"some of at least one candidate go on: got keep={keep} of {len(candidates)} candidates.")
     order = sorted(candidates, key=lambda name: candidates[name].size)
     lower = {name: _bound(candidates[name], confidence) for name in order}
     safest = max(order, key=lambda name: (lower[name], -(candidates[name].regret or 0.0)))
-    enough = min(1.0, lower[safest]) / 2
+    enough = least_share * min(1.0, max(0.0, lower[safest]))
     possible = [name for name in order if _bound(candidates[name], 1 - confidence) >= enough and name != safest]
     return [name for name in order if name == safest or name in possible[: keep - 1]]
 

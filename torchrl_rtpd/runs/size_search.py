@@ -3,7 +3,9 @@
 A ladder of students of many sizes begins. At each rung some of them go, so that the run costs little more than one with
 a few students::
 
-    16 students --2/8 of the run--> 8 --5/8--> 6 --7/8--> 4 --end--> the smallest that holds the share
+    16 students --1/4 of the run--> 8 --1/2--> 5 --3/4--> 3 --end--> the smallest that holds the share
+
+Scores are those of the weights that a run keeps, each student's best so far: they are what it exports.
 """
 
 from __future__ import annotations
@@ -34,8 +36,9 @@ __all__ = ["SizeSearch", "sentence"]
 class SizeSearch(TrainerHookBase):
     """Hook that drops students of a ladder until the smallest that will do is left.
 
-    After the first evaluation that reaches a rung, at most a share of the students go on; see
-    :func:`~torchrl_rtpd.evaluation.may_be_smallest` for which. After the final games the answer is the smallest student
+    After the first evaluation that reaches a rung, at most a share of the students go on: the smallest that are not
+    refuted, and the safest (:func:`~torchrl_rtpd.evaluation.may_be_smallest`). At half of the run a student is refuted
+    that is no better than a random player, at three quarters one that has less than half of the safest's share. After the final games the answer is the smallest student
     whose share of the teacher's level is at least ``min_share`` with 95 % confidence. Successive halving: Karnin et al.
     2013; Jamieson & Talwalkar 2016, https://arxiv.org/abs/1502.07943.
 
@@ -48,8 +51,8 @@ class SizeSearch(TrainerHookBase):
         max_latency_ms: students that take longer for a decision, exported and run on one thread, are not trained.
         max_bytes: students whose exported file is larger are not trained.
         format: of that file. Default: ``"onnx"``.
-        rungs: share of the students that go on, by share of the run. Default: half of them at a quarter, then 3/8 and
-            1/4, at 5/8 and 7/8.
+        rungs: share of the students that go on, by share of the run. Default: 1/2 at a quarter, 5/16 at half, and
+            3/16 at three quarters; the costs are then those of half of the students.
         confidence: of all bounds, one-sided. Default: 0.95.
 
     Attributes:
@@ -74,7 +77,7 @@ class SizeSearch(TrainerHookBase):
         max_latency_ms: float | None = None,
         max_bytes: int | None = None,
         format: str = "onnx",
-        rungs: Mapping[float, float] = MappingProxyType({0.25: 0.5, 0.625: 0.375, 0.875: 0.25}),
+        rungs: Mapping[float, float] = MappingProxyType({0.25: 0.5, 0.5: 0.3125, 0.75: 0.1875}),
         confidence: float = 0.95,
     ) -> None:
         check_within("(0, 1]", min_share=min_share)
@@ -177,7 +180,8 @@ class SizeSearch(TrainerHookBase):
         candidates = self._candidates(monitor, students, teacher)
         number = sum(row.get("dropped_at_steps") != 0 for row in self.ladder.values())  # that began to learn
         keep = math.ceil(number * list(self.rungs.values())[reached - 1])
-        living = may_be_smallest(candidates, keep, confidence=self.confidence)
+        progress = monitor.evaluated_steps / self._trainer.total_frames
+        living = may_be_smallest(candidates, keep, least_share=2 * progress - 1, confidence=self.confidence)
         self._drop([name for name in students if name not in living], candidates)
 
     def _followed(self) -> RunMonitor:
@@ -186,7 +190,7 @@ class SizeSearch(TrainerHookBase):
         return self._monitor
 
     def _candidates(self, monitor: RunMonitor, students: Sequence[str], teacher: str) -> dict[str, Candidate]:
-        chance, scores, means = monitor.measure_random(), monitor.last_scores, monitor.means
+        chance, scores, means = monitor.measure_random(), monitor.best_scores, monitor.means
         return {
             name: Candidate(
                 self.ladder[name]["parameters"],
@@ -202,7 +206,7 @@ class SizeSearch(TrainerHookBase):
         assert monitor.distiller is not None
         if not names:
             return
-        scores = dict(monitor.last_scores)
+        scores = dict(monitor.best_scores)
         monitor.distiller.drop(*names)
         monitor.drop(*names)
         for name in names:
