@@ -37,7 +37,10 @@ class Config:
         "names in torchrl_rtpd.TOWERS or sizes such as 8-8-8-64, in rtpd_classic.py such as mlp16; teacher trains one "
         "of the teacher's size; auto is a ladder of sixteen sizes with search=true",
     )
-    search: bool = setting(False, "drop students on the way, until the smallest that will do is left")
+    search: bool = setting(
+        False,
+        "drop students on the way, until the smallest that will do is left; evaluations are every eighth of the run",
+    )
     min_share: float = setting(0.95, "of the teacher's level that this one holds, with 95 % confidence", within=SHARE)
     max_latency_ms: float | None = setting(None, "search: of a student's decision, by onnxruntime", within="(0, 1e12]")
     max_bytes: int | None = setting(None, "search: of a student's ONNX file", within=MANY)

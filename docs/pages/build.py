@@ -28,6 +28,7 @@ from docs.pages import (
     pqn,
     published,
     runs,
+    search,
     speed,
     students,
     studies,
@@ -62,6 +63,7 @@ BENCHMARKS: dict[str, Callable[[dict[str, Any]], str]] = {  # docs/results/<name
     "gpu": gpu.gpu_block,
     "choosing": choosing.choosing_block,
     "teachers": teachers.teachers_block,
+    "search": search.search_block,
     "distributed": cluster.distributed_block,
 }
 FOLDERS: dict[str, Callable[[Path], str]] = {  # what makes a block of the folder docs/results/

@@ -66,6 +66,29 @@ def test_the_teacher_learns_what_it_learns_alone(searched: tuple[Path, dict[str,
     assert one == other
 
 
+def test_a_student_learns_in_company_what_it_learns_alone(
+    searched: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """From the same first weights, which depend on the place in the list: mlp2 comes first in both runs."""
+    folder, _ = searched
+    run(tmp_path, "students=[mlp2]", "evaluate_every_steps=128", "evaluate_from_steps=256")
+    rows = []
+    for place in (folder, tmp_path):
+        metrics = read_metrics(place / "metrics.csv")
+        line = metrics["steps"].index(256)
+        rows.append({name: column[line] for name, column in metrics.items() if name.startswith("mlp2/")})
+    assert rows[0] == rows[1] and {"mlp2/score", "mlp2/loss_distill"} <= rows[0].keys()
+
+
+def test_the_answer_says_what_it_needs_when_deployed(tmp_path: Path) -> None:
+    """A file of floats of four bytes each, and some of structure."""
+    limits = ["min_share=1e-9", "max_bytes=100000", "max_latency_ms=10"]
+    found = run(tmp_path, "students=[mlp32,mlp64]", "search=true", "total_steps=4096", *limits)["search"]
+    row = next(row for row in found["ladder"] if row["name"] == found["chosen"])
+    assert 4 * row["parameters"] < row["bytes"] < 4 * row["parameters"] + 4_000 and 0 < row["latency_ms"] < 10
+    assert f"{row['bytes']:,} bytes, {row['latency_ms']:.3f} ms a decision" in sentence(found)
+
+
 def test_a_cut_search_goes_on_to_the_same_answer(searched: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     """Built anew and resumed from a checkpoint in its third quarter, it has dropped and drops the same."""
     _, results = searched

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule
 from torchrl.envs import EnvBase
 from torchrl.trainers import Trainer, TrainerHookBase
@@ -38,9 +39,9 @@ class SizeSearch(TrainerHookBase):
 
     After the first evaluation that reaches a rung, at most a share of the students go on: the smallest that are not
     refuted, and the safest (:func:`~torchrl_rtpd.evaluation.may_be_smallest`). At half of the run a student is refuted
-    that is no better than a random player, at three quarters one that has less than half of the safest's share. After the final games the answer is the smallest student
-    whose share of the teacher's level is at least ``min_share`` with 95 % confidence. Successive halving: Karnin et al.
-    2013; Jamieson & Talwalkar 2016, https://arxiv.org/abs/1502.07943.
+    that is no better than a random player, at three quarters one that has less than half of the safest's share. After
+    the final games the answer is the smallest student whose share of the teacher's level is at least ``min_share`` with
+    95 % confidence. Successive halving: Karnin et al. 2013; Jamieson & Talwalkar 2016, https://arxiv.org/abs/1502.07943.
 
     Register it with the trainer after the students' hook. An :class:`~torchrl_rtpd.runs.Experiment` of that trainer,
     whose evaluations should fall on the rungs, shows it their scores, and writes the answer under ``"search"`` into
@@ -131,10 +132,14 @@ class SizeSearch(TrainerHookBase):
         if self.max_latency_ms is not None:
             found["latency_ms"] = deployed_latency(network, example).milliseconds
         if self.max_bytes is not None:
-            with tempfile.TemporaryDirectory() as place:
-                report = export_student(network, Path(place) / "student", formats=[self.format], example=example)
-                found["bytes"] = report.files[self.format].bytes
+            found["bytes"] = self._bytes(network, example)
         return found
+
+    def _bytes(self, network: TensorDictModule, example: TensorDictBase) -> int:
+        """Length of the exported file."""
+        with tempfile.TemporaryDirectory() as place:
+            report = export_student(network, Path(place) / "student", formats=[self.format], example=example)
+            return report.files[self.format].bytes
 
     def _is_within(self, measured: Mapping[str, Any]) -> bool:
         limits = {"latency_ms": self.max_latency_ms, "bytes": self.max_bytes}
@@ -234,7 +239,8 @@ class SizeSearch(TrainerHookBase):
         Returns:
             ``chosen``, the name of the smallest student that holds the share with confidence, None where none does;
             ``min_share``, ``confidence``; and ``ladder``, a row a student, with ``share``, ``share_standard_error`` and
-            ``share_at_least``, the lower bound, of those that played the final games.
+            ``share_at_least``, the lower bound, of those that played the final games. After a run the chosen one's row
+            has ``latency_ms`` of a decision and, with the export extra, ``bytes`` of its file.
         """
         rows = {network["name"]: network for network in results["networks"]}
         teacher, *students = results["networks"]
@@ -250,8 +256,18 @@ class SizeSearch(TrainerHookBase):
                 if entry["share_at_least"] >= self.min_share:
                     chosen.append(student["name"])
         smallest = min(chosen, key=lambda name: rows[name]["parameters"], default=None)
+        if smallest is not None and self._monitor is not None:
+            ladder[smallest] |= self._deployed(self._monitor, smallest, rows[smallest])
         order = sorted(ladder.values(), key=lambda row: row["parameters"])
         return {"chosen": smallest, "min_share": self.min_share, "confidence": self.confidence, "ladder": order}
+
+    def _deployed(self, monitor: RunMonitor, name: str, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Latency as the run's results have it, and bytes of the file of the weights that are kept."""
+        network, latency = monitor.best[name], {"latency_ms": row["latency_ms"]}
+        try:
+            return {**latency, "bytes": self._bytes(network, first_step(network, monitor.evaluator.env))}
+        except ImportError:  # a run without limits needs no extra
+            return latency
 
 
 class _Row:
@@ -285,9 +301,12 @@ def sentence(conclusion: Mapping[str, Any]) -> str:
     share, rows = f"{conclusion['min_share']:.0%}", conclusion["ladder"]
     if conclusion["chosen"] is not None:
         row = next(row for row in rows if row["name"] == conclusion["chosen"])
+        size = f"{row['parameters']:,} parameters"
+        size += f", {row['bytes']:,} bytes" if "bytes" in row else ""
+        size += f", {row['latency_ms']:.3f} ms a decision" if row.get("latency_ms") else ""
         return (
-            f"The smallest student that holds {share} of its teacher is {row['name']}, {row['parameters']:,} "
-            f"parameters: share {row['share']:.2f}, at least {row['share_at_least']:.2f}."
+            f"The smallest student that holds {share} of its teacher is {row['name']}, {size}: share "
+            f"{row['share']:.2f}, at least {row['share_at_least']:.2f}."
         )
     tried = [row for row in rows if row.get("share_at_least") is not None]
     if not tried:
