@@ -13,6 +13,7 @@ from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import EGreedyModule
 
+from torchrl_rtpd.envs.resets import reset_all
 from torchrl_rtpd.networks.running import eval_mode
 
 __all__ = ["LEAST_STATES", "states_of"]
@@ -77,7 +78,7 @@ def _played(env: EnvBase, student: nn.Module, key: Any) -> Tensor:
     spec = env.action_spec_unbatched if hasattr(env, "action_spec_unbatched") else env.action_spec
     policy = TensorDictSequential(student, EGreedyModule(spec, eps_init=_EPSILON, eps_end=_EPSILON))
     kept: list[Tensor] = []
-    ended, seen, state = None, 0, env.reset()
+    ended, seen, state = None, 0, reset_all(env)
     with torch.random.fork_rng(devices=[]), eval_mode(student), set_exploration_type(ExplorationType.RANDOM):
         torch.manual_seed(0)
         for _ in range(_MOST_STEPS):

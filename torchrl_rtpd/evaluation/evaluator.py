@@ -20,6 +20,7 @@ from torch import Tensor
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
+from torchrl_rtpd.envs.resets import reset_all
 from torchrl_rtpd.evaluation.actions import RandomActions
 from torchrl_rtpd.evaluation.games import Games, KeptObservations, score_key_of
 from torchrl_rtpd.evaluation.scores import Scores
@@ -176,7 +177,7 @@ class Evaluator:
     ) -> Scores:
         games = Games(self.env, self.quota, self.score_key)
         start = time.monotonic()
-        tensordict = self.env.reset()
+        tensordict = reset_all(self.env)
         for number in range(self.max_steps):
             self._check_time(start, number, should_stop)
             seen = player.sees(tensordict, games.starts, strict=epsilon < 1)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchrl.envs import EnvBase
 
 from torchrl_rtpd.deploy.latency import measure_deployment
+from torchrl_rtpd.envs.resets import reset_all
 from torchrl_rtpd.evaluation.scores import latency_ms
 from torchrl_rtpd.networks.memory import START_KEY, Memory
 
@@ -28,7 +29,7 @@ def first_step(network: TensorDictModule, env: EnvBase) -> TensorDictBase:
     Raises:
         KeyError: a network that remembers, and nothing says what it begins with.
     """
-    step, starts = env.reset().reshape(-1)[:1].cpu(), torch.ones(1, dtype=torch.bool)
+    step, starts = reset_all(env).reshape(-1)[:1].cpu(), torch.ones(1, dtype=torch.bool)
     if START_KEY in network.in_keys and step.get(START_KEY, None) is None:
         step.set(START_KEY, starts[:, None])
     memory = Memory(network)
@@ -82,7 +83,7 @@ def deployed_row(
 
 def _eager_row(name: str, network: TensorDictModule, env: EnvBase) -> dict[str, Any]:
     try:
-        step = env.reset().reshape(-1)[:1]
+        step = reset_all(env).reshape(-1)[:1]
         return {"latency_ms": latency_ms(network, step), "latency_runtime": "torch"}
     except Exception as error:  # as above
         warnings.warn(f"the report has no latency of {name!r}: {_line(error)}", stacklevel=3)
