@@ -8,6 +8,9 @@ There are three, of which :func:`find_values` chooses one when a hook is attache
 :class:`CopiedValues`       a copy of the teacher computes them (:mod:`torchrl_rtpd.trainers.teacher_copies`)
 ==========================  ==================================================================================
 
+They are for students of the network that is trained. Those with a teacher of their own
+(:mod:`torchrl_rtpd.trainers.own_teachers`) are given none.
+
 ``B`` is the batch, ``A`` the number of actions.
 """
 
@@ -245,5 +248,5 @@ def _values_key(network: TensorDictModule, loss_module: nn.Module) -> NestedKey 
 
 def _keys_read(losses: Iterable[PolicyDistillationLoss]) -> list[NestedKey]:
     """Keys of action values that losses read, each once. Losses of continuous actions read none."""
-    keys = (getattr(loss.tensor_keys, "teacher_action_value", None) for loss in losses)
-    return list(dict.fromkeys(unravel_key(key) for key in keys if key is not None))
+    reading = (loss for loss in losses if hasattr(loss.tensor_keys, "teacher_action_value"))
+    return list(dict.fromkeys(unravel_key(key) for loss in reading for key in loss.stored_keys()))
