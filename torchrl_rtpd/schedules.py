@@ -62,9 +62,6 @@ class Schedule(ABC):
     def __call__(self, state: RunState) -> float:
         """The value now. Schedules with a memory take each call for a batch."""
 
-    def check(self, loss: LossModule) -> None:  # noqa: B027, most follow what every run knows
-        """Refuse a loss that measures nothing of what the schedule follows; called when one is given the other."""
-
     def state_dict(self) -> dict[str, Any]:
         """Memory of the schedule; empty where the value depends on ``state`` alone."""
         return {}
@@ -292,14 +289,6 @@ class KLGate(Schedule):
         self.decay = float(decay)
         self._entropy: float | None = None  # not known yet
 
-    def check(self, loss: LossModule) -> None:
-        """Refuse a loss that measures no entropy over discrete actions, with which the gate would stay closed."""
-        if not {"teacher_entropy", "agreement"} <= set(getattr(loss, "out_keys", ())):
-            raise ValueError(
-                f"a KLGate follows a teacher's entropy over discrete actions: got one for a {type(loss).__name__}, "
-                "which measures none; use a schedule of updates or a GapSchedule."
-            )
-
     def __call__(self, state: RunState) -> float:
         """The value after a batch with ``state.teacher_entropy``; the closed one before the first."""
         entropy = state.teacher_entropy
@@ -323,10 +312,14 @@ class KLGate(Schedule):
 
 
 def check_schedules(loss: LossModule, schedules: Mapping[str, Schedule]) -> None:
-    """Refuse schedules by name of the buffer that a loss, ours or TorchRL's, cannot follow; called at construction.
+    """Refuse schedules that a loss has no buffer for; hooks call this at construction.
+
+    Args:
+        loss: a loss with schedulable buffers, ours or TorchRL's.
+        schedules: schedules by name of the buffer.
 
     Raises:
-        ValueError: a name that is no schedulable buffer of this loss, or a gate that could never open.
+        ValueError: a name that is no schedulable buffer of this loss.
         TypeError: something that is no :class:`Schedule`.
     """
     schedulable = _schedulable(loss)
@@ -342,7 +335,6 @@ def check_schedules(loss: LossModule, schedules: Mapping[str, Schedule]) -> None
                 f"the schedule of {name!r} must be a Schedule: got {type(schedule).__name__}; "
                 "wrap a constant as PiecewiseSchedule({0: value})."
             )
-        schedule.check(loss)
 
 
 def apply_schedules(loss: LossModule, schedules: Mapping[str, Schedule], state: RunState) -> dict[str, float]:

@@ -255,10 +255,10 @@ def test_a_schedule_of_the_teachers_entropy_begins_at_zero(method, make):
     trainer = TRAINERS[method]()
     hook = Kickstarting(pull_on(trainer), distill_coeff=make())
     runs = []
-    hook.loss.teacher_network.register_forward_hook(lambda *_: runs.append(len(trainer._log_dict["kickstart/distill_coeff"])))
+    logged = trainer._log_dict["kickstart/distill_coeff"]
+    hook.loss.teacher_network.register_forward_hook(lambda *_: runs.append(len(logged)))
     hook.register(trainer)
     trainer.train()
-    logged = trainer._log_dict["kickstart/distill_coeff"]
     assert logged[0] == 0.0 and min(logged[1:]) > 0.0
     assert runs.count(0) == 1 and runs.count(1) > 1
 

@@ -28,6 +28,7 @@ from torchrl_rtpd.objectives.discrete import DistillationLoss
 from torchrl_rtpd.schedules import (
     ExponentialSchedule,
     GapSchedule,
+    KLGate,
     LinearSchedule,
     PiecewiseSchedule,
     Schedule,
@@ -116,7 +117,7 @@ class Kickstarting(TrainerHookBase):
                 )
             check_within("[0, inf)", "0 leaves the trainer alone", distill_coeff=distill_coeff)
             distill_coeff = PiecewiseSchedule({0: float(distill_coeff)})
-        distill_coeff.check(loss)
+        _check_gate(loss, distill_coeff)
         self.loss = loss
         self.updates = 0
         self.distill_coeff = 0.0
@@ -332,6 +333,15 @@ def _check_loss(loss: PolicyDistillationLoss) -> None:
         )
     if loss.reduction == "none":
         raise ValueError("the pull must be reduced: got reduction='none'; use 'mean'.")
+
+
+def _check_gate(loss: PolicyDistillationLoss, schedule: Schedule) -> None:
+    """Refuse a gate on a loss that measures no entropy over discrete actions: it would never open."""
+    if isinstance(schedule, KLGate) and not isinstance(loss, DistillationLoss):
+        raise ValueError(
+            f"a KLGate follows a teacher's entropy over discrete actions: got one for a {type(loss).__name__}, which "
+            "measures none; use a schedule of updates or a GapSchedule."
+        )
 
 
 def _check_networks(loss: PolicyDistillationLoss, rl_loss: LossModule) -> None:

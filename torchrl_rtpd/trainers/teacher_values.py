@@ -146,9 +146,9 @@ class CapturedValues(TeacherValues):
             if remembered_by(network):  # where a game begins in a row it puts another tensor in the place of its input
                 network.register_forward_pre_hook(self._before_forward)
 
-    def __deepcopy__(self, memo: dict) -> CapturedValues:
-        # A copied network takes this forward hook along, but is not watched.
-        return CapturedValues(None)
+    def __reduce__(self) -> tuple[type[CapturedValues], tuple[None]]:
+        # A network that is copied or pickled takes this forward hook along, but is not watched.
+        return CapturedValues, (None,)
 
     def _before_forward(self, network: Any, inputs: tuple[Any, ...]) -> None:
         if network is self._network and inputs and isinstance(inputs[0], TensorDictBase):
