@@ -77,9 +77,12 @@ def stores(network: TensorDictModule, *, group: str = "expert", scale: float = 1
         with torch.random.fork_rng():
             for states in (batch, batch["next"]):
                 outputs = network(states.select(*network.in_keys))
-                for key in ("action_value", "logits", "loc", "scale"):
+                names = {"action_value": "action_value", "logits": "logits", "loc": "loc", "scale": "scale"}
+                if group == "teacher":  # where a loss looks for logits as well
+                    names["logits"] = "action_value"
+                for key, name in names.items():
                     if key in outputs.keys():
-                        states.set((group, key), scale * outputs[key])
+                        states.set((group, name), scale * outputs[key])
         return batch
 
     return store
