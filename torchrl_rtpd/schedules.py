@@ -16,7 +16,7 @@ from typing import Any
 
 from torchrl.objectives import LossModule
 
-from torchrl_rtpd.functional.checks import check_within
+from torchrl_rtpd.functional.checks import check_within, real_number
 from torchrl_rtpd.functional.scores import normalised_gap
 
 __all__ = [
@@ -103,6 +103,8 @@ class LinearSchedule(Schedule):
         check_within("(-inf, inf)", initial=self.initial, final=self.final)
         check_within("[0, inf)", begin_updates=self.begin_updates)
         check_within(f"({self.begin_updates}, inf)", "a schedule ends after it begins", end_updates=self.end_updates)
+        for name in ("initial", "final", "end_updates", "begin_updates"):
+            object.__setattr__(self, name, real_number(getattr(self, name)))
 
     def __call__(self, state: RunState) -> float:
         """The value after ``state.updates``."""
@@ -165,7 +167,8 @@ class PiecewiseSchedule(Schedule):
             raise ValueError(f"numbers of updates must ascend: got {updates}; write {{0: 1.0, 10_000: 0.1}}.")
         values: dict[str, Any] = {f"the value at {number} updates": value for number, value in self.values.items()}
         check_within("(-inf, inf)", **values)
-        object.__setattr__(self, "values", dict(self.values))  # later changes of the argument are not ours
+        own = {real_number(number): real_number(value) for number, value in self.values.items()}
+        object.__setattr__(self, "values", own)  # later changes of the argument are not ours
 
     def __call__(self, state: RunState) -> float:
         """The value after ``state.updates``."""
@@ -207,10 +210,10 @@ class GapSchedule(Schedule):
         check_within("[0, 1]", floor=floor, initial=initial)
         check_within("(0, inf)", scale=scale)
         check_within("[0, inf)", "0 follows every evaluation", hold_updates=hold_updates)
-        self.floor = floor
-        self.hold_updates = hold_updates
-        self.scale = scale
-        self._weight = max(floor, initial)
+        self.floor = float(floor)
+        self.hold_updates = real_number(hold_updates)
+        self.scale = float(scale)
+        self._weight = max(self.floor, float(initial))
         self._changed_updates: int | None = None  # never
 
     def __call__(self, state: RunState) -> float:
@@ -246,8 +249,7 @@ class KLGate(Schedule):
 
     Args:
         num_actions: actions ``A``, at least 2. With action masks, the usual number of allowed ones.
-        open_at: ``s`` from which the gate is open. Default: 0.3, a spread of about 0.6 temperatures with six actions.
-            Ours, not from a paper.
+        open_at: ``s`` from which the gate is open. Default: 0.3, ours; a spread of 0.6 temperatures with six actions.
         closed_at: ``s`` up to which the gate is closed.
         floor: weight of the closed gate, in [0, 1].
         scale: value of the open gate, positive.
@@ -279,12 +281,12 @@ class KLGate(Schedule):
         check_within(f"({closed_at}, 1]", "a gate is closed before it is open", open_at=open_at)
         check_within("(0, inf)", scale=scale)
         check_within("[0, 1)", "0 follows each batch", decay=decay)
-        self.num_actions = num_actions
-        self.open_at = open_at
-        self.closed_at = closed_at
-        self.floor = floor
-        self.scale = scale
-        self.decay = decay
+        self.num_actions = real_number(num_actions)
+        self.open_at = float(open_at)
+        self.closed_at = float(closed_at)
+        self.floor = float(floor)
+        self.scale = float(scale)
+        self.decay = float(decay)
         self._entropy: float | None = None  # not known yet
 
     def __call__(self, state: RunState) -> float:

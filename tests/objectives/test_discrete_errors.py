@@ -20,6 +20,7 @@ from torchrl.data import (
 from torchrl.objectives import ValueEstimators
 
 from torchrl_rtpd.objectives.discrete import DistillationLoss
+from torchrl_rtpd.objectives.pqn import StudentPQNLoss
 from torchrl_rtpd.objectives.student_dqn import StudentDQNLoss
 
 
@@ -36,6 +37,9 @@ class TestErrors:
             ({"teacher_temperature": math.nan}, "teacher_temperature must be positive or auto: got nan"),
             ({"teacher_temperature": "automatic"}, "teacher_temperature must be positive or auto: got 'automatic'"),
             ({"teacher_temperature": None}, "teacher_temperature must be positive or auto: got None"),
+            ({"teacher_temperature": True}, "teacher_temperature must be positive or auto: got True"),
+            ({"teacher_temperature": math.inf}, "teacher_temperature must be positive or auto: got inf"),
+            ({"student_temperature": torch.ones(2)}, r"student_temperature must be positive or None: got tensor"),
             ({"student_temperature": 0}, "student_temperature must be positive or None: got 0"),
             ({"student_temperature": "auto"}, "student_temperature must be positive or None: got 'auto'"),
             ({"reduction": "average"}, "reduction must be none, mean or sum: got 'average'"),
@@ -48,6 +52,16 @@ class TestErrors:
         """With what would have been right."""
         with pytest.raises(ValueError, match=message):
             loss_class(actor(), **arguments)
+
+    @pytest.mark.parametrize("loss_class", [StudentDQNLoss, StudentPQNLoss])
+    @pytest.mark.parametrize("name", ["td_coeff", "distill_coeff"])
+    @pytest.mark.parametrize("value", [-1.0, math.nan, math.inf, "1", True])
+    def test_coefficients_are_numbers_that_are_not_negative(
+        self, loss_class: type[DistillationLoss], name: str, value: Any
+    ) -> None:
+        message = re.escape(f"{name} must lie in [0, inf): got {value!r}; 0 leaves the term out")
+        with pytest.raises(ValueError, match=message):
+            loss_class(actor(), **{name: value})
 
     def test_unknown_loss_function_is_refused_at_construction(self) -> None:
         """Not at the first update."""

@@ -27,6 +27,7 @@ from torchrl.objectives import ClipPPOLoss, DiscreteSACLoss, DistributionalDQNLo
 
 from torchrl_rtpd.objectives.discrete import DIVERGENCES, DistillationLoss
 from torchrl_rtpd.objectives.student_dqn import StudentDQNLoss
+from torchrl_rtpd.schedules import LinearSchedule, RunState, apply_schedules
 
 NUM_ATOMS = 5
 SUPPORT = torch.linspace(-2.0, 2.0, NUM_ATOMS)
@@ -238,6 +239,36 @@ class TestPolicies:
         with pytest.raises(KeyError, match=r"student network wrote no 'logit': it wrote .*'logits'"):
             loss(states())
 
+    @pytest.mark.parametrize("stored", [False, True])
+    @pytest.mark.parametrize("out_key", ["logits", "probs"])
+    def test_a_default_temperature_between_policies_is_warned_of_once(self, stored: bool, out_key: str) -> None:
+        """Of a network and of what is stored under the name of a policy's output."""
+        layer = nn.Linear(4, 3)
+        network = layer if out_key == "logits" else nn.Sequential(layer, nn.Softmax(-1))
+        teacher, batch = policy(Distribution, out_key, network), states()
+        loss = DistillationLoss(policy(), None if stored else teacher)
+        if stored:
+            batch["teacher", out_key] = network(batch["observation"]).detach()
+            loss.set_keys(teacher_action_value=("teacher", out_key))
+        with pytest.warns(UserWarning, match=r"policies, .* the default for action values, 0.01: the") as caught:
+            loss(batch)
+            loss(batch)
+        assert len(caught) == 1
+        assert "Pass teacher_temperature=1.0, or this one if that is the purpose" in str(caught[0].message)
+
+    @pytest.mark.parametrize("divergence", DIVERGENCES)
+    @pytest.mark.parametrize("given", [{"teacher_temperature": 0.01}, {"teacher_temperature": "auto"}, {}])
+    def test_temperatures_that_mean_something_are_not_warned_of(self, divergence: str, given: dict[str, Any]) -> None:
+        """A default was given, one is scheduled, one of the two has action values, or none is softened."""
+        plain = {} if divergence in ("mse", "huber", "nll") else {"teacher_temperature": 0.01}
+        DistillationLoss(policy(), policy(), divergence=divergence, **(given or plain))(states())
+        DistillationLoss(policy(), value_actor(), divergence=divergence, **given)(states())
+        DistillationLoss(value_actor(), policy(), divergence=divergence, **given)(states())
+        if given.get("teacher_temperature") != "auto":
+            loss = DistillationLoss(policy(), policy(), divergence=divergence, **given)
+            apply_schedules(loss, {"teacher_temperature": LinearSchedule(1.0, 0.5, end_updates=9)}, RunState(0))
+            loss(states())
+
     @pytest.mark.parametrize("hooked", [False, True])
     def test_nothing_is_drawn(self, hooked: bool) -> None:
         """The global generator stands where it stood, also if a hook makes the actors run whole."""
@@ -246,7 +277,7 @@ class TestPolicies:
         if hooked:
             for actor in (student, teacher):
                 actor.register_forward_hook(lambda *_: calls.append(1))
-        loss = DistillationLoss(student, teacher)
+        loss = DistillationLoss(student, teacher, teacher_temperature=1.0)
         before = torch.get_rng_state()
         loss(batch)["loss_distill"].backward()
         assert torch.equal(torch.get_rng_state(), before)

@@ -288,7 +288,7 @@ def test_a_memory_that_both_networks_would_read_is_refused() -> None:
 def test_temporal_differences_of_recurrent_networks_are_refused() -> None:
     plain = QValueActor(nn.Linear(1, 2), in_keys=["observation"], action_space="categorical")
     with pytest.raises(
-        ValueError, match=r"got a student that remembers \['recurrent_state'\], .*; use DistillationLoss"
+        ValueError, match=r"got a student that remembers \['recurrent_state'\], .*; distil it alone by DistillationLoss"
     ):
         StudentDQNLoss(student_of("gru"))
     with pytest.raises(ValueError, match=r"got a teacher that remembers \['recurrent_state_h', 'recurrent_state_c'\]"):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import io
+import pickle
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hook_parts import actor, cartpole_trainer, content
@@ -31,6 +34,7 @@ from torchrl_rtpd import (
     TeacherDQNLoss,
 )
 from torchrl_rtpd.objectives.base import PolicyDistillationLoss
+from torchrl_rtpd.schedules import Schedule
 from torchrl_rtpd.trainers.policies import critic_parameters
 
 Case = tuple[Any, PolicyDistillationLoss, TensorDict, Callable[[TensorDict], Tensor]]
@@ -233,6 +237,68 @@ def test_schedules_may_follow_returns_and_the_teachers_entropy():
     assert gate.distill_coeff == pytest.approx(1.0)
 
 
+class Silent(Schedule):
+    """One of a user's own, which opens once it knows the teacher's entropy."""
+
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, state):
+        self.seen.append(state.teacher_entropy)
+        return 0.0 if state.teacher_entropy is None else 2.0
+
+
+@pytest.mark.parametrize("make", [lambda: KLGate(2), Silent])
+@pytest.mark.parametrize("method", ["dqn", "pqn", "ppo"])
+def test_a_schedule_of_the_teachers_entropy_begins_at_zero(method, make):
+    """A closed gate measures the teacher once a batch, and opens; the first batch is the trainer's alone."""
+    trainer = TRAINERS[method]()
+    hook = Kickstarting(pull_on(trainer), distill_coeff=make())
+    runs = []
+    logged = trainer._log_dict["kickstart/distill_coeff"]
+    hook.loss.teacher_network.register_forward_hook(lambda *_: runs.append(len(logged)))
+    hook.register(trainer)
+    trainer.train()
+    assert logged[0] == 0.0 and min(logged[1:]) > 0.0
+    assert runs.count(0) == 1 and runs.count(1) > 1
+
+
+def test_a_teachers_entropy_is_measured_at_no_cost_to_the_training():
+    """A student with dropout and running statistics: weights, statistics and random stream are those without a hook."""
+    found = []
+    for gated in (False, True):
+        torch.manual_seed(0)
+        layers = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 2))
+        loss = DQNLoss(QValueActor(layers, in_keys=["observation"], spec=Actions(2)), delay_value=False)
+        if gated:
+            student = loss.value_network
+            pull = DistillationLoss(student, balancing(), teacher_temperature=1.0, student_temperature=None)
+            pull.set_keys(priority="urgency")
+            hook = Kickstarting(pull, distill_coeff=KLGate(2))
+            hook.attach(loss)
+        batch = transitions(4, torch.arange(8) % 2)
+        torch.manual_seed(1)
+        total_of(loss(batch)).backward()
+        assert "urgency" not in batch.keys() and all(module.training for module in layers.modules())
+        found.append(content([dict(layers.state_dict()), [p.grad for p in layers.parameters()], torch.get_rng_state()]))
+    assert found[0] == found[1]
+    hook.log()
+    assert hook.distill_coeff > 0
+
+
+@pytest.mark.parametrize("number", [np.float32(0.5), np.float64(0.5), np.array(0.5), torch.tensor(0.5), np.int64(2)])
+def test_every_real_number_is_a_coefficient(number):
+    hook = Kickstarting(ppo_case()[1], distill_coeff=number)
+    assert type(hook.distill_coeff) is float and hook.distill_coeff == float(number)
+    values = {"scale": number, "floor": torch.tensor(0.25), "decay": np.float32(0.5)}
+    gate = Kickstarting(ppo_case()[1], distill_coeff=KLGate(np.int64(2), **values))
+    assert gate.distill_coeff == 0.25 * float(number)
+    line = Kickstarting(ppo_case()[1], distill_coeff=LinearSchedule(number, np.float16(0), end_updates=np.int64(2)))
+    line.after_update()
+    line.log()
+    assert line.distill_coeff == 0.5 * float(number) and type(line.state_dict()["distill_coeff"]) is float
+
+
 def test_a_run_goes_on_where_it_was_saved():
     """Both terms of the next minibatch are the same in the restored run, with the noise of an estimate."""
 
@@ -281,7 +347,36 @@ def test_target_updaters_find_what_they_know():
     assert all(torch.equal(target[name], value) for name, value in student.state_dict().items())
 
 
-def test_a_copied_loss_has_no_pull():
+@pytest.mark.parametrize("way", ["deepcopy", "pickle", "torch.save", "copy"])
+@pytest.mark.parametrize("method", ["ppo", "pqn", "dqn"])
+def test_a_copied_loss_works_and_holds_nothing_of_the_trainer(method, way):
+    """It returns what the loss alone does; a hundred thousand bytes do not hold a replay of a million."""
+    trainer = TRAINERS[method]()
+    loss = trainer.loss_module
+    Kickstarting(pull_on(trainer)).register(trainer)
+    trainer.replay_buffer.ballast = bytearray(1_000_000)
+    saved = io.BytesIO()
+    if way == "torch.save":
+        torch.save(loss, saved)
+        other = torch.load(io.BytesIO(saved.getvalue()), weights_only=False)
+    elif way == "pickle":
+        saved.write(pickle.dumps(loss))
+        other = pickle.loads(saved.getvalue())
+    else:
+        other = getattr(copy, way)(loss)
+    assert len(saved.getvalue()) < 100_000
+    assert not any(getattr(hook, "hook", None) for hook in other._forward_hooks.values()) or way == "copy"
+    batch = transitions(4, torch.arange(8) % 2)
+    torch.manual_seed(0)
+    plain = other(batch.clone())
+    torch.manual_seed(0)
+    pulled = loss(batch.clone())
+    assert "loss_distill" in pulled and "loss_distill" not in plain
+    assert all(torch.equal(plain[name], pulled[name]) for name in plain.keys())
+    trainer.collector.shutdown()
+
+
+def test_a_copied_loss_is_not_pulled_as_a_network_of_its_own():
     """A copy trains other parameters than those of its network, TorchRL's way, so that no pull can find them."""
     loss, pull, batch, _ = ppo_case()
     Kickstarting(pull).attach(loss)

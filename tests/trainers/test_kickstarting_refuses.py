@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import copy
+import re
 from functools import partial
 
 import pytest
 import torch
 from hook_parts import actor, cartpole_trainer, student_loss
-from kickstart_parts import balancing, pull_on
+from kickstart_parts import balancing, pull_on, sac_trainer
 from on_policy_parts import policy, ppo_trainer
 from torch import nn
 from torchrl.modules import ValueOperator
 from torchrl.objectives import ClipPPOLoss, DQNLoss, KLAdaptiveLR
 
-from torchrl_rtpd import CudaGraphStepper, DistillationLoss, Kickstarting, LinearSchedule
+from torchrl_rtpd import (
+    CriticWarmup,
+    CudaGraphStepper,
+    DistillationLoss,
+    Kickstarting,
+    KLGate,
+    LinearSchedule,
+    RealTimeDistillTrainer,
+)
 from torchrl_rtpd.trainers.stateless import StatelessHook
 
 
@@ -74,29 +83,64 @@ def test_a_teacher_that_is_the_student_is_refused():
 
 def test_temperatures_of_a_policy_would_spoil_action_values():
     """Rusu's 0.01 and 1, the defaults; equal temperatures and distances of values are fine."""
-    trainer = cartpole_trainer()
-    learner = trainer.loss_module.value_network
+    trainer, other = cartpole_trainer(), cartpole_trainer()
+    learner, another = trainer.loss_module.value_network, other.loss_module.value_network
     with pytest.raises(
         ValueError, match=r"got student_temperature=1.0 and teacher_temperature=0.01; pass student_temp"
     ):
         Kickstarting(DistillationLoss(learner, balancing())).register(trainer)
     Kickstarting(DistillationLoss(learner, balancing(), divergence="mse")).register(trainer, "distances")
-    Kickstarting(DistillationLoss(learner, balancing(), student_temperature=None)).register(trainer, "equal")
+    Kickstarting(DistillationLoss(another, balancing(), student_temperature=None)).register(other, "equal")
+
+
+class Measuring(ClipPPOLoss):
+    """A loss that writes an entry of a pull's name."""
+
+    def forward(self, tensordict):
+        return super().forward(tensordict).set("agreement", torch.zeros(()))
 
 
 def test_names_that_both_losses_write_are_refused():
-    """Two pulls on one loss."""
-    trainer, _ = ppo_trainer()
-    for name in ("first", "second"):
-        Kickstarting(pull_on(trainer)).register(trainer, name)
-    with pytest.raises(
-        ValueError, match=r"must write different names: got \['agreement', .*'loss_distill'.*\] from both"
-    ):
+    trainer, learner = ppo_trainer()
+    trainer.loss_module = Measuring(learner, trainer.loss_module.critic_network)
+    Kickstarting(pull_on(trainer)).register(trainer)
+    with pytest.raises(ValueError, match=r"must write different names: got \['agreement'\] from both; use a loss of"):
         trainer.train()
-    with pytest.raises(
-        RuntimeError, match="the trainer has a part called 'first' already; register under another name"
-    ):
-        Kickstarting(pull_on(trainer)).register(trainer, "first")
+
+
+def test_a_second_pull_is_refused():
+    """By its own name, and by that of the loss, which logs both under the same names; a copy of a loss has none."""
+    trainer, _ = ppo_trainer()
+    Kickstarting(pull_on(trainer)).register(trainer, "first")
+    second = Kickstarting(pull_on(trainer))
+    with pytest.raises(RuntimeError, match="the trainer has a part called 'first' already; register under another"):
+        second.register(trainer, "first")
+    with pytest.raises(ValueError, match=r"a loss has one pull, .*: got a second Kickstarting of a ClipPPOLoss; pull"):
+        second.register(trainer, "second")
+    with pytest.raises(ValueError, match="got a second Kickstarting of a ClipPPOLoss"):
+        second.attach(trainer.loss_module)
+
+
+def test_a_gate_without_an_entropy_over_actions_is_refused():
+    """A density has none, and a deterministic policy either: the gate would stay closed."""
+    trainer = sac_trainer()
+    with pytest.raises(ValueError, match=r"a KLGate follows .*: got one for a ContinuousDistillationLoss, which"):
+        Kickstarting(pull_on(trainer), distill_coeff=KLGate(2))
+
+
+@pytest.mark.parametrize("name", ["one, two", "two\nlines", "a/b", " ", "tab\t"])
+def test_names_that_spoil_tables_are_refused(name):
+    """For parts of a trainer as for students."""
+    trainer, _ = ppo_trainer()
+    with pytest.raises(ValueError, match=f"name of a trainer's part must be a text .*: got {re.escape(repr(name))}"):
+        Kickstarting(pull_on(trainer)).register(trainer, name)
+    with pytest.raises(ValueError, match="the name of a trainer's part must be a text of printed characters"):
+        CriticWarmup(1).register(trainer, name)
+    with pytest.raises(ValueError, match=f"a student's name must be a text .*: got {re.escape(repr(name))}; call it"):
+        RealTimeDistillTrainer({name: student_loss()}, optimizer=torch.optim.SGD)
+    hook = RealTimeDistillTrainer(student_loss(), optimizer=torch.optim.Adam)
+    with pytest.raises(ValueError, match="the name of a trainer's part must be a text of printed characters"):
+        hook.register(trainer, name)
 
 
 def test_a_hook_serves_one_loss():

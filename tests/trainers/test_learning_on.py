@@ -208,7 +208,34 @@ def test_the_collector_is_sent_the_weights(monkeypatch):
     assert content(sent[0].flatten_keys(".").to_dict()) == content(dict(learner.state_dict()))
 
 
+@pytest.mark.parametrize("kind", [Adam, SGD])  # the latter remembers nothing
+def test_a_student_that_never_learned_is_reported(kind):
+    """Not one that was restored, nor one that has learned."""
+    trainer = cartpole_trainer()
+    student = Student("small", student_loss(16), partial(kind, lr=1e-2))
+    with pytest.warns(UserWarning, match=r"student 'small' has learned nothing .* Train its hook first"):
+        learn_on(student, trainer, optimizer="fresh")
+    restored = Student("small", student_loss(16), partial(kind, lr=1e-2))
+    restored.load_state_dict(taught(student_loss(16, imitation=False, teacher_network=balancing()), kind).state_dict())
+    learn_on(restored, cartpole_trainer(), optimizer="fresh")
+
+
 # Refused
+
+
+@pytest.mark.parametrize("make", [cartpole_trainer, lambda: ppo_trainer()[0]])
+def test_a_trainer_that_has_ended_is_refused(make):
+    """It would train nothing more: its collector is closed."""
+    trainer = make()
+    trainer.train()
+    student = taught(DistillationLoss(policy(32, 5), balancing(), teacher_temperature=1.0), RAdam)
+    with pytest.raises(RuntimeError, match=r"still to train: got one whose collector is closed .*; build the trainer"):
+        learn_on(student, trainer, optimizer="fresh")
+    trainer = make()
+    trainer.collected_frames = trainer.total_frames
+    with pytest.raises(RuntimeError, match=r"or has all its frames, as after train\(\); build the trainer again, or"):
+        learn_on(student, trainer, optimizer="fresh")
+    trainer.collector.shutdown()
 
 
 def test_other_students_and_words_are_refused():

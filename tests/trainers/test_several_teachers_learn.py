@@ -188,7 +188,6 @@ def test_a_student_of_a_mixture_of_live_teachers_learns_the_mixture() -> None:
     teachers = trainer.collector.dual_policy.teacher[0].teachers
     mixture = TeacherMixture(dict(teachers.items()), temperature=0.1, weights=[0.8, 0.2])
     loss = DistillationLoss(actor("observation", 3, 16, 11), mixture, teacher_temperature=0.1)
-    loss.set_keys(teacher_action_value="logits")
     RealTimeDistillTrainer(loss, optimizer=FAST).register(trainer)
     trainer.train()
     states = states_of(0)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import pickle
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
@@ -155,13 +157,18 @@ def test_a_loss_without_a_network_leaves_the_values_to_the_students() -> None:
     torch.testing.assert_close(loss.results[0]["teacher_entropy"], entropy)
 
 
-def test_nothing_is_captured_from_a_copied_teacher() -> None:
+@pytest.mark.parametrize("copied_by", [copy.deepcopy, lambda network: pickle.loads(pickle.dumps(network))])
+def test_nothing_is_captured_from_a_copied_teacher(copied_by: Callable[[nn.Module], nn.Module]) -> None:
     """Copies of a network, such as the best one of a run, hold no minibatch in memory."""
     trainer = filled(cartpole_trainer())
     hook = RealTimeDistillTrainer(student_loss(), optimizer=FAST)
     hook.register(trainer)
     (batch,) = minibatches(trainer, 1)
-    copied = copy.deepcopy(trainer.loss_module.value_network)
+    trainer.loss_module(batch)
+    size = len(pickle.dumps(trainer.loss_module.value_network))
+    copied = copied_by(trainer.loss_module.value_network)
+    hook.step(batch)
+    assert len(pickle.dumps(trainer.loss_module.value_network)) == size  # which holds no minibatch
     copied(batch.select("observation"))
     assert not hook._values._captured
     (watcher,) = (method.__self__ for method in copied._forward_hooks.values())

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from torchrl_rtpd.functional.checks import real_number
 from torchrl_rtpd.schedules import RunState
 
 __all__ = ["TEACHER", "Acting", "drawn", "probabilities"]
@@ -37,10 +38,10 @@ def probabilities(acting: Acting, names: Sequence[str]) -> Tensor:
         shares = float(shares == "student")
     if isinstance(shares, str) and shares in names:
         shares = {shares: 1.0}
-    if isinstance(shares, (int, float)):
-        if shares > 0 and not names:
+    if (share := real_number(shares)) is not None:
+        if share > 0 and not names:
             raise ValueError(f"acting={acting!r} needs a student: got None; pass one or let the teacher act.")
-        shares = {name: float(shares) / len(names) for name in names}
+        shares = {name: float(share) / len(names) for name in names}
     if isinstance(shares, Mapping) and shares.keys() <= set(names):
         values = torch.tensor([float(shares.get(name, 0.0)) for name in names], dtype=torch.float64)
         if (values >= 0).all() and values.sum() <= 1 + 1e-9:

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import math
-from numbers import Integral
+import re
+from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["at_least_single", "check_integers", "check_same_shape", "check_within", "lies_within"]
+__all__ = [
+    "at_least_single",
+    "check_integers",
+    "check_name",
+    "check_same_shape",
+    "check_within",
+    "lies_within",
+    "real_number",
+]
 
 
 def at_least_single(dtype: torch.dtype) -> torch.dtype:
@@ -54,11 +64,51 @@ def lies_within(value: Any, interval: str) -> bool:
         >>> lies_within(0.5, "(0, 1]"), lies_within(0.0, "(0, 1]"), lies_within(True, "[0, inf)")
         (True, False, False)
     """
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or math.isnan(value):
+    value = real_number(value)
+    if value is None or math.isnan(value):
         return False
     low, high = (float(bound) for bound in interval[1:-1].split(","))
     above = value > low or (value == low and interval[0] == "[")
     return above and (value < high or (value == high and interval[-1] == "]"))
+
+
+def check_name(role: str, name: object) -> None:
+    """Refuse what cannot be part of the name of a metric, of a column of a table and of a file.
+
+    Args:
+        role: what bears the name, for the message.
+        name: a text; a slash parts the names of metrics, a comma columns and a line break rows.
+
+    Raises:
+        ValueError: something else, or a text with such a character.
+
+    Examples:
+        >>> check_name("a student's name", "net17")
+        >>> check_name("a name", "small, fast")
+        Traceback (most recent call last):
+        ValueError: a name must be a text of printed characters without '/' and ',': got 'small, fast'; call it \
+'small_fast' or the like.
+    """
+    if not isinstance(name, str) or not name.strip() or not name.isprintable() or {"/", ","} & set(name):
+        remedy = "_".join(re.findall(r"\w+", str(name))) or "small"
+        raise ValueError(
+            f"{role} must be a text of printed characters without '/' and ',': got {name!r}; call it {remedy!r} or the "
+            "like."
+        )
+
+
+def real_number(value: Any) -> Any:
+    """Return a real number as one of Python's own, and None for what is none, such as a truth value.
+
+    A number of NumPy's is one as well, and so is a tensor or an array without dimensions.
+
+    Examples:
+        >>> real_number(np.float32(0.5)), real_number(torch.tensor(2)), real_number(True), real_number(torch.ones(1))
+        (0.5, 2, None, None)
+    """
+    if isinstance(value, (Tensor, np.ndarray, np.generic)):
+        value = value.item() if value.ndim == 0 else None
+    return value if isinstance(value, Real) and not isinstance(value, bool) else None
 
 
 def check_integers(lowest: int, **values: object) -> None:

@@ -41,9 +41,7 @@ class TeacherMixture(Teachers):
 
     Args:
         teachers: networks that write action values or logits ``[*B, A]``, see
-            :class:`~torchrl_rtpd.networks.TeacherByKey`; frozen ones, or networks that are trained elsewhere. Beside a
-            trainer's hook say ``loss.set_keys(teacher_action_value="logits")``, or the student learns from the
-            trainer's own teacher.
+            :class:`~torchrl_rtpd.networks.TeacherByKey`; frozen ones, or networks that are trained, here or elsewhere.
         temperature: :math:`\tau`, in units of the teachers' values; that of the loss.
         weights: one a teacher, with a sum of 1; or the key of an entry ``[*B, K]`` with those of each state. None
             weighs all alike.

@@ -6,7 +6,7 @@ A subclass for a new kind of action gives :class:`PolicyDistillationLoss` three 
 
 - the class attributes ``out_keys``, ``_AcceptedKeys`` (derived from that of the base), ``tensor_keys`` (its annotation)
   and ``default_keys``, and ``_has_target = True`` if the student needs target parameters;
-- ``_stored_keys()``: the keys of the batch under which a teacher's outputs may lie, for ``in_keys``;
+- ``stored_keys()``: the keys of the batch under which a teacher's outputs may lie;
 - ``_terms(tensordict, metrics)``: ``(losses, measured)``, two mappings name -> tensor ``[*B]``. Losses are reduced as
   the user asks. What is measured is detached and averaged, and may be left out where ``metrics`` is False. A trainer
   sums the names that begin with "loss".
@@ -15,7 +15,8 @@ It runs the networks inside ``with self._student(params) as network:`` (default:
 ``with self._teacher.evaluating() as network:`` (eval mode, no gradient; ``self._teacher`` is None without a teacher),
 on inputs from ``selected``, which names what a batch lacks, and reads their outputs by ``read``. It ends by
 ``self._write_priority(tensordict, per_sample)`` if it writes one. Coefficients that a schedule may change go through
-``register_coeff_buffer`` and into ``_schedulable_buffers``; :func:`positive` checks temperatures.
+``register_coeff_buffer`` and into ``_schedulable_buffers``; :func:`positive` checks temperatures, and
+:func:`coefficient` the weights of terms.
 """
 
 from __future__ import annotations
@@ -33,13 +34,14 @@ from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor, nn
 from torchrl.objectives.common import LossModule
 
+from torchrl_rtpd.functional.checks import check_within, lies_within, real_number
 from torchrl_rtpd.networks.keys import names_in
 from torchrl_rtpd.networks.rhythm import Rhythm
 from torchrl_rtpd.networks.running import ParameterSwap, Teacher, as_tensordict_module
 from torchrl_rtpd.networks.sequences import SequencePart, later_steps, network_part
 from torchrl_rtpd.objectives.following import FOLLOWED_KEYS, known_of_teacher
 
-__all__ = ["PolicyDistillationLoss", "positive"]
+__all__ = ["PolicyDistillationLoss", "coefficient", "positive"]
 
 REDUCTIONS = ("none", "mean", "sum")
 
@@ -130,6 +132,12 @@ class PolicyDistillationLoss(LossModule):
         self._shared_memory = set(self.remembered) & set([] if self._teacher is None else self._teacher.part.remembered)
         self.burn_in = self._checked_burn_in(burn_in)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in type(self)._all_schedulable_buffers and not isinstance(value, (bool, Tensor)):
+            number = real_number(value)
+            value = value if number is None else number  # one of NumPy's, which TorchRL does not take
+        super().__setattr__(name, value)
+
     def _as_network(self, network: TensorDictModule | nn.Module) -> TensorDictModule:
         """Return a tensordict module: a plain one reads ``"observation"`` and writes ``"action_value"``."""
         return as_tensordict_module(network, ["action_value"])
@@ -146,13 +154,13 @@ class PolicyDistillationLoss(LossModule):
 
     # Keys
 
-    def _stored_keys(self) -> list[NestedKey]:
-        """Keys of the batch under which a teacher's outputs may lie."""
+    def stored_keys(self) -> list[NestedKey]:
+        """Return the keys of a batch from which a teacher's outputs are taken if it holds them."""
         raise NotImplementedError
 
     def _set_in_keys(self) -> None:
         # Stored outputs are optional where a network computes them from the same inputs.
-        teacher_keys = self._stored_keys() if self._teacher is None else self._teacher.part.needed_keys
+        teacher_keys = self.stored_keys() if self._teacher is None else self._teacher.part.needed_keys
         keys = [*self._student_part.needed_keys, *teacher_keys]
         self._in_keys = list(dict.fromkeys(unravel_key(key) for key in keys))
 
@@ -371,9 +379,15 @@ class PolicyDistillationLoss(LossModule):
 
 def positive(name: str, value: float | str | None, otherwise: str) -> float:
     """Return a temperature as a float, or refuse one that is not positive; ``otherwise`` names the alternative."""
-    if value is None or isinstance(value, str) or not value > 0:
+    if not lies_within(value, "(0, inf)"):
         raise ValueError(
             f"{name} must be positive or {otherwise}: got {value!r}; "
             "about 0.1 suits a teacher that is still learning, 0.01 a finished one."
         )
+    return float(value)  # type: ignore[arg-type]
+
+
+def coefficient(name: str, value: float) -> float:
+    """Return the weight of a term as a float, since an integer buffer would truncate a schedule, or refuse it."""
+    check_within("[0, inf)", "0 leaves the term out", **{name: value})
     return float(value)

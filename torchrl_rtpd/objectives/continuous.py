@@ -176,7 +176,8 @@ class ContinuousDistillationLoss(PolicyDistillationLoss):
 
     # Keys
 
-    def _stored_keys(self) -> list[NestedKey]:
+    def stored_keys(self) -> list[NestedKey]:
+        """Return the keys of a batch from which a teacher's outputs are taken if it holds them."""
         return list(self._keys("teacher").values())
 
     def _keys(self, role: str) -> dict[str, NestedKey]:

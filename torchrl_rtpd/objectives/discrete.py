@@ -21,6 +21,7 @@ from torchrl_rtpd.networks.keys import last_part
 from torchrl_rtpd.objectives.base import PolicyDistillationLoss, positive
 from torchrl_rtpd.objectives.values import (
     Distributional,
+    NotGiven,
     ValuePair,
     WholeActions,
     agreed_var_nums,
@@ -31,6 +32,7 @@ from torchrl_rtpd.objectives.values import (
     output_key,
     shape_error,
     support_tensor,
+    warn_of_policies,
     warn_of_stored,
 )
 
@@ -84,9 +86,10 @@ class DistillationLoss(PolicyDistillationLoss):
             neither gradient nor loss (Kapturowski et al. 2019, R2D2). Default: 0.
 
     Networks may be policies: where ``"action_value"`` is not written, ``"logits"`` or ``"probs"`` are taken, which have
-    their own scale, so that temperatures of 1 reproduce the policy. Of an actor only the part before the choice of the
-    action is run: nothing is drawn. A student whose outputs are not finite is an error, which is looked for at the
-    1st, 2nd, 4th, 8th ... call, never inside ``torch.compile``, since looking waits for the device.
+    their own scale, so that temperatures of 1 reproduce the policy; between two policies the default is warned of. Of
+    an actor only the part before the choice of the action is run: nothing is drawn. A student whose outputs are not
+    finite is an error, which is looked for at the 1st, 2nd, 4th, 8th ... call, never inside ``torch.compile``, since
+    looking waits for the device.
 
     An action may consist of several choices: of different sizes side by side (``var_nums``), or of one size in
     dimensions between the batch and the actions, such as those of several agents, ``[*B, N, A]``. A sample then has one
@@ -176,7 +179,7 @@ class DistillationLoss(PolicyDistillationLoss):
         teacher_network: TensorDictModule | nn.Module | None = None,
         *,
         divergence: Literal["forward_kl", "reverse_kl", "jensen_shannon", "mse", "huber", "nll"] = "forward_kl",
-        teacher_temperature: float | Literal["auto"] = 0.01,
+        teacher_temperature: float | Literal["auto"] = NotGiven(0.01),
         student_temperature: float | None = 1.0,
         teacher_support: Tensor | Sequence[float] | Literal["quantiles", "auto"] | None = "auto",
         var_nums: Sequence[int] | None = None,
@@ -212,27 +215,33 @@ class DistillationLoss(PolicyDistillationLoss):
     def _set_temperatures(
         self, teacher_temperature: float | Literal["auto"], student_temperature: float | None
     ) -> None:
-        check_mixture(self.teacher_network, teacher_temperature)
-        self.auto_temperature = teacher_temperature == "auto"
-        if teacher_temperature == "auto":
+        self._temperature_given = not isinstance(teacher_temperature, NotGiven)
+        self.auto_temperature = isinstance(teacher_temperature, str) and teacher_temperature == "auto"
+        if self.auto_temperature:
+            check_mixture(self.teacher_network, "auto")
             teacher_temperature = _AUTO_FLOOR
             # Saved, so that a state of one kind is not loaded into the other.
             self.register_coeff_buffer("temperature_floor", _AUTO_FLOOR, device=self._default_device)
-        teacher_temperature = positive("teacher_temperature", teacher_temperature, "auto")
+        else:
+            teacher_temperature = positive("teacher_temperature", teacher_temperature, "auto")
+            check_mixture(self.teacher_network, teacher_temperature)
         if student_temperature is not None:
             student_temperature = positive("student_temperature", student_temperature, "None")
         self.register_coeff_buffer("teacher_temperature", teacher_temperature, device=self._default_device)
         self.register_coeff_buffer("student_temperature", student_temperature, device=self._default_device)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in self._temperatures and isinstance(value, (int, float)):  # a schedule's new value
+        if name in self._temperatures and not isinstance(value, Tensor | None):  # a schedule's new value
             value = positive(name, value, "left as it is")
             if name == "teacher_temperature":
+                self._temperature_given = True
                 check_mixture(self.teacher_network, value)
         super().__setattr__(name, value)
 
-    def _stored_keys(self) -> list[NestedKey]:
-        return [self.tensor_keys.teacher_action_value]
+    def stored_keys(self) -> list[NestedKey]:
+        """Return the keys of a batch from which a teacher's outputs are taken if it holds them."""
+        key = self.tensor_keys.teacher_action_value
+        return [] if self._is_written_by_teacher(key) else [key]
 
     # Loss
 
@@ -332,6 +341,10 @@ class DistillationLoss(PolicyDistillationLoss):
             key, values = self._computed_by_teacher(tensordict, place)
         elif self._is_grouped(key) and not self._warned_of_stored:
             self._warned_of_stored = warn_of_stored(key, self._student_key())
+        if not (self._temperature_given or torch.compiler.is_compiling()):
+            self._temperature_given = True  # so that it is said once
+            if self.divergence not in ("mse", "huber", "nll"):  # which soften no teacher
+                warn_of_policies(key, self._student_key(), self.teacher_temperature)
         values = as_logits(values.detach(), key, "teacher")
         if values.ndim == student_q_values.ndim + 1:
             values = self._distributional.expected(values, self.teacher_support)

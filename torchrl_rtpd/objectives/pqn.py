@@ -23,7 +23,7 @@ from torchrl.objectives.utils import distance_loss
 from torchrl_rtpd import functional as RF
 from torchrl_rtpd.networks.keys import selected
 from torchrl_rtpd.networks.running import NetworkPart, ParameterSwap, as_tensordict_module, same_in_training
-from torchrl_rtpd.objectives.base import REDUCTIONS
+from torchrl_rtpd.objectives.base import REDUCTIONS, coefficient
 from torchrl_rtpd.objectives.discrete import DistillationLoss
 from torchrl_rtpd.objectives.following import TD_LOSS_FUNCTIONS
 from torchrl_rtpd.objectives.td import chosen_values
@@ -281,9 +281,8 @@ class StudentPQNLoss(DistillationLoss):
         if loss_function is not None:
             self.loss_function = _checked_function(loss_function)
             self._told.add("loss_function")
-        # As floats: an integer buffer would truncate a schedule.
-        self.register_coeff_buffer("td_coeff", float(td_coeff), device=self._default_device)
-        self.register_coeff_buffer("distill_coeff", float(distill_coeff), device=self._default_device)
+        for name, value in {"td_coeff": td_coeff, "distill_coeff": distill_coeff}.items():
+            self.register_coeff_buffer(name, coefficient(name, value), device=self._default_device)
 
     def _set_in_keys(self) -> None:
         super()._set_in_keys()

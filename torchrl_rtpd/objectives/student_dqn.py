@@ -20,6 +20,7 @@ from torchrl_rtpd import functional as RF
 from torchrl_rtpd.functional.checks import check_within
 from torchrl_rtpd.networks.keys import selected
 from torchrl_rtpd.networks.sequences import remembered_by
+from torchrl_rtpd.objectives.base import coefficient
 from torchrl_rtpd.objectives.discrete import DistillationLoss
 from torchrl_rtpd.objectives.following import TD_LOSS_FUNCTIONS, estimator_settings
 from torchrl_rtpd.objectives.td import chosen_values, td_target
@@ -38,7 +39,9 @@ class StudentDQNLoss(DistillationLoss):
     :class:`~torchrl.objectives.SoftUpdate` or ``HardUpdate``.
 
     Networks with a memory are refused: their value of the next state depends on the steps before, which a transition
-    does not hold. Recurrent students take :class:`DistillationLoss`.
+    does not hold. A recurrent student takes :class:`DistillationLoss`, or beside PQN
+    :class:`~torchrl_rtpd.objectives.StudentPQNLoss`, whose targets come from whole rollouts. Beside a recurrent teacher
+    a student that remembers nothing takes ``imitation=False``.
 
     Args:
         student_network (TensorDictModule or nn.Module): as in :class:`DistillationLoss`; its outputs must be Q-values.
@@ -145,9 +148,8 @@ class StudentDQNLoss(DistillationLoss):
         self.loss_function = self._checked_loss_function(loss_function)
         check_within("[0, 1]", "0 is the divergence alone", priority_td_share=priority_td_share)
         self.priority_td_share = float(priority_td_share)
-        # As floats: an integer buffer would truncate a schedule.
-        self.register_coeff_buffer("td_coeff", float(td_coeff), device=self._default_device)
-        self.register_coeff_buffer("distill_coeff", float(distill_coeff), device=self._default_device)
+        for name, value in {"td_coeff": td_coeff, "distill_coeff": distill_coeff}.items():
+            self.register_coeff_buffer(name, coefficient(name, value), device=self._default_device)
         self._default_value_estimator()  # now, so that states saved before and after the first call have the same keys
 
     def _refuse_memories(self) -> None:
@@ -155,9 +157,14 @@ class StudentDQNLoss(DistillationLoss):
         for role, network in (("student", self.student_network), ("teacher", self.teacher_network)):
             remembered = [] if role == "teacher" and not self.imitation else list(remembered_by(network))
             if remembered:
+                remedy = (
+                    "distil it alone by DistillationLoss(burn_in=...), or beside PQN by StudentPQNLoss"
+                    if role == "student"
+                    else "choose next actions by the student, imitation=False, or use DistillationLoss"
+                )
                 raise ValueError(
                     f"a temporal-difference error needs networks without a memory: got a {role} that remembers "
-                    f"{remembered}, whose value of the next state needs the steps before; use DistillationLoss."
+                    f"{remembered}, whose value of the next state needs the steps before; {remedy}."
                 )
 
     def _checked_loss_function(self, loss_function: str | None) -> str:

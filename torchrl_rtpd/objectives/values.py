@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,12 +17,14 @@ from torch import Tensor, nn
 from torchrl.modules import DistributionalQValueActor
 
 from torchrl_rtpd import functional as RF
+from torchrl_rtpd.functional.checks import lies_within
 from torchrl_rtpd.networks.choices import declared_actions, declared_var_nums
 from torchrl_rtpd.networks.keys import VALUE_NAMES, last_part
 from torchrl_rtpd.networks.mixture import TeacherMixture
 
 __all__ = [
     "Distributional",
+    "NotGiven",
     "ValuePair",
     "WholeActions",
     "agreed_var_nums",
@@ -32,8 +35,13 @@ __all__ = [
     "output_key",
     "shape_error",
     "support_tensor",
+    "warn_of_policies",
     "warn_of_stored",
 ]
+
+
+class NotGiven(float):
+    """A number that is the default of an argument, and not the user's."""
 
 
 class ValuePair(NamedTuple):
@@ -175,6 +183,17 @@ def warn_of_stored(key: NestedKey, student_key: NestedKey) -> bool:
     return True
 
 
+def warn_of_policies(key: NestedKey, student_key: NestedKey, temperature: Tensor) -> None:
+    """Warn of two policies, as the names of their outputs say, at a temperature for action values."""
+    if all(last_part(own) in ("logits", "probs") for own in (key, student_key)):
+        warnings.warn(
+            f"teacher and student are policies, which write {key!r} and {student_key!r}, and teacher_temperature is "
+            f"the default for action values, {temperature.item():.4g}: the student is pulled to the teacher's most "
+            "likely action and not to its policy. Pass teacher_temperature=1.0, or this one if that is the purpose.",
+            stacklevel=2,
+        )
+
+
 def as_logits(values: Tensor, key: NestedKey, role: str) -> Tensor:
     """Return values or logits as they are, and probabilities as logits; ``role`` is for messages."""
     if not values.is_floating_point():
@@ -201,7 +220,9 @@ def check_mask(mask: Tensor | None, q_values: Tensor, key: NestedKey) -> None:
 def check_mixture(teacher_network: nn.Module | None, temperature: float | str) -> None:
     """Refuse another temperature than that of a mixture of teachers, which would be softened a second time."""
     for module in () if teacher_network is None else teacher_network.modules():
-        if isinstance(module, TeacherMixture) and temperature != module.temperature:
+        if isinstance(module, TeacherMixture) and not (
+            lies_within(temperature, "(0, inf)") and math.isclose(float(temperature), module.temperature, rel_tol=1e-6)
+        ):
             raise ValueError(
                 f"teacher_temperature must be that of the TeacherMixture, {module.temperature}: got {temperature!r}; "
                 "pass both the same, and give the student a temperature of its own by student_temperature."

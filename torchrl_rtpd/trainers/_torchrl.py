@@ -7,6 +7,7 @@ nowhere else in ``trainers`` and ``runs``.
 from __future__ import annotations
 
 import inspect
+import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -17,13 +18,17 @@ from torchrl.checkpoint import Checkpoint
 from torchrl.objectives import KLAdaptiveLR
 from torchrl.trainers import ReplayBufferTrainer, Trainer, UpdateWeights
 
+from torchrl_rtpd.functional.checks import check_name
+
 __all__ = [
     "adaptive_rates",
+    "check_part",
     "checkpoint_metadata",
     "collect_rollout",
     "count_learned_minibatches",
     "has_module",
     "hooks_of",
+    "is_over",
     "learned_weights",
     "logged_values",
     "replay_actor",
@@ -52,6 +57,18 @@ def has_module(trainer: Trainer, name: str) -> bool:
     return name in trainer._modules
 
 
+def check_part(trainer: Trainer, name: str) -> None:
+    """Refuse a name for a part of a trainer that another one has, or that no part can have.
+
+    Raises:
+        RuntimeError: a name that is taken.
+        ValueError: a name that would spoil those of files and metrics.
+    """
+    check_name("the name of a trainer's part", name)
+    if has_module(trainer, name):
+        raise RuntimeError(f"the trainer has a part called {name!r} already; register under another name.")
+
+
 def logged_values(trainer: Trainer) -> dict[str, list[Any]]:
     """Values that a trainer has logged, oldest first, by metric name. The lists are the trainer's own."""
     return trainer._log_dict
@@ -60,6 +77,12 @@ def logged_values(trainer: Trainer) -> dict[str, list[Any]]:
 def stopping(trainer: Trainer) -> bool:
     """Return True once the trainer was asked to stop after this batch (``request_stop``)."""
     return bool(trainer._stop_training)
+
+
+def is_over(trainer: Trainer) -> bool:
+    """Return True once a trainer's collector was closed, as ``train`` ends, or all its frames were collected."""
+    frames, total = getattr(trainer, "collected_frames", 0), getattr(trainer, "total_frames", math.inf)
+    return bool(getattr(getattr(trainer, "collector", None), "closed", False)) or frames >= total
 
 
 def runs_elsewhere(trainer: Trainer) -> bool:

@@ -215,11 +215,11 @@ class DriftCheck(Check):
 
     @torch.no_grad()
     def run(self, students: Students, sub_batch: TensorDictBase, batch: TensorDictBase, updates: int) -> None:
-        """Measure; students that do not compare action values are passed over."""
+        """Measure; students that do not compare action values, or have another teacher, are passed over."""
         found: dict[str, float] = {}
         for name, student in students.items():
             loss = student.loss
-            if not isinstance(loss, DistillationLoss):
+            if not isinstance(loss, DistillationLoss) or student.own_teacher:
                 continue
             key = loss.tensor_keys.teacher_action_value
             recorded, now, acted_by = sub_batch.get(key, None), batch.get(key, None), sub_batch.get("acted_by", None)

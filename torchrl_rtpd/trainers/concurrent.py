@@ -76,6 +76,7 @@ class ConcurrentStepper(WholeUpdate):
         self._began = False
         self._drew: set[str] = set()
         self._students_beside = False
+        self._late = False  # students learn when the trainer has moved the target as well
 
     def register(self, trainer: Trainer, name: str = "optimization_stepper") -> None:
         """Become the trainer's optimisation step; the hook logs once a batch and is saved with its checkpoints.
@@ -87,6 +88,7 @@ class ConcurrentStepper(WholeUpdate):
             self.stepper.register(trainer, name)
         if self.hook is not None:
             trainer.register_op("post_epoch", self.hook.wait)
+            trainer.register_op("post_optim_log", self._learn_late)
 
     def step(self, trainer: Trainer, sub_batch: TensorDictBase) -> TensorDictBase:
         """Make the teacher's update, and begin those of its students; return the teacher's losses and ``grad_norm``."""
@@ -129,13 +131,18 @@ class ConcurrentStepper(WholeUpdate):
 
     def _end_students(self, sub_batch: TensorDictBase, batch: TensorDictBase | None) -> None:
         """After the teacher's step: what follows an update, and the update itself if it was not begun beside."""
-        if self.hook is None:
+        if self.hook is None or self._late:
             return
         if batch is None:
             with self._watching("students"):
                 self.hook.step(sub_batch)
         else:
             self.hook.after_update(sub_batch, batch)
+
+    def _learn_late(self, sub_batch: TensorDictBase) -> None:
+        """Let students that run the trained network, or its target, learn where those of the hook do."""
+        if self.hook is not None and self._late:
+            self.hook.step(sub_batch)
 
     @contextmanager
     def _watching(self, who: str) -> Iterator[None]:
@@ -149,6 +156,7 @@ class ConcurrentStepper(WholeUpdate):
         """Refuse a trainer whose updates cannot be made so."""
         if self.stepper is None:
             self.check(trainer)
+        self._late = self.students_run_the_teacher(trainer)
         device = next(trainer.loss_module.parameters()).device
         if device.type != "cpu":
             raise RuntimeError(
@@ -170,7 +178,7 @@ class ConcurrentStepper(WholeUpdate):
         self._students_beside = (
             bool(students)
             and "students" not in self._drew
-            and not self.students_run_the_teacher(trainer)
+            and not self._late
             and not self._rates_change_with_updates(trainer)
             and all(same_in_training(network) for network in networks)
             and all(student.tensor_keys.priority is None for student in students.values())

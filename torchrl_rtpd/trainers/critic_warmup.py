@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
+import weakref
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from torch import nn
 from torchrl.trainers import Trainer, TrainerHookBase
 
 from torchrl_rtpd.functional.checks import check_integers
-from torchrl_rtpd.trainers._torchrl import has_module, runs_elsewhere
+from torchrl_rtpd.trainers._torchrl import check_part, runs_elsewhere
 from torchrl_rtpd.trainers.cudagraph import CudaGraphStepper
 from torchrl_rtpd.trainers.policies import critic_parameters
 
@@ -21,7 +24,8 @@ class CriticWarmup(TrainerHookBase):
 
     A policy that can already play, such as a distilled student, is soon spoilt by the advantages of a critic that knows
     nothing. Frozen are the actor, layers that it shares with the critic, and an entropy coefficient that is learned.
-    The optimiser passes frozen parameters over: weights and moments stay as they are.
+    The optimiser passes frozen parameters over: weights and moments stay as they are. A run that ends before the
+    warm-up warns of it.
 
     Args:
         updates: minibatches from which the critic learns alone, at least 1.
@@ -60,8 +64,7 @@ class CriticWarmup(TrainerHookBase):
                 "a critic's warm-up changes what an update does, which a captured one cannot follow: got a "
                 "CudaGraphStepper; leave it out."
             )
-        if has_module(trainer, name):
-            raise RuntimeError(f"the trainer has a part called {name!r} already; register under another name.")
+        check_part(trainer, name)
         loss = trainer.loss_module
         critics = {id(parameter) for parameter in critic_parameters(loss)}
         if not critics:
@@ -72,6 +75,7 @@ class CriticWarmup(TrainerHookBase):
         self._frozen = [parameter for parameter in waiting if parameter.requires_grad]
         self._freeze()
         trainer.register_op("post_optim", self.after_update)
+        trainer.register_op("shutdown", partial(self.after_training, weakref.proxy(trainer)))
         trainer.register_module(name, self)
 
     def after_update(self) -> None:
@@ -79,6 +83,15 @@ class CriticWarmup(TrainerHookBase):
         self.updates += 1
         if self.updates == self.warmup_updates:
             self._freeze()
+
+    def after_training(self, trainer: Trainer) -> None:
+        """Warn of a warm-up that was longer than the run; called when the trainer has ended."""
+        if not self.is_over and trainer.collected_frames >= trainer.total_frames:
+            warnings.warn(
+                f"the actor never learned: the critic's warm-up takes {self.warmup_updates} updates, and the run had "
+                f"{self.updates}; take a shorter warm-up, or go on from a checkpoint with more frames.",
+                stacklevel=2,
+            )
 
     def _freeze(self) -> None:
         for parameter in self._frozen:

@@ -34,7 +34,8 @@ class CudaGraphStepper(WholeUpdate):
     """Optimisation step that replays the update of the teacher and all students as one CUDA graph.
 
     ``CudaGraphStepper(hook).register(trainer)`` takes the place of ``hook.register(trainer)``. Results are those of the
-    hook but for rounding: fused kernels count their steps on the device. On a CPU the same update runs uncaptured.
+    hook but for rounding: fused kernels count their steps on the device. On a CPU the same update runs uncaptured. A
+    student whose loss was given the trainer's target network sees it before it moves, and with the hook after.
 
     The first updates run as they are, then one is captured; so minibatches keep their keys and types from then on.
     Those of another size, such as the last one of an epoch, are captured by themselves. Target networks and the hook's

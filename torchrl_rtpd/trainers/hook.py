@@ -20,7 +20,7 @@ from torchrl_rtpd.networks.beside import Beside, Call, results_of
 from torchrl_rtpd.networks.pixels import pixels_scaled_once, share_scaled_pixels
 from torchrl_rtpd.objectives.base import PolicyDistillationLoss
 from torchrl_rtpd.schedules import Schedule
-from torchrl_rtpd.trainers._torchrl import count_learned_minibatches, has_module, hooks_of, runs_elsewhere
+from torchrl_rtpd.trainers._torchrl import check_part, count_learned_minibatches, hooks_of, runs_elsewhere
 from torchrl_rtpd.trainers.averages import Averages
 from torchrl_rtpd.trainers.checks import Check, DormancyCheck, check_distinct
 from torchrl_rtpd.trainers.returns import Returns
@@ -45,8 +45,9 @@ class RealTimeDistillTrainer(TrainerHookBase):
 
     Sun & Fazli 2019 (https://arxiv.org/abs/1912.12630). ``hook.register(trainer)`` is the whole integration. The
     teacher learns bit for bit as it would without students, unless a student has dropout or noisy layers, which draw
-    from the random stream of training. Its values are those of the moment. A student that is to
-    learn from stored ones reads them under a key of its own, which is left as it is
+    from the random stream of training. Its values are those of the moment. A student whose loss was given another
+    ``teacher_network``, such as a frozen expert or a mixture, learns from that one, which its loss runs. A student that
+    is to learn from stored values reads them under a key of its own, which is left as it is
     (``loss.set_keys(teacher_action_value=("stored", "action_value"))``).
 
     Discount, keys, loss function and target interval of students follow the trainer's own loss unless they were set.
@@ -87,7 +88,8 @@ class RealTimeDistillTrainer(TrainerHookBase):
         TypeError: a student that is not one of our losses, or a check that is none.
         ValueError: no student, a name that others bear, a loss that is not reduced, a missing or unknown optimiser, a
             number out of range, a schedule without a buffer, or two learners, the teacher among them, that share
-            parameters. At the first minibatch, a check that cannot work.
+            parameters. At ``register``, a copy of a teacher from which no student learns. At the first minibatch, a
+            check that cannot work.
         RuntimeError: at ``register``, a Ray learner backend, a name that is taken, or no target updater to mirror.
 
     Examples:
@@ -172,8 +174,7 @@ class RealTimeDistillTrainer(TrainerHookBase):
 
     def register_log(self, trainer: Trainer, name: str = "real_time_distill") -> None:
         """:meth:`register` without the updates, for a stepper that makes them."""
-        if has_module(trainer, name):
-            raise RuntimeError(f"the trainer has a part called {name!r} already; register under another name.")
+        check_part(trainer, name)
         others = [hook for hook in hooks_of(trainer).values() if isinstance(hook, RealTimeDistillTrainer)]
         refuse_shared_parameters(self.learners, *(hook.learners for hook in others))
         for hook in others:
@@ -203,10 +204,22 @@ class RealTimeDistillTrainer(TrainerHookBase):
         """Find the trainer's teacher, and let students follow its loss; called by :meth:`register`, or by a stepper."""
         refuse_shared_parameters(self.learners, trainer=trainer)
         self._teacher_loss = trainer.loss_module
-        self._values = find_values(trainer.loss_module, self._copy)
         for student in self.learners.values():
             student.attach(trainer)
+        self._refuse_idle_copy()
+        self._values = find_values(trainer.loss_module, self._copy)
         self._apply_schedules({})
+
+    def _followers(self) -> list[PolicyDistillationLoss]:
+        """Losses of the students that learn from the network that is trained, and not from a teacher of their own."""
+        return [student.loss for student in self.learners.values() if not student.own_teacher]
+
+    def _refuse_idle_copy(self) -> None:
+        if self._copy is not None and not self._followers():
+            raise ValueError(
+                f"teacher={type(self._copy).__name__} is a copy of the network that is trained: got students that all "
+                "have another teacher_network of their own; leave one of the two out."
+            )
 
     # Learning
 
@@ -282,7 +295,7 @@ class RealTimeDistillTrainer(TrainerHookBase):
 
     def prepare_batch(self, sub_batch: TensorDictBase) -> TensorDictBase:
         """Return the minibatch with the teacher's values, before students learn from it. The original stays."""
-        losses = self.students.values()
+        losses = self._followers()
         batch = self._values.add_to(sub_batch, losses)
         if not self._began:
             self._began = True

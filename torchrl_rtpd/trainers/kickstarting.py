@@ -14,24 +14,35 @@ import weakref
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from tensordict import TensorDictBase
 from tensordict.utils import NestedKey
 from torch import nn
 from torchrl.objectives import LossModule
 from torchrl.trainers import Trainer, TrainerHookBase
 
-from torchrl_rtpd.functional.checks import check_within
+from torchrl_rtpd.functional.checks import check_within, real_number
+from torchrl_rtpd.networks.running import eval_mode
 from torchrl_rtpd.objectives.base import PolicyDistillationLoss
 from torchrl_rtpd.objectives.discrete import DistillationLoss
-from torchrl_rtpd.schedules import PiecewiseSchedule, Schedule
-from torchrl_rtpd.trainers._torchrl import adaptive_rates, has_module, runs_elsewhere
+from torchrl_rtpd.schedules import (
+    ExponentialSchedule,
+    GapSchedule,
+    KLGate,
+    LinearSchedule,
+    PiecewiseSchedule,
+    Schedule,
+)
+from torchrl_rtpd.trainers._torchrl import adaptive_rates, check_part, runs_elsewhere
 from torchrl_rtpd.trainers.cudagraph import CudaGraphStepper
+from torchrl_rtpd.trainers.own_teachers import evaluated, trained_keys
 from torchrl_rtpd.trainers.policies import acts_by_values, policy_of
 from torchrl_rtpd.trainers.returns import Returns
 
 __all__ = ["Kickstarting"]
 
 _LOSS = "loss_distill"
+_WITHOUT_ENTROPY = (LinearSchedule, ExponentialSchedule, PiecewiseSchedule, GapSchedule)  # which never read it
 _OWN_STATE = "student_network_params"  # of the student's weights, which the trainer's loss saves
 
 
@@ -42,8 +53,9 @@ class Kickstarting(TrainerHookBase):
     the student acts for itself and the coefficient falls to 0. The paper's cross-entropy has the gradient of the
     forward KL. ``hook.register(trainer)`` is the whole integration: any loss with an acting network (DQN, PQN, PPO,
     SAC with discrete or continuous actions, TD3) and any trainer that learns in this process. The critic feels nothing
-    of the pull, unless it shares layers with the actor. While the coefficient is 0 neither teacher nor student is run
-    for it, and training is bit for bit that of the trainer alone.
+    of the pull, unless it shares layers with the actor. While the coefficient is 0 training is bit for bit that of the
+    trainer alone, and neither teacher nor student is run for it, except once a batch for a schedule that may follow the
+    teacher's entropy, such as a :class:`.KLGate`, which would never open otherwise.
 
     Args:
         loss: a :class:`.DistillationLoss` or :class:`.ContinuousDistillationLoss` of the very network that the
@@ -59,7 +71,8 @@ class Kickstarting(TrainerHookBase):
     ``kickstart/distill_coeff``.
 
     Without a trainer, in a loop of your own: :meth:`attach` to the loss, :meth:`after_update` after each step and
-    :meth:`log` once a batch. A copy of the loss (:func:`copy.deepcopy`) has no pull.
+    :meth:`log` once a batch. A copy of the loss (:func:`copy.deepcopy`, :mod:`pickle`, :func:`torch.save`) has no pull
+    and holds nothing of the trainer; attach another hook where it is to be pulled.
 
     Warning: a rate that follows the policy's KL (:class:`~torchrl.objectives.KLAdaptiveLR`) takes the pull for steps
     that are too large and lowers itself, so that the student comes to its teacher more slowly or stalls. One that is
@@ -73,9 +86,10 @@ class Kickstarting(TrainerHookBase):
     Raises:
         TypeError: something that is no distillation loss, no schedule, or a trainer's loss without an acting network.
         ValueError: a distillation loss with a temporal-difference error of its own or one that is not reduced, a
-            negative coefficient; at ``register``, a loss of another network, a teacher that is the student or, beside a
-            loss that writes its own values for students, none, or the temperatures of a policy on a network of action
-            values. At an update, names that the trainer's loss writes already.
+            negative coefficient, a gate that could never open; at ``register``, a second pull of a loss, a loss of
+            another network, a teacher that is the student or, beside a loss that writes its own values for students,
+            none, or the temperatures of a policy on a network of action values. At an update, names that the trainer's
+            loss writes already.
         RuntimeError: at ``register``, learners in other processes, a name that is taken, or a second loss; as training
             begins, an update captured as a CUDA graph, in which the coefficient could not change.
 
@@ -96,13 +110,14 @@ class Kickstarting(TrainerHookBase):
     def __init__(self, loss: PolicyDistillationLoss, *, distill_coeff: float | Schedule = 1.0) -> None:
         _check_loss(loss)
         if not isinstance(distill_coeff, Schedule):
-            if isinstance(distill_coeff, bool) or not isinstance(distill_coeff, (int, float)):
+            if real_number(distill_coeff) is None:
                 raise TypeError(
                     f"distill_coeff must be a number or a Schedule: got {type(distill_coeff).__name__}; write "
                     "LinearSchedule(1.0, 0.0, end_updates=10_000)."
                 )
             check_within("[0, inf)", "0 leaves the trainer alone", distill_coeff=distill_coeff)
             distill_coeff = PiecewiseSchedule({0: float(distill_coeff)})
+        _check_gate(loss, distill_coeff)
         self.loss = loss
         self.updates = 0
         self.distill_coeff = 0.0
@@ -110,7 +125,8 @@ class Kickstarting(TrainerHookBase):
         self._returns = Returns()
         self._entropy: Any = None  # of the teacher, at the last update
         self._trainer: Any = None
-        self._pulled: Any = None  # the loss, held weakly
+        self._pull: _Pull | None = None
+        self._trained_keys: list[NestedKey] | None = None  # hidden from the pull; found at the first minibatch
         self._apply_schedule()
 
     # Attaching
@@ -122,8 +138,7 @@ class Kickstarting(TrainerHookBase):
                 "kickstarting runs in the trainer's process, but learner_backend='ray' updates the student in remote "
                 "ones; train with learner_backend='local'."
             )
-        if has_module(trainer, name):
-            raise RuntimeError(f"the trainer has a part called {name!r} already; register under another name.")
+        check_part(trainer, name)
         self.attach(trainer.loss_module)
         self._trainer = trainer
         trainer.register_op("setup", self.before_training)
@@ -137,8 +152,9 @@ class Kickstarting(TrainerHookBase):
         Args:
             rl_loss: trains the network that ``loss`` has as its student. It is called with a tensordict.
         """
-        if self._pulled is not None:
+        if self._pull is not None:
             raise RuntimeError("a Kickstarting serves one loss: got a second one; build a hook for each.")
+        _refuse_second_pull(rl_loss)
         _check_networks(self.loss, rl_loss)
         if getattr(rl_loss, "reduction", "mean") == "none":
             raise ValueError("the trainer's loss must be reduced: got reduction='none'; use 'mean'.")
@@ -148,8 +164,8 @@ class Kickstarting(TrainerHookBase):
                 "pull reads its teacher's; give the distillation loss a teacher_network."
             )
         self.loss.follow(rl_loss)
-        self._pulled = weakref.ref(rl_loss)
-        rl_loss.register_forward_hook(self._add_pull, with_kwargs=True)
+        self._pull = _Pull(self, rl_loss)
+        rl_loss.register_forward_hook(self._pull, with_kwargs=True)
 
     def before_training(self) -> None:
         """Look at the trainer's parts, once all of them are in place; called as training begins."""
@@ -170,17 +186,17 @@ class Kickstarting(TrainerHookBase):
 
     # Learning
 
-    def _add_pull(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any], losses: Any) -> Any:
-        """Add divergence and metrics to the losses of a minibatch; a forward hook of the trainer's loss."""
-        if self.distill_coeff == 0 or module is not self._pulled():  # a copy, which has another network
+    def add_to(self, losses: Any, rl_loss: nn.Module, batch: Any) -> Any:
+        """Return the losses of a minibatch with divergence and metrics; called by the loss that is pulled."""
+        if self.distill_coeff == 0:
+            self._measure_entropy(rl_loss, batch)
             return losses
-        batch = args[0] if args else kwargs.get("tensordict")
         if not isinstance(batch, TensorDictBase) or not isinstance(losses, TensorDictBase):
             raise TypeError(
                 f"a loss with kickstarting takes and returns tensordicts: got {type(batch).__name__} and "
                 f"{type(losses).__name__}; call it as loss(tensordict)."
             )
-        pull = self.loss.evaluate(_for_pull(self.loss, module, batch))
+        pull = self._evaluated(rl_loss, batch)
         taken = sorted(set(pull.keys()) & set(losses.keys()))
         if taken:
             raise ValueError(
@@ -190,6 +206,23 @@ class Kickstarting(TrainerHookBase):
         self._entropy = pull.get("teacher_entropy", None)
         pull.set(_LOSS, pull.get(_LOSS) * self.distill_coeff)
         return losses.update(pull)
+
+    def _evaluated(self, rl_loss: nn.Module, batch: TensorDictBase) -> TensorDictBase:
+        if self._trained_keys is None:  # once entries have their names
+            self._trained_keys = trained_keys(self.loss, rl_loss)
+        return evaluated(self.loss, batch, self._trained_keys)
+
+    @torch.no_grad()
+    def _measure_entropy(self, rl_loss: nn.Module, batch: Any) -> None:
+        """Let a schedule that may follow the teacher's entropy see it while the pull is nothing, once a batch."""
+        if (
+            type(self._schedule) in _WITHOUT_ENTROPY
+            or self._entropy is not None
+            or not isinstance(batch, TensorDictBase)
+        ):
+            return
+        with eval_mode(self.loss.student_network):  # draws nothing, and moves no statistics
+            self._entropy = self._evaluated(rl_loss, batch.copy()).get("teacher_entropy", None)
 
     def after_update(self) -> None:
         """Count a minibatch; called after each."""
@@ -213,6 +246,7 @@ class Kickstarting(TrainerHookBase):
 
     def _apply_schedule(self) -> None:
         known = {} if self._entropy is None else {"distill/student/teacher_entropy": self._entropy.mean().item()}
+        self._entropy = None  # each batch is seen once
         value = float(self._schedule(self._returns.run_state(self.updates, ["student"], known)))
         if not (math.isfinite(value) and value >= 0):
             raise ValueError(
@@ -244,6 +278,36 @@ class Kickstarting(TrainerHookBase):
         self.distill_coeff = float(state_dict["distill_coeff"])
 
 
+class _Pull:
+    """Forward hook of a loss that is pulled. A copy of the loss, and one that was pickled, has one without a pull."""
+
+    def __init__(self, hook: Kickstarting | None = None, rl_loss: nn.Module | None = None) -> None:
+        self.hook = hook
+        self._rl_loss = None if rl_loss is None else weakref.ref(rl_loss)
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any], losses: Any) -> Any:
+        if not self.pulls(module):
+            return losses
+        assert self.hook is not None
+        return self.hook.add_to(losses, module, args[0] if args else kwargs.get("tensordict"))
+
+    def pulls(self, module: nn.Module) -> bool:
+        """Return True for the loss itself, and not for one that shares its hooks."""
+        return self._rl_loss is not None and self._rl_loss() is module
+
+    def __reduce__(self) -> tuple[type[_Pull], tuple[()]]:
+        return _Pull, ()
+
+
+def _refuse_second_pull(rl_loss: nn.Module) -> None:
+    hooks = getattr(rl_loss, "_forward_hooks", {}).values()
+    if any(isinstance(hook, _Pull) and hook.pulls(rl_loss) for hook in hooks):
+        raise ValueError(
+            f"a loss has one pull, under whose names it is logged: got a second Kickstarting of a "
+            f"{type(rl_loss).__name__}; pull to several teachers by a TeacherMixture or a TeacherByKey."
+        )
+
+
 def _is_weight(name: str) -> bool:
     return name.startswith(_OWN_STATE)
 
@@ -253,12 +317,6 @@ def _written_for_students(loss: PolicyDistillationLoss, rl_loss: nn.Module) -> N
     read = getattr(loss.tensor_keys, "teacher_action_value", None)
     written = getattr(rl_loss.tensor_keys, "teacher_action_value", None)
     return read if getattr(rl_loss, "shares_values", False) and read == written else None
-
-
-def _for_pull(loss: PolicyDistillationLoss, rl_loss: nn.Module, batch: TensorDictBase) -> TensorDictBase:
-    """A minibatch without values of the network that is pulled, so that the teacher is run."""
-    key = _written_for_students(loss, rl_loss)
-    return batch if key is None else batch.exclude(key)
 
 
 def _check_loss(loss: PolicyDistillationLoss) -> None:
@@ -275,6 +333,15 @@ def _check_loss(loss: PolicyDistillationLoss) -> None:
         )
     if loss.reduction == "none":
         raise ValueError("the pull must be reduced: got reduction='none'; use 'mean'.")
+
+
+def _check_gate(loss: PolicyDistillationLoss, schedule: Schedule) -> None:
+    """Refuse a gate on a loss that measures no entropy over discrete actions: it would never open."""
+    if isinstance(schedule, KLGate) and not isinstance(loss, DistillationLoss):
+        raise ValueError(
+            f"a KLGate follows a teacher's entropy over discrete actions: got one for a {type(loss).__name__}, which "
+            "measures none; use a schedule of updates or a GapSchedule."
+        )
 
 
 def _check_networks(loss: PolicyDistillationLoss, rl_loss: LossModule) -> None:

@@ -15,7 +15,7 @@ from torchrl.trainers import Trainer
 from torchrl_rtpd.networks.running import bare_network
 from torchrl_rtpd.objectives.base import PolicyDistillationLoss
 from torchrl_rtpd.objectives.discrete import DistillationLoss
-from torchrl_rtpd.trainers._torchrl import runs_elsewhere, send_weights
+from torchrl_rtpd.trainers._torchrl import is_over, runs_elsewhere, send_weights
 from torchrl_rtpd.trainers.critic_warmup import CriticWarmup
 from torchrl_rtpd.trainers.policies import acts_by_values, policy_of
 from torchrl_rtpd.trainers.student import Student
@@ -54,12 +54,14 @@ def learn_on(
 
     Warning: a student learns on as what it is. One that was distilled by a KL alone has no action values for DQN, and
     one that was distilled at a temperature other than 1 acts differently as a PPO or SAC actor, which has none. Both
-    are reported.
+    are reported, and so is a student that has not learned at all, such as that of a hook whose trainer never ran or
+    ran in other processes.
 
     Raises:
         TypeError: a student that is neither of the two, or a trainer's loss without an acting network.
         ValueError: another word for ``optimizer``, networks of different layout, or optimisers that do not fit.
-        RuntimeError: a trainer that learns in other processes, or one without an optimiser to give moments to.
+        RuntimeError: a trainer that learns in other processes, one that has ended, or one without an optimiser to give
+            moments to.
 
     Examples:
         >>> from types import SimpleNamespace
@@ -88,6 +90,11 @@ def learn_on(
             "learning on changes the networks of this process, but learner_backend='ray' has others; save the "
             "student's weights and build the trainer's loss on them."
         )
+    if is_over(trainer):
+        raise RuntimeError(
+            "learning on needs a trainer that is still to train: got one whose collector is closed or has all its "
+            "frames, as after train(); build the trainer again, or with more total_frames."
+        )
     rl_loss: Any = trainer.loss_module
     pairs, buffers = _matched(loss, rl_loss)
     if optimizer == "kept":
@@ -95,6 +102,13 @@ def learn_on(
     if critic_warmup_updates != 0:
         CriticWarmup(critic_warmup_updates).register(trainer)
     # Nothing is refused from here on.
+    if isinstance(student, Student) and not student.has_learned:
+        warnings.warn(
+            f"student {student.name!r} has learned nothing in this process: its weights are those it was built with, "
+            "and its optimiser has no moments. Train its hook first, or load the hook's state; ignore this where the "
+            "trainer's own checkpoint is loaded next.",
+            stacklevel=2,
+        )
     _warn_of_scale(loss, rl_loss)
     if optimizer == "kept" and isinstance(student, Student):
         _keep_moments(student.optimizer, trainer.optimizer, pairs)

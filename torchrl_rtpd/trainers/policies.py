@@ -8,7 +8,7 @@ from tensordict.nn import TensorDictModule
 from torch import nn
 from torchrl.objectives import LossModule
 
-__all__ = ["acts_by_values", "critic_parameters", "policy_of"]
+__all__ = ["acts_by_values", "critic_parameters", "policy_of", "trained_network"]
 
 _POLICIES = ("actor_network", "local_value_network", "value_network")  # an actor's value network is its critic
 _CRITICS = ("critic_network", "qvalue_network", "value_network")
@@ -44,6 +44,12 @@ def policy_of(loss_module: Any) -> TensorDictModule:
             "others, as copy.deepcopy leaves it; build the loss again."
         )
     return network
+
+
+def trained_network(loss_module: Any) -> TensorDictModule | None:
+    """Return :func:`policy_of`'s network, whatever its parameters; None for anything without one."""
+    name = _policy_name(loss_module)
+    return None if name is None else getattr(loss_module, name)
 
 
 def acts_by_values(loss_module: LossModule) -> bool:

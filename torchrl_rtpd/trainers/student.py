@@ -13,10 +13,12 @@ from tensordict.utils import NestedKey
 from torch import Tensor, nn
 from torchrl.objectives.utils import TargetNetUpdater
 
+from torchrl_rtpd.functional.checks import check_name
 from torchrl_rtpd.networks.memory import next_key
 from torchrl_rtpd.objectives.base import PolicyDistillationLoss
 from torchrl_rtpd.schedules import RunState, Schedule, apply_schedules, check_schedules
 from torchrl_rtpd.trainers.optimizers import keep_device_options
+from torchrl_rtpd.trainers.own_teachers import evaluated, has_own_teacher, trained_keys
 from torchrl_rtpd.trainers.targets import step_target, updater_like
 
 __all__ = [
@@ -54,6 +56,9 @@ class Student:
 
     Attributes:
         metric_names: names of the metrics that :meth:`learn` last returned.
+        own_teacher: True if its loss was given another teacher than the network that the trainer trains; known once
+            the student is attached. It then runs that one, whatever the minibatch holds of the trained network.
+        has_learned: True once it was updated, or restored.
 
     Raises:
         TypeError: a loss that is not one of ours.
@@ -82,6 +87,9 @@ class Student:
         self.clip_norm = clip_norm
         self.target_updater: TargetNetUpdater | None = None
         self.metric_names: list[str] = []
+        self.own_teacher = False
+        self.has_learned = False
+        self._trained_keys: list[NestedKey] = []  # of a minibatch, to be hidden from a loss with its own teacher
         self._make_updater = target_updater
         self._warned_of: dict[str, Any] = {}  # settings that differ from those of the teacher's loss
         self._saved_updater: Any = None  # state of a target updater that attach() is still to build
@@ -89,6 +97,8 @@ class Student:
     def follow(self, teacher_loss: nn.Module) -> None:
         """Follow the trainer's own loss where this one was not told otherwise, and warn once of what differs."""
         differing = self.loss.follow(teacher_loss)
+        self.own_teacher = has_own_teacher(self.loss, teacher_loss)
+        self._trained_keys = trained_keys(self.loss, teacher_loss)
         if differing and differing != self._warned_of:
             self._warned_of = differing
             list_of = ", ".join(f"{name} is {own!r}, not {other!r}" for name, (own, other) in differing.items())
@@ -123,7 +133,8 @@ class Student:
         Returns:
             The metrics, stacked in the order of ``metric_names``; None without them.
         """
-        losses = self.loss.evaluate(batch, metrics=metrics)
+        self.has_learned = True
+        losses = evaluated(self.loss, batch, self._trained_keys, metrics=metrics)
         total = sum(value for key, value in losses.items() if key.startswith("loss"))
         total.backward()
         if self.clip_norm is not None:
@@ -160,6 +171,7 @@ class Student:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned, before or after :meth:`attach`."""
         self.loss.load_state_dict(state_dict["loss"])
+        self.has_learned = True
         # A copy, since PyTorch's optimisers keep the loaded tensors themselves.
         self.optimizer.load_state_dict(copy.deepcopy(state_dict["optimizer"]))
         scheduled = state_dict["schedules"] or {}
@@ -178,10 +190,7 @@ class Student:
 
 
 def _check(name: str, loss: PolicyDistillationLoss) -> None:
-    if not isinstance(name, str) or not name or "/" in name:
-        raise ValueError(
-            f"a student's name must be a text without '/', which parts the names of metrics: got {name!r}."
-        )
+    check_name("a student's name", name)
     if name in _RESERVED:
         raise ValueError(
             f"a student must not be called {name!r}, as metrics, scores and files of the teacher are: got a student of "

@@ -8,6 +8,9 @@ There are three, of which :func:`find_values` chooses one when a hook is attache
 :class:`CopiedValues`       a copy of the teacher computes them (:mod:`torchrl_rtpd.trainers.teacher_copies`)
 ==========================  ==================================================================================
 
+They are for students of the network that is trained. Those with a teacher of their own
+(:mod:`torchrl_rtpd.trainers.own_teachers`) are given none.
+
 ``B`` is the batch, ``A`` the number of actions.
 """
 
@@ -143,9 +146,9 @@ class CapturedValues(TeacherValues):
             if remembered_by(network):  # where a game begins in a row it puts another tensor in the place of its input
                 network.register_forward_pre_hook(self._before_forward)
 
-    def __deepcopy__(self, memo: dict) -> CapturedValues:
-        # A copied network takes this forward hook along, but is not watched.
-        return CapturedValues(None)
+    def __reduce__(self) -> tuple[type[CapturedValues], tuple[None]]:
+        # A network that is copied or pickled takes this forward hook along, but is not watched.
+        return CapturedValues, (None,)
 
     def _before_forward(self, network: Any, inputs: tuple[Any, ...]) -> None:
         if network is self._network and inputs and isinstance(inputs[0], TensorDictBase):
@@ -245,5 +248,5 @@ def _values_key(network: TensorDictModule, loss_module: nn.Module) -> NestedKey 
 
 def _keys_read(losses: Iterable[PolicyDistillationLoss]) -> list[NestedKey]:
     """Keys of action values that losses read, each once. Losses of continuous actions read none."""
-    keys = (getattr(loss.tensor_keys, "teacher_action_value", None) for loss in losses)
-    return list(dict.fromkeys(unravel_key(key) for key in keys if key is not None))
+    reading = (loss for loss in losses if hasattr(loss.tensor_keys, "teacher_action_value"))
+    return list(dict.fromkeys(unravel_key(key) for loss in reading for key in loss.stored_keys()))
