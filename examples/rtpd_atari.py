@@ -8,8 +8,8 @@
     python examples/rtpd_atari.py export=[onnx,onnx_int8]           and its students as files for devices, in deployed/
     python examples/rtpd_atari.py resume=outputs/...                a run that was interrupted; total_steps=MORE: longer
 
-What a run leaves lies in ``output_dir``: results.json, table.md, metrics.csv, two figures, config.yaml, weights/ and
-checkpoints/. Method: Sun & Fazli 2019, https://arxiv.org/abs/1912.12630.
+What a run leaves lies in ``output_dir``: results.json, table.md, metrics.csv, two figures, play.gif, config.yaml,
+weights/ and checkpoints/. Method: Sun & Fazli 2019, https://arxiv.org/abs/1912.12630.
 """
 
 from __future__ import annotations

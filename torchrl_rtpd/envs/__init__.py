@@ -2,5 +2,6 @@
 
 from torchrl_rtpd.envs.atari import AtariVecEnv
 from torchrl_rtpd.envs.names import check_game
+from torchrl_rtpd.envs.pictures import GamePictures, game_pictures
 
-__all__ = ["AtariVecEnv", "check_game"]
+__all__ = ["AtariVecEnv", "GamePictures", "check_game", "game_pictures"]

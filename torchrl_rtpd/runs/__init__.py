@@ -22,8 +22,11 @@ from torchrl_rtpd.runs.process import keep_freed_memory
 from torchrl_rtpd.runs.protect import Protection, protect
 from torchrl_rtpd.runs.ranges import check_choices, check_ranges
 from torchrl_rtpd.runs.report import pareto_front, results_table
+from torchrl_rtpd.runs.side_by_side import SideBySide
 from torchrl_rtpd.runs.stopping import StopOnSignal, StopWhenCaughtUp, catches_up
 from torchrl_rtpd.runs.threads import FreeProcessors, free_processors
+from torchrl_rtpd.runs.video import Video, write_video
+from torchrl_rtpd.runs.window import show_frames
 
 __all__ = [
     "DivergenceError",
@@ -34,8 +37,10 @@ __all__ = [
     "RunFolder",
     "RunMonitor",
     "SaveCheckpoints",
+    "SideBySide",
     "StopOnSignal",
     "StopWhenCaughtUp",
+    "Video",
     "catches_up",
     "changed_settings",
     "check_choices",
@@ -56,5 +61,7 @@ __all__ = [
     "setting",
     "settings_help",
     "settings_that_may_change",
+    "show_frames",
     "write_json",
+    "write_video",
 ]
