@@ -7,11 +7,12 @@ import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from methods import METHODS
 from omegaconf import OmegaConf
-from settings import Config
+from omegaconf.errors import OmegaConfBaseException
+from settings import RENAMED, Config
 from tasks import Task
 from tensordict.nn import TensorDictModule
 from torchrl.envs import EnvBase
@@ -20,7 +21,7 @@ from torchrl_rtpd import Evaluator, load_weights
 from torchrl_rtpd.deploy import load_exported
 from torchrl_rtpd.evaluation import RecordedGame, record_games
 from torchrl_rtpd.networks import num_parameters
-from torchrl_rtpd.runs import SideBySide, write_video
+from torchrl_rtpd.runs import SideBySide, renamed_settings, write_video
 
 SECONDS = 20.0
 HELD = 0.9  # share of the teacher's score, from the random player's, that a student to be shown holds
@@ -31,7 +32,11 @@ def saved_run(folder: Path) -> Config:
     file = folder / "config.yaml"
     if not file.exists():
         raise ValueError(f"a run's folder holds config.yaml and weights/: got {folder}; give its output_dir.")
-    config = cast(Config, OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(file)))
+    saved = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(file)))
+    try:
+        config = cast(Config, OmegaConf.merge(OmegaConf.structured(Config), renamed_settings(saved, RENAMED)))
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{file} must be that of a run: got other keys or values, {error}.") from error
     config.device, config.compile, config.cudagraph = "cpu", False, False
     return config
 

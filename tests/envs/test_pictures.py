@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import gymnasium
 import numpy as np
@@ -12,7 +13,7 @@ from ale_py import Action, ALEInterface, roms
 from evaluation_parts import FixedLengths
 from gymnasium.vector import AutoresetMode
 from tensordict import TensorDictBase
-from torchrl.envs import GymWrapper, RewardSum, TransformedEnv
+from torchrl.envs import GymEnv, GymWrapper, RewardSum, SerialEnv, TransformedEnv
 
 from torchrl_rtpd.envs import AtariVecEnv, game_pictures
 
@@ -126,6 +127,28 @@ def test_small_pictures_are_copied() -> None:
     assert (picture == 0).all()
 
 
+def test_shares_of_full_brightness_are_a_picture() -> None:
+    """0, a half and 1 are 0, 128 and 255."""
+    picture = game_pictures(Drawn(lambda: np.array([[[0.0, 0.5, 1.0]]]))).picture()
+    assert picture.tolist() == [[[0, 128, 255]]] and picture.dtype == np.uint8
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_minatar_draws_itself(batched: bool) -> None:
+    """Alone, and as one of TorchRL's environments side by side, which is asked before it was reset."""
+    from minatar import gym as minatar
+
+    if "MinAtar/Breakout-v1" not in gymnasium.registry:
+        minatar.register_envs()
+    make_env = partial(GymEnv, "MinAtar/Breakout-v1", categorical_action_encoding=True, render_mode="rgb_array")
+    env = SerialEnv(1, make_env) if batched else make_env()
+    pictures = game_pictures(env)
+    pictures.begin(0)
+    pictures.follow(env.rand_step(env.reset()))
+    assert pictures.picture().shape == (10, 10, 3) and len(np.unique(pictures.picture())) > 2
+    env.close()
+
+
 def test_several_games_at_once_are_refused() -> None:
     with pytest.raises(ValueError, match="pictures are those of one game: got an environment of 2; make one"):
         game_pictures(AtariVecEnv("pong", 2))
@@ -139,8 +162,11 @@ def test_environments_that_cannot_be_drawn_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("drawn", "found"), [(np.zeros((4, 4, 3)), r"float64 \[4, 4, 3\]"), (np.zeros((4, 4), np.uint8), r"uint8 \[4, 4\]")]
+    ("drawn", "found"),
+    [(np.full((4, 4, 3), 7.0), r"float64 \[4, 4, 3\]"), (np.zeros((4, 4), np.uint8), r"uint8 \[4, 4\]")],
 )
 def test_other_arrays_are_no_pictures(drawn: np.ndarray, found: str) -> None:
-    with pytest.raises(ValueError, match=rf"a picture is uint8 \[H, W, 3\]: got {found} from Drawn"):
+    with pytest.raises(
+        ValueError, match=rf"a picture is uint8 \[H, W, 3\], or shares in \[0, 1\]: got {found} from Drawn"
+    ):
         game_pictures(Drawn(lambda: drawn)).picture()

@@ -197,6 +197,15 @@ def test_classic_control_is_drawn_too(tmp_path: Path, game: str) -> None:
         assert video.size[0] == 648 and video.n_frames > 5
 
 
+def test_runs_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    """Every configuration that a published run of the main example has left; other files are refused."""
+    found = list((EXAMPLES.parent / "docs" / "results").rglob("config.yaml"))
+    assert len(found) > 10 and all(saved_run(path.parent).game for path in found)
+    (tmp_path / "config.yaml").write_text("game: pong\nspeed: 9\n")
+    with pytest.raises(ValueError, match=r"config\.yaml must be that of a run: got other keys or values.*speed"):
+        saved_run(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

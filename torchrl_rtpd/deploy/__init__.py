@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torchrl_rtpd.deploy.export import ExportReport, FileReport, export_student
-    from torchrl_rtpd.deploy.latency import Deployment, IntegerFile, Latency, deployed_latency, measure_deployment
     from torchrl_rtpd.deploy.exported import load_exported
+    from torchrl_rtpd.deploy.latency import Deployment, IntegerFile, Latency, deployed_latency, measure_deployment
 
 __all__ = [
     "Deployment",

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from gymnasium.error import DependencyNotInstalled
 from tensordict import TensorDictBase
-from torchrl.envs import EnvBase, TransformedEnv
+from torchrl.envs import EnvBase, ParallelEnv, SerialEnv, TransformedEnv
 
 from torchrl_rtpd.envs.atari import AtariVecEnv
 
@@ -125,6 +125,8 @@ class _Rendered:
     """An environment that draws itself."""
 
     def __init__(self, env: EnvBase) -> None:
+        if isinstance(env, (SerialEnv, ParallelEnv)) and env.is_closed:
+            env.start()  # before that nobody can ask the environment inside
         mode = getattr(env, "render_mode", "rgb_array")
         if not hasattr(env, "render") or _only(mode) != "rgb_array":
             raise ValueError(
@@ -149,10 +151,12 @@ class _Rendered:
             drawn = np.asarray(_only(self._env.render()))
         except DependencyNotInstalled as error:
             raise ImportError(f"{error}; pip install 'torchrl_rtpd[video]' brings it as well.") from error
+        if np.issubdtype(drawn.dtype, np.floating) and drawn.size and drawn.min() >= 0 and drawn.max() <= 1:
+            drawn = (255 * drawn).round().astype(np.uint8)  # MinAtar's are shares of full brightness
         if drawn.dtype != np.uint8 or drawn.ndim != 3 or drawn.shape[-1] != 3:
             raise ValueError(
-                f"a picture is uint8 [H, W, 3]: got {drawn.dtype} {list(drawn.shape)} from {type(self._env).__name__}; "
-                "draw its game in red, green and blue."
+                f"a picture is uint8 [H, W, 3], or shares in [0, 1]: got {drawn.dtype} {list(drawn.shape)} from "
+                f"{type(self._env).__name__}; draw its game in red, green and blue."
             )
         return _smaller(drawn)
 

@@ -66,7 +66,8 @@ def record_games(
         evaluator: of an environment of one slot that can be drawn, see
             :func:`~torchrl_rtpd.envs.pictures.game_pictures`. Its quota is one game.
         seed: of the game and of random actions.
-        seconds: of the game, at the speed of a person, after which a recording ends.
+        seconds: of the game, at the speed of a person, after which a recording ends. Pictures of an Atari game take
+            1.5 MB of memory a second and player.
 
     Returns:
         A game for each network.

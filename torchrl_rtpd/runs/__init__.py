@@ -4,6 +4,7 @@ from torchrl_rtpd.runs.checkpoints import SaveCheckpoints, newest_checkpoint
 from torchrl_rtpd.runs.config import (
     changed_settings,
     check_settings,
+    renamed_settings,
     resumed_config,
     resumed_steps,
     saved_config,
@@ -53,6 +54,7 @@ __all__ = [
     "plot_curves",
     "plot_front",
     "protect",
+    "renamed_settings",
     "results_table",
     "resumed_config",
     "resumed_steps",

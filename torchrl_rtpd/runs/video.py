@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -161,9 +162,9 @@ def _indexed(make_frames: Callable[[], Iterable[np.ndarray]], count: int) -> lis
     for frame in make_frames():
         colours = np.union1d(colours, _packed(frame))
         if len(colours) > _COLOURS:
-            sample = [frame for number, frame in enumerate(make_frames()) if number % math.ceil(count / _SAMPLE) == 0]
-            palette = Image.fromarray(np.concatenate(sample)).quantize(_COLOURS)
-            return [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in make_frames()]
+            sample = list(islice(make_frames(), 0, None, math.ceil(count / _SAMPLE)))
+            palette, plain = Image.fromarray(np.concatenate(sample)).quantize(_COLOURS), Image.Dither.NONE
+            return [Image.fromarray(frame).quantize(palette=palette, dither=plain) for frame in make_frames()]
     table = np.stack([colours >> 16, colours >> 8 & 255, colours & 255], -1).astype(np.uint8).tobytes()
     images = []
     for frame in make_frames():
