@@ -69,7 +69,7 @@ def load_players(
         if name in networks:
             players[name] = networks[name]
         elif Path(name).is_file():
-            players[Path(name).name] = load_exported(name)
+            players[Path(name).name if Path(name).name not in players else name] = load_exported(name)
         else:
             raise ValueError(
                 f"a student is one of the run's, {', '.join(networks) or 'which has none'}, or an exported file: got "

@@ -46,6 +46,21 @@ def test_a_game_that_is_over_waits_for_the_others_and_says_so() -> None:
     assert letters(SideBySide([game("teacher", [50])])[0], 200, 320, bottom=30) == 0
 
 
+def test_a_long_name_leaves_room_for_what_stands_beside_it() -> None:
+    (short,), (long,) = (SideBySide([game(name, [50], over=True)]) for name in ("net", "W" * 60))
+    assert np.array_equal(short[:, 235:], long[:, 235:]) and letters(long, 8, 235, bottom=30) > letters(short, 8, 235)
+
+
+def test_scores_that_are_no_numbers_are_shown() -> None:
+    """A sum of rewards may be one."""
+    games = [
+        RecordedGame("net", 15.0, (np.zeros((2, 2, 3), np.uint8),), (score,), None, False, score)
+        for score in (float("nan"), 1.25)
+    ]
+    (frame,) = SideBySide(games)
+    assert letters(frame, 0, 320, 30) > 100 and letters(frame, 328, 648, 30) > 100
+
+
 def test_scores_and_agreement_run_along_with_the_game() -> None:
     """Score in the second line to the left, agreement to the right, and a teacher has none."""
     teacher, student = game("teacher", [50, 60, 70]), game("net17", [50, 60, 70], agrees=True)

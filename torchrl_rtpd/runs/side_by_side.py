@@ -19,6 +19,7 @@ _GAP, _MARGIN = 8, 8
 _LINES = (6, 32)  # top of name and of score
 _HEADER = 60
 _SIZES = (22, 18)
+_NAME_WIDTH = 205  # pixels; "game over" stands beside it
 _BACKGROUND, _TEXT = (24, 24, 24), (240, 240, 240)
 _TEACHER, _STUDENT = (230, 159, 0), (86, 180, 233)  # of Okabe and Ito, whom the colour-blind can tell apart
 _SHADES = 4  # of a letter's edge: frames have few colours, as games have
@@ -84,11 +85,12 @@ class SideBySide(Sequence):
         last = len(game.pictures) - 1
         at = min(number, last)
         picture = game.pictures[at]
-        grown = picture.repeat(max(1, _WIDTH // picture.shape[1]), 0).repeat(max(1, _WIDTH // picture.shape[1]), 1)
+        times = max(1, _WIDTH // picture.shape[1])
+        grown = picture.repeat(times, 0).repeat(times, 1)
         header = np.full((_HEADER, max(_WIDTH, grown.shape[1]), 3), _BACKGROUND, np.uint8)
         right = header.shape[1] - _MARGIN
         score = game.score if at == last else game.scores[at]
-        self._write(header, game.name, (_MARGIN, _LINES[0]), 0, _TEACHER if first else _STUDENT)
+        self._write(header, _short(game.name, self._fonts[0]), (_MARGIN, _LINES[0]), 0, _TEACHER if first else _STUDENT)
         self._write(header, f"score {_number(score)}", (_MARGIN, _LINES[1]), 1, _TEXT)
         if game.over and at == last:
             self._write(header, "game over", (right, _LINES[0]), 1, _TEXT, anchor="ra")
@@ -122,8 +124,17 @@ def _fonts() -> list[Any]:
     return [ImageFont.load_default(size) for size in _SIZES]
 
 
+def _short(name: str, font: Any) -> str:
+    """As much of a name as leaves room beside it."""
+    if font.getlength(name) <= _NAME_WIDTH:
+        return name
+    while name and font.getlength(f"{name}..") > _NAME_WIDTH:
+        name = name[:-1]
+    return f"{name}.."
+
+
 def _number(score: float) -> str:
-    return f"{score:,.0f}" if score == round(score) else f"{score:,.1f}"
+    return f"{score:,.0f}" if float(score).is_integer() else f"{score:,.1f}"
 
 
 def _gap(height: int) -> np.ndarray:
