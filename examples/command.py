@@ -15,6 +15,7 @@ from methods import METHODS
 from omegaconf import OmegaConf
 from scoreboard import quiet
 from settings import RENAMED, Config
+from showing import show_at_the_end
 from tasks import Task, batch_steps, threads_in_all
 
 from torchrl_rtpd.runs.config import (
@@ -93,12 +94,15 @@ def _check_teacher(config: Config) -> None:
 
 
 def launched(run: Callable[..., Any], config: Config, task: Task) -> None:
-    """Prepare a run and make it; one that is interrupted before it trains ends in one line."""
+    """Prepare a run, make it and show it; one that is interrupted before it trains ends in one line."""
     try:
-        run(*prepared(config, task))
+        config, task, folder = prepared(config, task)
+        run(config, task, folder)
     except KeyboardInterrupt:
         print("\nStopped before anything was learned.", file=sys.stderr)
         raise SystemExit(130) from None
+    if config.video and config.evaluate_every_steps is not None:  # a run without games has none to show
+        show_at_the_end(folder.path, task)
 
 
 def claimed(config: Config, task: Task) -> RunFolder:

@@ -9,8 +9,8 @@
     python examples/rtpd_atari.py students=auto                     the smallest student that will do, of sixteen
     python examples/rtpd_atari.py resume=outputs/...                a run that was interrupted; total_steps=MORE: longer
 
-What a run leaves lies in ``output_dir``: results.json, table.md, metrics.csv, two figures, config.yaml, weights/ and
-checkpoints/. Method: Sun & Fazli 2019, https://arxiv.org/abs/1912.12630.
+What a run leaves lies in ``output_dir``: results.json, table.md, metrics.csv, two figures, play.gif, config.yaml,
+weights/ and checkpoints/. Method: Sun & Fazli 2019, https://arxiv.org/abs/1912.12630.
 """
 
 from __future__ import annotations

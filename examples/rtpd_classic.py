@@ -55,9 +55,8 @@ def units_of(name: str) -> int:
 def make_env(config: Config, slots: int, *, seed: int | None = None, evaluation: bool = False) -> EnvBase:
     """Games side by side; the time limit of each is gymnasium's, 500 steps."""
     # GymEnv(..., num_envs=slots) would reset one step late and mix up the transitions around it.
-    games = gymnasium.make_vec(
-        GAMES[config.game], slots, "sync", vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP}
-    )
+    same_step, drawn = {"autoreset_mode": AutoresetMode.SAME_STEP}, "rgb_array" if evaluation else None
+    games = gymnasium.make_vec(GAMES[config.game], slots, "sync", vector_kwargs=same_step, render_mode=drawn)
     env = GymWrapper(games, categorical_action_encoding=True).append_transform(RewardSum())
     if seed is not None:
         env.set_seed(seed)

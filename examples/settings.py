@@ -49,6 +49,7 @@ class Config:
     output_dir: str | None = setting(None, "folder of the run; null makes a new one in outputs/")
     tensorboard: bool = setting(True, "write events for TensorBoard", may_change=True)
     progress_bar: bool = setting(True, "show progress and scores", may_change=True)
+    video: bool = setting(True, "write play.gif at the end: teacher and student side by side", may_change=True)
 
     # Where and how fast
     device: str = setting("cpu", "where the networks learn: cpu | cuda | cuda:<number>", may_change=True)

@@ -114,7 +114,8 @@ def _can_go_on(run: Run) -> bool:
 
 
 def _made(run: Run, *overrides: str) -> bool:
-    subprocess.run([sys.executable, str(CONFIG.parent / f"{run.script}.py"), *overrides], check=False)
+    command = [sys.executable, str(CONFIG.parent / f"{run.script}.py"), *overrides, "video=false"]
+    subprocess.run(command, check=False)
     return run.done
 
 

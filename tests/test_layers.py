@@ -28,7 +28,9 @@ OPTIONAL = (
     "tensorboard",
     "wandb",
     "envpool",
-    "imageio",
+    "PIL",
+    "av",
+    "pygame",
     "cv2",
 )
 

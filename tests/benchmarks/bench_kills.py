@@ -48,6 +48,7 @@ SETTINGS = [
     "max_episode_steps=10",
     "students=[net17]",
     "progress_bar=false",
+    "video=false",
     "tensorboard=false",
     "threads=1",
 ]

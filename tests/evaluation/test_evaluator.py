@@ -291,3 +291,16 @@ def test_closing_twice_is_harmless() -> None:
     evaluator.close()
     evaluator.close()
     assert evaluator.env.is_closed
+
+
+def test_a_watcher_sees_each_step_and_may_end_the_play() -> None:
+    """Slot 0 plays games of two steps, a point each; after four steps of both slots it was enough, in slot 1's game."""
+    seen: list[tuple[bool, float]] = []
+
+    def watch(step: TensorDictBase, score: float) -> bool:
+        seen.append((bool(step["next", "done"][0]), score))
+        return len(seen) == 4
+
+    scores = Evaluator(lambda: FixedLengths([2, 5]), episodes=6, epsilon=0.0)(always(0), watch=watch)
+    assert seen == [(False, 1.0), (True, 2.0), (False, 1.0), (True, 2.0)]
+    assert scores.scores == (2.0, 2.0, 8.0) and scores.cut == 1 and scores.steps == 8

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torchrl_rtpd.deploy.export import ExportReport, FileReport, export_student
+    from torchrl_rtpd.deploy.exported import load_exported
     from torchrl_rtpd.deploy.latency import Deployment, IntegerFile, Latency, deployed_latency, measure_deployment
 
 __all__ = [
@@ -18,10 +19,12 @@ __all__ = [
     "Latency",
     "deployed_latency",
     "export_student",
+    "load_exported",
     "measure_deployment",
 ]
 
 _HOMES = dict.fromkeys(("Deployment", "IntegerFile", "Latency", "deployed_latency", "measure_deployment"), "latency")
+_HOMES["load_exported"] = "exported"
 
 
 def __getattr__(name: str) -> Any:

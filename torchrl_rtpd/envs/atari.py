@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -127,13 +126,9 @@ class AtariVecEnv(EnvBase):
         self.image_size = _height_and_width(image_size)
         self.grayscale = grayscale
         self.clip_rewards = clip_rewards
-        self._ale = self._make_ale(
-            num_threads=int(num_threads),
-            max_num_frames_per_episode=int(max_frames),
-            repeat_action_probability=sticky_actions,
-            full_action_space=full_action_space,
-            noop_max=int(noop_max),
-        )
+        self.full_action_space, self.noop_max = full_action_space, int(noop_max)
+        self.sticky_actions, self.max_frames = sticky_actions, int(max_frames)
+        self._ale = self._make_ale(int(num_threads))
         self.action_meanings = [action.name for action in self._ale.ale.get_action_set()]
         self.num_actions = len(self.action_meanings)
         self._full_strength = [1.0] * self.batch_size[0]  # how far a paddle is turned
@@ -141,7 +136,7 @@ class AtariVecEnv(EnvBase):
         self._make_state()
         self.set_seed(seed)
 
-    def _make_ale(self, **options: Any) -> AtariVectorEnv:
+    def _make_ale(self, num_threads: int) -> AtariVectorEnv:
         return AtariVectorEnv(
             self.game,
             self.batch_size[0],
@@ -152,7 +147,11 @@ class AtariVecEnv(EnvBase):
             stack_num=self.frame_stack,
             frameskip=self.frame_skip,
             reward_clipping=False,  # clipped here, so that the raw reward is there too
-            **options,
+            num_threads=num_threads,
+            max_num_frames_per_episode=self.max_frames,
+            repeat_action_probability=self.sticky_actions,
+            full_action_space=self.full_action_space,
+            noop_max=self.noop_max,
         )
 
     def _make_specs(self) -> None:

@@ -9,6 +9,7 @@ from torchrl_rtpd.evaluation.comparison import (
     time_to_teacher,
 )
 from torchrl_rtpd.evaluation.evaluator import EvaluationStopped, Evaluator
+from torchrl_rtpd.evaluation.recording import RecordedGame, record_games
 from torchrl_rtpd.evaluation.scores import Scores, agreement_with_teacher, latency_ms, regret_of_students
 from torchrl_rtpd.evaluation.shares import Candidate, Share, may_be_smallest, share_of_teacher
 
@@ -16,6 +17,7 @@ __all__ = [
     "Candidate",
     "EvaluationStopped",
     "Evaluator",
+    "RecordedGame",
     "Scores",
     "Share",
     "agreement_with_teacher",
@@ -26,6 +28,7 @@ __all__ = [
     "may_be_smallest",
     "paper_percentages",
     "probability_of_improvement",
+    "record_games",
     "regret_of_students",
     "share_of_teacher",
     "time_to_teacher",

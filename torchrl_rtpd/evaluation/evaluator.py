@@ -132,6 +132,7 @@ class Evaluator:
         epsilon: float | None = None,
         keep_observations: int = 0,
         should_stop: Callable[[], bool] | None = None,
+        watch: Callable[[TensorDictBase, float], bool] | None = None,
     ) -> Scores:
         """Play every slot's quota of games.
 
@@ -142,6 +143,9 @@ class Evaluator:
             keep_observations: observations to keep, spread evenly over the play. Of a recurrent policy they hold what
                 it remembered.
             should_stop: asked after each step; True gives up, as when a run is to end.
+            watch: told each step ``[*batch]``, with what follows under ``"next"``, and the score of the first slot's
+                game after it, as :func:`~torchrl_rtpd.evaluation.record_games` is. True ends the play as ``max_steps``
+                does.
 
         Returns:
             The scores of ``N * quota`` games, fewer if ``max_steps`` ended the play before.
@@ -165,7 +169,7 @@ class Evaluator:
         with _seeded(seed), torch.no_grad(), set_exploration_type(self.exploration_type), eval_mode(policy):
             self.env.set_seed(seed)
             generator = torch.Generator().manual_seed(seed)
-            return self._play(_Player(policy, self.env), generator, epsilon, kept, should_stop)
+            return self._play(_Player(policy, self.env), generator, epsilon, kept, should_stop, watch)
 
     def _play(
         self,
@@ -174,6 +178,7 @@ class Evaluator:
         epsilon: float,
         kept: KeptObservations,
         should_stop: Callable[[], bool] | None,
+        watch: Callable[[TensorDictBase, float], bool] | None,
     ) -> Scores:
         games = Games(self.env, self.quota, self.score_key)
         start = time.monotonic()
@@ -189,7 +194,8 @@ class Evaluator:
                 tensordict.set(key, _where(explores, drawn[key], action) if epsilon > 0 else action)
             tensordict, following = self.env.step_and_maybe_reset(tensordict)
             games.count(tensordict)
-            if not any(games.playing):
+            enough = watch is not None and watch(tensordict, games.running[0])
+            if enough or not any(games.playing):
                 break
             tensordict = following
         games.stop()

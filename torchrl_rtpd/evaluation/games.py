@@ -76,6 +76,7 @@ class Games:
 
     Attributes:
         playing: slots that have games left, as bools.
+        running: score of each slot's game so far, at its end until the next one scores.
         steps: agent decisions counted so far, all slots together.
         cut: games counted so far that a step bound or truncation ended.
     """
@@ -85,7 +86,7 @@ class Games:
         self._reward_keys = list(env.reward_keys)
         slots = env.batch_size.numel()
         self._scores: list[list[float]] = [[] for _ in range(slots)]
-        self._running = [0.0] * slots
+        self.running = [0.0] * slots
         self._done = [True] * slots
         self.playing = [True] * slots
         self.steps = self.cut = 0
@@ -97,12 +98,12 @@ class Games:
 
     def count(self, step: TensorDictBase) -> None:
         """Take in a step ``[*batch]`` with what follows under ``"next"``."""
-        self._running = self._score(step)
+        self.running = self._score(step)
         self._done, truncated = self._flags(step, "done"), self._flags(step, "truncated")
         self.steps += sum(self.playing)
         for slot, playing in enumerate(self.playing):
             if self._done[slot] and playing:
-                self._scores[slot].append(self._running[slot])
+                self._scores[slot].append(self.running[slot])
                 self.cut += truncated[slot]
         self.playing = [len(games) < self._quota for games in self._scores]
 
@@ -110,7 +111,7 @@ class Games:
         """End the play at a step bound: a game being played counts as it stands."""
         for slot, playing in enumerate(self.playing):
             if playing and not self._done[slot]:
-                self._scores[slot].append(self._running[slot])
+                self._scores[slot].append(self.running[slot])
                 self.cut += 1
 
     @property
@@ -123,7 +124,7 @@ class Games:
             return self._mean([step.get(("next", self._key))])
         gained = self._mean([step.get(("next", key)) for key in self._reward_keys])
         return [
-            gain if done else score + gain for score, gain, done in zip(self._running, gained, self._done, strict=True)
+            gain if done else score + gain for score, gain, done in zip(self.running, gained, self._done, strict=True)
         ]
 
     def _mean(self, entries: Sequence[Tensor]) -> list[float]:

@@ -4,6 +4,7 @@ from torchrl_rtpd.runs.checkpoints import SaveCheckpoints, newest_checkpoint
 from torchrl_rtpd.runs.config import (
     changed_settings,
     check_settings,
+    renamed_settings,
     resumed_config,
     resumed_steps,
     saved_config,
@@ -22,9 +23,12 @@ from torchrl_rtpd.runs.process import keep_freed_memory
 from torchrl_rtpd.runs.protect import Protection, protect
 from torchrl_rtpd.runs.ranges import check_choices, check_ranges
 from torchrl_rtpd.runs.report import pareto_front, results_table
+from torchrl_rtpd.runs.side_by_side import SideBySide
 from torchrl_rtpd.runs.size_search import SizeSearch
 from torchrl_rtpd.runs.stopping import StopOnSignal, StopWhenCaughtUp, catches_up
 from torchrl_rtpd.runs.threads import FreeProcessors, free_processors
+from torchrl_rtpd.runs.video import Video, write_video
+from torchrl_rtpd.runs.window import show_frames
 
 __all__ = [
     "DivergenceError",
@@ -35,9 +39,11 @@ __all__ = [
     "RunFolder",
     "RunMonitor",
     "SaveCheckpoints",
+    "SideBySide",
     "SizeSearch",
     "StopOnSignal",
     "StopWhenCaughtUp",
+    "Video",
     "catches_up",
     "changed_settings",
     "check_choices",
@@ -50,6 +56,7 @@ __all__ = [
     "plot_curves",
     "plot_front",
     "protect",
+    "renamed_settings",
     "results_table",
     "resumed_config",
     "resumed_steps",
@@ -58,5 +65,7 @@ __all__ = [
     "setting",
     "settings_help",
     "settings_that_may_change",
+    "show_frames",
     "write_json",
+    "write_video",
 ]

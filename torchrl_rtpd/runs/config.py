@@ -24,6 +24,7 @@ from torchrl_rtpd.runs.checkpoints import newest_checkpoint
 __all__ = [
     "changed_settings",
     "check_settings",
+    "renamed_settings",
     "resumed_config",
     "resumed_steps",
     "saved_config",
@@ -176,7 +177,7 @@ def saved_config(path: str | Path, renamed: Mapping[str, str] | None = None) -> 
 
     Args:
         path: a checkpoint, of which only the manifest is read; or a run's folder, whose newest whole one is taken.
-        renamed: keys that had another name in earlier versions, by that name; dots lead into a mapping.
+        renamed: see :func:`renamed_settings`.
 
     Raises:
         CheckpointError: no checkpoint there, a damaged one, or one without a configuration.
@@ -187,8 +188,22 @@ def saved_config(path: str | Path, renamed: Mapping[str, str] | None = None) -> 
         raise CheckpointError(
             f"{path} holds no configuration: it was not written by a script that saves one; resume it in its own."
         )
+    return renamed_settings(saved, renamed or {})
+
+
+def renamed_settings(saved: Mapping[str, Any], renamed: Mapping[str, str]) -> dict[str, Any]:
+    """Return a configuration under the names that its keys have today.
+
+    Args:
+        saved: of this version or an earlier one.
+        renamed: keys that had another name in earlier versions, by that name; dots lead into a mapping.
+
+    Examples:
+        >>> renamed_settings({"teacher": {"checkpoint": None}, "seed": 1}, {"teacher.checkpoint": "teacher_checkpoint"})
+        {'seed': 1, 'teacher_checkpoint': None}
+    """
     config = dict(saved)
-    for old, new in (renamed or {}).items():
+    for old, new in renamed.items():
         place, _, leaf = old.rpartition(".")
         holder = config.get(place) if place else config
         if isinstance(holder, Mapping) and leaf in holder:
