@@ -61,8 +61,13 @@ def lies_within(value: Any, interval: str) -> bool:
     return above and (value < high or (value == high and interval[-1] == "]"))
 
 
-def check_integers(lowest: int, **values: object) -> None:
-    """Refuse arguments, given by name, that are no integers or smaller than the lowest one allowed.
+def check_integers(lowest: int, remedy: str = "", /, **values: object) -> None:
+    """Refuse arguments that are no integers or smaller than the lowest one allowed.
+
+    Args:
+        lowest: the smallest integer allowed.
+        remedy: what to do, appended to the message.
+        values: values by the name of their argument.
 
     Raises:
         ValueError: such an argument, with its name and value.
@@ -75,4 +80,6 @@ def check_integers(lowest: int, **values: object) -> None:
     """
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, Integral) or value < lowest:
-            raise ValueError(f"{name} must be an integer of at least {lowest}: got {value!r}.")
+            raise ValueError(
+                f"{name} must be an integer of at least {lowest}: got {value!r}{'; ' if remedy else ''}{remedy}."
+            )

@@ -28,6 +28,7 @@ from torchrl_rtpd.objectives.values import (
     check_mask,
     check_mixture,
     check_same_actions,
+    mixtures_in,
     output_key,
     shape_error,
     support_tensor,
@@ -213,6 +214,7 @@ class DistillationLoss(PolicyDistillationLoss):
         self, teacher_temperature: float | Literal["auto"], student_temperature: float | None
     ) -> None:
         check_mixture(self.teacher_network, teacher_temperature)
+        self.fixed_temperature = bool(mixtures_in(self.teacher_network))  # no schedule may change it
         self.auto_temperature = teacher_temperature == "auto"
         if teacher_temperature == "auto":
             teacher_temperature = _AUTO_FLOOR

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from torchrl_rtpd import functional as RF
 from torchrl_rtpd.collectors.policy import TEACHER
+from torchrl_rtpd.functional.checks import check_integers
 from torchrl_rtpd.networks.dormancy import dormant_share
 from torchrl_rtpd.networks.recycling import UnitRecycler, check_recyclable
 from torchrl_rtpd.objectives.discrete import DistillationLoss
@@ -72,8 +73,7 @@ class Check(ABC):
 
 
 def _check_interval(every_updates: int) -> int:
-    if every_updates < 1:
-        raise ValueError(f"every_updates must be at least 1: got {every_updates}; leave the check out to never run it.")
+    check_integers(1, "leave the check out to never run it", every_updates=every_updates)
     return every_updates
 
 

@@ -8,6 +8,7 @@ One update, in order::
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 from tensordict import TensorDictBase
@@ -16,6 +17,7 @@ from torchrl.envs.utils import exploration_type, set_exploration_type
 from torchrl.objectives.utils import TargetNetUpdater
 from torchrl.trainers import Trainer, TrainerHookBase
 
+from torchrl_rtpd.functional.checks import check_integers
 from torchrl_rtpd.networks.beside import Beside, Call, results_of
 from torchrl_rtpd.networks.pixels import pixels_scaled_once, share_scaled_pixels
 from torchrl_rtpd.objectives.base import PolicyDistillationLoss
@@ -24,6 +26,7 @@ from torchrl_rtpd.trainers._torchrl import count_learned_minibatches, has_module
 from torchrl_rtpd.trainers.averages import Averages
 from torchrl_rtpd.trainers.checks import Check, DormancyCheck, check_distinct
 from torchrl_rtpd.trainers.returns import Returns
+from torchrl_rtpd.trainers.slices import refuse_flat_slices
 from torchrl_rtpd.trainers.student import (
     OptimizerFactory,
     Student,
@@ -115,8 +118,7 @@ class RealTimeDistillTrainer(TrainerHookBase):
         teacher: Literal["latest"] | TeacherCopy = "latest",
         checks: Sequence[Check] | None = None,
     ) -> None:
-        if updates_per_step < 1:
-            raise ValueError(f"updates_per_step must be at least 1: got {updates_per_step}; 1 is the paper's.")
+        check_integers(1, "1 is the paper's", updates_per_step=updates_per_step)
         if teacher != "latest" and not isinstance(teacher, TeacherCopy):
             raise ValueError(f"teacher must be 'latest' or a TeacherCopy, such as AverageTeacher(): got {teacher!r}.")
         losses = {"student": students} if isinstance(students, PolicyDistillationLoss) else students
@@ -179,6 +181,7 @@ class RealTimeDistillTrainer(TrainerHookBase):
         self.attach(trainer)
         count_learned_minibatches(trainer)
         self._collector = trainer.collector
+        trainer.register_op("setup", partial(refuse_flat_slices, trainer))  # once all hooks are in place
         trainer.register_op("post_optim_complete_log", self.log)
         trainer.register_module(name, self)
 
@@ -202,6 +205,7 @@ class RealTimeDistillTrainer(TrainerHookBase):
         refuse_shared_parameters(self.learners, trainer=trainer)
         self._teacher_loss = trainer.loss_module
         self._values = find_values(trainer.loss_module, self._copy)
+        self._values.check(self.students)
         for student in self.learners.values():
             student.attach(trainer)
         self._apply_schedules({})

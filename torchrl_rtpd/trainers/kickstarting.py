@@ -17,12 +17,13 @@ from typing import Any
 from tensordict import TensorDictBase
 from tensordict.utils import NestedKey
 from torch import nn
-from torchrl.objectives import LossModule
+from torchrl.objectives import DQNLoss, LossModule
 from torchrl.trainers import Trainer, TrainerHookBase
 
 from torchrl_rtpd.functional.checks import check_within
 from torchrl_rtpd.objectives.base import PolicyDistillationLoss
 from torchrl_rtpd.objectives.discrete import DistillationLoss
+from torchrl_rtpd.objectives.teacher_dqn import refuse_without_choice
 from torchrl_rtpd.schedules import PiecewiseSchedule, Schedule
 from torchrl_rtpd.trainers._torchrl import adaptive_rates, has_module, runs_elsewhere
 from torchrl_rtpd.trainers.cudagraph import CudaGraphStepper
@@ -139,6 +140,8 @@ class Kickstarting(TrainerHookBase):
         """
         if self._pulled is not None:
             raise RuntimeError("a Kickstarting serves one loss: got a second one; build a hook for each.")
+        if isinstance(rl_loss, DQNLoss):
+            refuse_without_choice(rl_loss.value_network)
         _check_networks(self.loss, rl_loss)
         if getattr(rl_loss, "reduction", "mean") == "none":
             raise ValueError("the trainer's loss must be reduced: got reduction='none'; use 'mean'.")
