@@ -31,6 +31,7 @@ def remembered_by(network: nn.Module | None) -> dict[NestedKey, Size]:
     """Return the memory of TorchRL's recurrent modules inside a network: its shape at one step, by key.
 
     Examples:
+        >>> from torchrl.modules import GRUModule
         >>> remembered_by(GRUModule(input_size=4, hidden_size=8, in_key="observation", out_key="features"))
         {'recurrent_state': torch.Size([1, 8])}
     """
@@ -60,6 +61,7 @@ class SequencePart(NetworkPart):
 
     Examples:
         >>> from tensordict.nn import TensorDictModule, TensorDictSequential
+        >>> from torchrl.modules import GRUModule
         >>> memory = GRUModule(input_size=4, hidden_size=8, in_key="observation", out_key="features")
         >>> head = TensorDictModule(nn.Linear(8, 2), in_keys=["features"], out_keys=["action_value"])
         >>> part = SequencePart(TensorDictSequential(memory, head))
