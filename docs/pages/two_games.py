@@ -30,8 +30,9 @@ def two_games_block(results: Path) -> str:
     teacher, student = runs[0]["networks"]
     text = (
         f"One student of {student['parameters']:,} parameters and two teachers of {teacher['parameters']:,} each, "
-        f"after {runs[0]['steps']:,} agent steps of both games together. Agreement and regret are over states of a game "
-        "that half of the time a random player chose; beside it stands the share of the action that the teacher takes most "
-        f"often there, which needs no student. Scores are means of {teacher['episodes']} games without exploration."
+        f"after {runs[0]['steps']:,} agent steps of both games together. Agreement and regret are over states of a "
+        "game in which a random player chose half of the actions; beside them stands the share of the action that the "
+        "teacher takes most often there, which needs no student. Scores are means of "
+        f"{teacher['episodes']} games without exploration."
     )
     return table_block(text, rows, made_by(runs[0]["environment"], "Command of the first"))
