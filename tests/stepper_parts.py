@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torchrl.data import Categorical, LazyTensorStorage, PrioritizedSampler, TensorDictReplayBuffer
-from torchrl.envs import GymEnv, RewardSum, SerialEnv, TransformedEnv
+from torchrl.envs import Compose, GymEnv, RewardSum, SerialEnv, Transform, TransformedEnv
 from torchrl.modules import QValueActor
 from torchrl.objectives import DQNLoss, HardUpdate
 from torchrl.trainers.algorithms.dqn import DQNTrainer
@@ -43,6 +43,7 @@ def trainer_with(
     clip_norm: float | None = 0.5,
     loss_class: type[DQNLoss] = DQNLoss,
     teacher: QValueActor | None = None,
+    transforms: Sequence[Transform] = (),
     **loss_options: Any,
 ) -> DQNTrainer:
     """A DQN trainer of a tiny game, ready to be run for eight batches of four updates."""
@@ -50,7 +51,7 @@ def trainer_with(
     teacher = actor(16, 0, device) if teacher is None else teacher
     env = TransformedEnv(
         SerialEnv(2, lambda: GymEnv("CartPole-v1", device="cpu"), device="cpu"),
-        RewardSum(in_keys=["reward"], out_keys=["reward_sum"]),
+        Compose(RewardSum(in_keys=["reward"], out_keys=["reward_sum"]), *transforms),
     )
     env.set_seed(0)
     collector = DualNetworkCollector(

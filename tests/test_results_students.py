@@ -9,6 +9,7 @@ import pytest
 
 from docs.pages import students, train_students
 from docs.pages.train_students import NORM_VARIANTS, STUDIES, run
+from docs.pages.two_games import two_games_block
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*dormant:UserWarning")
 
@@ -71,3 +72,29 @@ def test_a_share_of_a_teacher_no_better_than_random_is_a_dash(
         (tmp_path / study).mkdir()
         (tmp_path / study / "seed0.json").write_text(json.dumps(result))
     assert all("| - |" in make(tmp_path) for make in (students.students_block, students.norm_block))
+
+
+def test_a_student_of_two_games_has_a_row_a_seed_and_game(tmp_path: Path) -> None:
+    """Made by the block itself, of two results written here."""
+    for seed, game, agreement in ((0, "pong", 0.8125), (1, "breakout", 0.5)):
+        folder = tmp_path / "two_games" / f"seed-{seed}" / game
+        folder.mkdir(parents=True)
+        networks = [
+            {"parameters": 113_346, "score_mean": 20.4, "episodes": 4},
+            {"parameters": 29_994, "score_mean": 1_018.0, "episodes": 4},
+        ]
+        results = {
+            "game": game,
+            "seed": seed,
+            "steps": 8_000,
+            "follows": {"agreement": agreement, "favourite": 0.25, "regret": 0.314},
+            "networks": networks,
+            "random_score": 3.0,
+            "environment": {"cpu": "a processor", "commit": "0123456789abcdef", "command": "python two_games.py"},
+        }
+        (folder / "results.json").write_text(json.dumps(results))
+    block = two_games_block(tmp_path)
+    assert "| 0 | pong | 81% | 25% | 0.31 | 20 | 1,018 | 3 |" in block
+    assert "| 1 | breakout | 50% | 25% | 0.31 | 20 | 1,018 | 3 |" in block
+    assert "29,994 parameters and two teachers of 113,346 each, after 8,000 agent steps" in block
+    assert "Commit 0123456789. Command of the first: `python two_games.py`." in block

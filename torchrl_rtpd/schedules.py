@@ -319,11 +319,16 @@ def check_schedules(loss: LossModule, schedules: Mapping[str, Schedule]) -> None
         schedules: schedules by name of the buffer.
 
     Raises:
-        ValueError: a name that is no schedulable buffer of this loss.
+        ValueError: a name that is no schedulable buffer of this loss, or the temperature of a mixture of teachers.
         TypeError: something that is no :class:`Schedule`.
     """
     schedulable = _schedulable(loss)
     for name, schedule in schedules.items():
+        if name == "teacher_temperature" and getattr(loss, "fixed_temperature", False):
+            raise ValueError(
+                "teacher_temperature must stay that of the TeacherMixture: got a schedule of it; leave it out, or "
+                "schedule student_temperature."
+            )
         if name not in schedulable:
             raise ValueError(
                 f"{type(loss).__name__} cannot schedule {name!r}: it can schedule {', '.join(sorted(schedulable))}; "

@@ -114,7 +114,7 @@ def test_a_step_taken_back_may_be_seen_again() -> None:
 
 
 def test_frames_are_stacked_from_single_ones_only() -> None:
-    with pytest.raises(ValueError, match="a stack has at least 2 frames: got frame_stack=1; without one leave it out"):
+    with pytest.raises(ValueError, match="frame_stack must be an integer of at least 2: got 1; without a stack leave"):
         FrameStacker(1)
     env = AtariVecEnv("pong", 2, seed=0)
     with pytest.raises(ValueError, match=r"got \[2, 4, 84, 84\] and no entry 'is_init'; build .* with frame_stack=1"):

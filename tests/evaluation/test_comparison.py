@@ -35,7 +35,7 @@ def test_a_level_is_held_from_the_first_of_enough_evaluations(scores, consecutiv
 
 
 def test_nothing_is_held_for_zero_evaluations():
-    with pytest.raises(ValueError, match="consecutive must be at least 1: got 0"):
+    with pytest.raises(ValueError, match="consecutive must be an integer of at least 1: got 0"):
         first_held([1.0], 0.5, consecutive=0)
 
 

@@ -163,7 +163,7 @@ def test_no_gradient_is_recorded_while_playing() -> None:
     ("arguments", "message"),
     [
         ({"episodes": 2, "epsilon": 1.5}, r"epsilon is a probability in \[0, 1\]: got 1\.5"),
-        ({"episodes": 2, "max_steps": 0}, r"max_steps must be at least 1: got 0"),
+        ({"episodes": 2, "max_steps": 0}, r"max_steps must be an integer of at least 1: got 0"),
         ({"episodes": 3}, r"episodes must be a multiple of the 2 slots.*: got 3; use 4\."),
         ({"episodes": 0}, r"episodes must be a multiple of the 2 slots.*: got 0; use 2\."),
     ],

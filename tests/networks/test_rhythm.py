@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import copy
 
+import torch
+
 from torchrl_rtpd.networks.rhythm import Rhythm
 
 
 def test_calls_are_due_at_powers_of_two() -> None:
     rhythm = Rhythm()
     assert [call for call in range(1, 20) if rhythm.due()] == [1, 2, 4, 8, 16]
+
+
+def test_every_call_is_due_where_nothing_waits() -> None:
+    """Calls in between do not count for those that wait: these are the 1st, 2nd, 3rd and 4th."""
+    rhythm = Rhythm()
+    assert all(rhythm.due(waits=False) for _ in range(5))
+    assert [rhythm.due() for _ in range(4)] == [True, True, False, True]
+    assert not torch.compile(lambda: rhythm.due(waits=False), backend="eager")()
 
 
 def test_a_copy_counts_for_itself() -> None:

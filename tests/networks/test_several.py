@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchrl.data import Categorical, OneHot
 from torchrl.modules import DistributionalQValueActor, LSTMModule, ProbabilisticActor, QValueActor, TanhNormal
 
-from torchrl_rtpd.networks import TeacherByKey
+from torchrl_rtpd.networks import TeacherByKey, TeacherMixture
 from torchrl_rtpd.networks.choices import declared_actions
 
 
@@ -296,9 +296,31 @@ def test_an_id_without_a_teacher_is_refused_with_the_range(wrong: int, static: b
 
 def test_ids_that_are_no_integers_are_refused() -> None:
     teachers = TeacherByKey([linear(1.0)])
-    for ids in (torch.tensor([0.0]), torch.tensor([False])):
+    for ids in (torch.tensor([0.0]), torch.tensor([False]), torch.tensor([0j])):
         with pytest.raises(TypeError, match=f"must be integers: 'teacher_id' is {ids.dtype}"):
             teachers(batch(ids))
+
+
+@pytest.mark.parametrize("kind", "uint8 int8 uint16 int16 uint32 int32 uint64 int64".split())
+def test_ids_may_be_any_integers(kind: str) -> None:
+    """On each teacher's own states, and where all run, as on a GPU; an id too many is told from the others."""
+    teachers, dtype = TeacherByKey([linear(1.0), linear(10.0)]), getattr(torch, kind)
+    data = batch(torch.tensor([1, 0, 1]).to(dtype))
+    expected = [[10.0, 20.0], [2.0, 4.0], [30.0, 60.0]]
+    assert teachers(data.copy())["action_value"].tolist() == expected
+    (found,) = teachers._on_all_rows(teachers._ids(data), {"observation": data["observation"]})
+    assert found.tolist() == expected
+    with pytest.raises(ValueError, match="0 to 1: got 5"):
+        teachers(batch(torch.tensor([1, 5, 1]).to(dtype)))
+
+
+def test_teachers_of_different_precision_are_refused() -> None:
+    """What one of them writes would not have the type of the other's, and neither would read the other's input."""
+    for kind in ("float16", "bfloat16", "float64"):
+        with pytest.raises(ValueError, match=rf"types of their weights: got .*float32.*torch\.{kind}.*float\(\)"):
+            TeacherByKey([linear(1.0), linear(2.0).to(getattr(torch, kind))])
+        with pytest.raises(ValueError, match="types of their weights"):
+            TeacherMixture([linear(1.0), linear(2.0).to(getattr(torch, kind))], temperature=1.0)
 
 
 def test_ids_of_another_batch_are_refused() -> None:
@@ -310,7 +332,9 @@ def test_ids_of_another_batch_are_refused() -> None:
 
 
 def test_data_without_ids_are_refused_by_name() -> None:
-    with pytest.raises(KeyError, match=r"reads \['teacher_id'\], which the batch lacks: it has \['observation'\]"):
+    with pytest.raises(
+        KeyError, match=r"\['teacher_id'\], which the batch, or its next, lacks: it has \['observation'"
+    ):
         TeacherByKey([linear(1.0)])(batch([0]).exclude("teacher_id"))
 
 

@@ -24,7 +24,7 @@ def test_arguments_out_of_range_are_named() -> None:
         ValueError, match="divergence must be one of forward_kl, reverse_kl, mse, nll: got 'jensen_shannon'"
     ):
         ContinuousDistillationLoss(actor(), divergence="jensen_shannon")
-    with pytest.raises(ValueError, match="num_samples must be at least 1: got 0"):
+    with pytest.raises(ValueError, match="num_samples must be an integer of at least 1: got 0; 16 suits"):
         ContinuousDistillationLoss(actor(), num_samples=0)
     with pytest.raises(ValueError, match="reduction must be none, mean or sum: got 'median'"):
         ContinuousDistillationLoss(actor(), reduction="median")

@@ -193,9 +193,17 @@ class TestWhereTheChoicesComeFrom:
         with pytest.raises(ValueError, match=re.escape("disagree on the choices of an action: (4, 4) and (5, 3)")):
             DistillationLoss(two_choices(), two_choices(var_nums=[4, 4]))
 
-    @pytest.mark.parametrize("var_nums", [[], [5, 0], [-1, 9]])
-    def test_numbers_of_actions_must_be_positive(self, var_nums: list[int]) -> None:
-        with pytest.raises(ValueError, match=re.escape(f"one a choice: got {var_nums}")):
+    @pytest.mark.parametrize(
+        ("var_nums", "message"),
+        [
+            ([], "one a choice: got none"),
+            ([5, 0], "var_nums[1] must be an integer of at least 1: got 0"),
+            ([-1, 9], "var_nums[0] must be an integer of at least 1: got -1"),
+            ([5.0, 3.0], "var_nums[0] must be an integer of at least 1: got 5.0"),
+        ],
+    )
+    def test_numbers_of_actions_must_be_positive(self, var_nums: list[int], message: str) -> None:
+        with pytest.raises(ValueError, match=re.escape(message)):
             DistillationLoss(table(), var_nums=var_nums)
 
     def test_choices_that_do_not_add_up_to_the_values_are_refused_at_a_call(self) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 from torchrl.modules import GRUModule, QValueActor
 
+from torchrl_rtpd.networks.sequences import single_steps
 from torchrl_rtpd.objectives.continuous import ContinuousDistillationLoss
 from torchrl_rtpd.objectives.discrete import DistillationLoss
 from torchrl_rtpd.objectives.pqn import StudentPQNLoss
@@ -245,9 +246,12 @@ def test_a_burn_in_that_leaves_no_step_is_refused(burn_in: int) -> None:
         loss_of(student_of("gru"), burn_in=burn_in)(rows())
 
 
-def test_a_negative_burn_in_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"0 or more: got -1; 0 learns from every step"):
-        loss_of(student_of("gru"), burn_in=-1)
+@pytest.mark.parametrize("burn_in", [-1, 1.5, 0.25, True, None])
+def test_a_burn_in_that_is_no_number_of_steps_is_refused(burn_in: object) -> None:
+    with pytest.raises(
+        ValueError, match=rf"burn_in must be an integer of at least 0: got {burn_in}; 0 learns from every step"
+    ):
+        loss_of(student_of("gru"), burn_in=burn_in)
 
 
 @pytest.mark.parametrize("loss_class", [DistillationLoss, StudentPQNLoss])
@@ -274,6 +278,30 @@ def test_the_memory_of_another_network_is_refused() -> None:
     other = recurrent_actor("lstm", 5)
     with pytest.raises(ValueError, match=r"must be \[4, 7, 1, 3\]: 'recurrent_state_h' in the batch is \[4, 7, 1, 5\]"):
         loss_of(student_of("lstm"))(rows(remembers=(other,)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("burn_in", [0, 3])
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_memory_of_another_precision_is_converted(kind: str, burn_in: int, dtype: torch.dtype) -> None:
+    """What is lost is what its storage has lost: the same rows, stored in double precision after rounding."""
+    student = student_of(kind)
+    batch = rows(remembers=(student,))
+    stored = {key: batch[key].to(dtype) for key in memory_of(student)}
+    loss = loss_of(student, burn_in=burn_in)
+    found = loss(batch.copy().update(stored))["loss_distill"]
+    rounded = {key: value.double() for key, value in stored.items()}
+    assert torch.equal(found, loss(batch.copy().update(rounded))["loss_distill"])
+    for key, value in rounded.items():
+        assert torch.equal(single_steps(student, batch.copy().update(stored))[key], value.flatten(0, 1))
+
+
+def test_memory_that_is_no_floating_point_is_refused() -> None:
+    student = student_of("gru")
+    batch = rows(remembers=(student,))
+    batch["recurrent_state"] = batch["recurrent_state"].long()
+    with pytest.raises(TypeError, match=r"floating point: 'recurrent_state' in the batch is torch\.int64; store"):
+        loss_of(student)(batch)
 
 
 def test_a_memory_that_both_networks_would_read_is_refused() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +26,7 @@ from torchrl_rtpd.objectives import (
     TeacherDQNLoss,
 )
 from torchrl_rtpd.schedules import LinearSchedule, RunState, apply_schedules
+from torchrl_rtpd.trainers import Kickstarting, RealTimeDistillTrainer
 
 IDS = [1, 0, 0, 1, 1]
 
@@ -93,6 +96,37 @@ def test_a_batch_without_ids_is_refused_by_name() -> None:
         loss(transitions())
     with pytest.raises(ValueError, match=r"'teacher_id' must be the id of a teacher, 0 to 1: got 7"):
         loss(batch([0, 7, 0, 1, 1]))
+
+
+@pytest.mark.parametrize("loss_class", [StudentDQNLoss, TeacherDQNLoss, DQNLoss])
+def test_next_states_without_ids_are_refused_as_such(loss_class: type) -> None:
+    """TorchRL's own loss shows a network the next state alone, so that it names both."""
+    teachers, data = TeacherByKey([actor(), actor()]), batch()
+    del data["next", "teacher_id"]
+    if loss_class is StudentDQNLoss:
+        loss = loss_class(actor(), teachers)
+        SoftUpdate(loss, tau=0.1)
+    else:
+        loss = loss_class(QValueActor(teachers, spec=Categorical(3)), action_space="categorical", delay_value=False)
+    place = "batch, or its next," if loss_class is DQNLoss else "batch's next"
+    with pytest.raises(KeyError, match=rf"reads \['teacher_id'\], which the {place} lacks"):
+        loss(data)
+
+
+def test_teachers_that_choose_no_action_are_no_network_of_a_dqn_loss() -> None:
+    """The loss, or the hook that is attached to TorchRL's."""
+    teachers = TeacherByKey([actor(), actor()])
+    message = (
+        r"chooses an action: got TeacherByKey, which writes \['action_value'\]; wrap it, QValueActor\(TeacherByKey"
+    )
+    with pytest.raises(ValueError, match=message):
+        TeacherDQNLoss(teachers, action_space="categorical")
+    trainer = SimpleNamespace(loss_module=DQNLoss(teachers, action_space="categorical"), optimizer=None)
+    hook = RealTimeDistillTrainer(DistillationLoss(actor()), optimizer=partial(torch.optim.Adam))
+    with pytest.raises(ValueError, match=message):
+        hook.attach(trainer)
+    with pytest.raises(ValueError, match=message):
+        Kickstarting(DistillationLoss(teachers, actor(), student_temperature=None)).attach(trainer.loss_module)
 
 
 def test_actions_that_a_game_has_not_are_masked_for_teacher_and_student() -> None:
@@ -268,11 +302,17 @@ def test_a_mixture_must_be_softened_once(loss_class: type[DistillationLoss], tem
 def test_a_schedule_cannot_soften_a_mixture_a_second_time() -> None:
     mixture = TeacherMixture([actor(), actor()], temperature=0.3)
     loss = DistillationLoss(actor(), mixture, teacher_temperature=0.3)
-    loss.student_temperature = 0.7
     schedules = {"teacher_temperature": LinearSchedule(0.3, 0.1, end_updates=2)}
-    apply_schedules(loss, schedules, RunState(0))
+    for begin in (
+        lambda: apply_schedules(loss, schedules, RunState(0)),
+        lambda: RealTimeDistillTrainer(loss, optimizer=partial(torch.optim.Adam), schedules=schedules),
+    ):
+        with pytest.raises(ValueError, match="stay that of the TeacherMixture: got a schedule of it; leave it out"):
+            begin()
     with pytest.raises(ValueError, match=r"the TeacherMixture, 0\.3: got 0\.2"):
-        apply_schedules(loss, schedules, RunState(1))
+        loss.teacher_temperature = 0.2
+    apply_schedules(loss, {"student_temperature": LinearSchedule(0.3, 0.1, end_updates=2)}, RunState(1))
+    assert loss.student_temperature.item() == pytest.approx(0.2)
 
 
 def test_a_mixture_is_asked_although_the_batch_holds_the_trainers_teacher() -> None:

@@ -126,8 +126,9 @@ def test_a_warm_up_goes_on_where_it_was_saved():
 
 def test_what_cannot_wait_is_refused():
     """A number of updates, a loss without a critic, learners elsewhere, a captured update, and a name that is taken."""
-    with pytest.raises(ValueError, match="updates must be an integer of at least 1: got 0"):
-        CriticWarmup(0)
+    for updates in (0, 1.5, True, None):
+        with pytest.raises(ValueError, match=f"updates must be an integer of at least 1: got {updates}"):
+            CriticWarmup(updates)
     trainer = cartpole_trainer()
     with pytest.raises(ValueError, match="needs a loss with an actor and a critic: got DQNLoss; leave it out"):
         CriticWarmup(5).register(trainer)

@@ -116,7 +116,7 @@ def update(trainer: DQNTrainer, batches: list[TensorDictBase]) -> None:
 
 def test_what_cannot_be_captured_is_refused() -> None:
     with pytest.raises(
-        ValueError, match="warmup_updates must be at least 2, for optimisers to make their state: got 1"
+        ValueError, match="warmup_updates must be an integer of at least 2: got 1; optimisers make their state"
     ):
         CudaGraphStepper(warmup_updates=1)
     hook = RealTimeDistillTrainer(students("cpu"), optimizer=ADAM, updates_per_step=2)

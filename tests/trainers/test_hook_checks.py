@@ -293,7 +293,7 @@ def test_checks_that_would_save_under_one_key_and_things_that_are_no_checks_are_
 
 @pytest.mark.parametrize("kind", [DormancyCheck, DriftCheck])
 def test_an_interval_of_less_than_a_minibatch_is_refused(kind: type[Check]) -> None:
-    with pytest.raises(ValueError, match="every_updates must be at least 1: got 0; leave the check out"):
+    with pytest.raises(ValueError, match="every_updates must be an integer of at least 1: got 0; leave the check out"):
         kind(0)
 
 

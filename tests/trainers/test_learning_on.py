@@ -244,6 +244,9 @@ def test_other_students_and_words_are_refused():
         TypeError, match=r"a hook's learner or a distillation loss: got Linear; pass hook.learners\[name\]"
     ):
         learn_on(nn.Linear(4, 2), trainer)
+    for updates in (-1, 1.5, True, None):
+        with pytest.raises(ValueError, match=f"critic_warmup_updates must be an integer of at least 0: got {updates}"):
+            learn_on(student, trainer, critic_warmup_updates=updates)
     with pytest.raises(ValueError, match="optimizer must be 'kept' or 'fresh': got 'new'; 'fresh' forgets all moments"):
         learn_on(student, trainer, optimizer="new")
     trainer.loss_module = nn.Linear(4, 2)

@@ -91,7 +91,7 @@ def test_a_trainer_keeps_the_newest_values_it_logged_and_learns_as_before() -> N
 
 
 def test_a_history_holds_the_newest_value_at_least() -> None:
-    with pytest.raises(ValueError, match="keep must be at least 1, the newest value: got 0"):
+    with pytest.raises(ValueError, match="keep must be an integer of at least 1: got 0; 1 keeps the newest"):
         BoundedHistory(keep=0)
 
 

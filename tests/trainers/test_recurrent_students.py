@@ -29,6 +29,7 @@ from torchrl_rtpd.trainers.checks import DormancyCheck
 from torchrl_rtpd.trainers.concurrent import ConcurrentStepper
 from torchrl_rtpd.trainers.hook import RealTimeDistillTrainer
 from torchrl_rtpd.trainers.slices import SliceBatches
+from torchrl_rtpd.trainers.teacher_copies import AverageTeacher, BestTeacher, LaggingTeacher
 from torchrl_rtpd.trainers.teacher_values import CapturedValues
 
 SLICE = 12
@@ -194,6 +195,79 @@ def test_recurrent_teachers_teach_recurrent_students_in_a_trainer() -> None:
     hook = distilled(trainer_of_recall(3, teacher), {"student": DistillationLoss(glimpsing("recurrent"), burn_in=2)})
     assert hook.updates == 24
     assert 0 <= hook.metrics["distill/student/agreement"] <= 1
+
+
+COPIES = {"average": lambda: AverageTeacher(0.5), "lagging": lambda: LaggingTeacher(2), "best": BestTeacher}
+
+
+@pytest.mark.parametrize("stored", [False, True], ids=["zeros", "stored"])
+@pytest.mark.parametrize("burn_in", [0, 3])
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+@pytest.mark.parametrize("choice", COPIES)
+def test_versions_of_a_recurrent_teacher_teach_what_a_loop_over_steps_gives(
+    choice: str, kind: str, burn_in: int, stored: bool
+) -> None:
+    """After two updates: half-way averages by hand, the weights at the second, or those that scored best.
+
+    The first rows' values are those of the whole row, so that a burn-in needs nothing more.
+    """
+    teacher, copied = recurrent_actor(kind, 3, seed=1, memory="teacher").double(), COPIES[choice]()
+    loss = DistillationLoss(recurrent_actor("gru", 4, seed=2).double(), burn_in=burn_in, reduction="mean")
+    given: list[TensorDictBase] = []
+    terms = loss._terms
+    loss._terms = lambda batch, metrics: given.append(batch) or terms(batch, metrics)
+    hook = RealTimeDistillTrainer(loss, optimizer=FAST, teacher=copied)
+    hook.attach(_Trainer(DQNLoss(teacher, action_space="categorical")))
+    params = hook._teacher_loss.value_network_params.data
+    history = [params.clone()]
+    batch = rows(remembers=(teacher,) if stored else ()).exclude("teacher")
+    for score in (1.0, 0.5):
+        params.update_(params.apply(lambda value: 1.1 * value + 0.01))
+        history.append(params.clone())
+        hook.step(batch)
+        hook.report_returns({}, teacher_return=score, random_return=0.0)
+    hook.step(batch)
+    average = (
+        history[0].apply(lambda a, b: 0.5 * a + 0.5 * b, history[1]).apply(lambda a, b: 0.5 * a + 0.5 * b, history[2])
+    )
+    expected = {"average": average, "lagging": history[2], "best": history[1]}[choice]
+    with expected.to_module(teacher):
+        values = stepped_values(teacher, batch).detach()
+    torch.testing.assert_close(given[-1]["teacher", "action_value"], values[:, burn_in:], rtol=1e-10, atol=1e-12)
+
+
+def test_versions_of_a_recurrent_teacher_teach_in_a_trainer_and_do_not_change_it() -> None:
+    """Bit for bit the teacher of a trainer without students, whose rows it learns from."""
+
+    def teacher() -> TensorDictSequential:
+        with torch.random.fork_rng():
+            torch.manual_seed(2)
+            memory = GRUModule(input_size=4, hidden_size=16, in_key="observation", out_key="features")
+            head = TensorDictModule(nn.Linear(16, 2), in_keys=["features"], out_keys=["action_value"])
+        return TensorDictSequential(memory, head, QValueModule(spec=Categorical(2)))
+
+    alone = trainer_of_recall(3, teacher())
+    SliceBatches(SLICE).register(alone)
+    alone.train()
+    for make in COPIES.values():
+        joint = trainer_of_recall(3, teacher())
+        hook = distilled(joint, {"student": DistillationLoss(glimpsing("recurrent"), burn_in=2)}, teacher=make())
+        assert hook.updates == 24 and teacher_state(joint) == teacher_state(alone)
+
+
+def test_a_version_with_a_memory_is_not_asked_for_the_next_state() -> None:
+    plain = QValueActor(nn.Linear(1, 2), in_keys=["observation"], action_space="categorical")
+    trainer = _Trainer(DQNLoss(recurrent_actor("gru", 3), action_space="categorical"))
+    trainer.target_net_updater = SoftUpdate(DQNLoss(plain, action_space="categorical", delay_value=True), tau=0.1)
+    for imitation in (False, True):
+        hook = RealTimeDistillTrainer(
+            StudentDQNLoss(copy.deepcopy(plain), imitation=imitation), optimizer=FAST, teacher=LaggingTeacher(2)
+        )
+        if imitation:
+            with pytest.raises(ValueError, match=r"remembers \['recurrent_state'\] .* got \['student'\], which im"):
+                hook.attach(trainer)
+        else:
+            hook.attach(trainer)
 
 
 def test_a_student_does_not_begin_with_its_teachers_memory() -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
-from stepper_parts import trainer_with
+from stepper_parts import ADAM, students, trainer_with
 from tensordict import TensorDict
 from torchrl.data import LazyTensorStorage, PrioritizedSliceSampler, SliceSampler, TensorDictReplayBuffer
 from torchrl.trainers import ReplayBufferTrainer
 
+from torchrl_rtpd.trainers.hook import RealTimeDistillTrainer
 from torchrl_rtpd.trainers.slices import SliceBatches
 
 
@@ -95,9 +99,10 @@ def test_rows_of_unequal_lengths_are_refused() -> None:
         SliceBatches(4).split(batch)
 
 
-def test_a_length_below_one_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"slice_len must be at least 1: got 0"):
-        SliceBatches(0)
+@pytest.mark.parametrize("slice_len", [0, 1.5, True, None])
+def test_a_length_that_is_no_number_of_steps_is_refused(slice_len: object) -> None:
+    with pytest.raises(ValueError, match=rf"slice_len must be an integer of at least 1: got {slice_len}; it is that"):
+        SliceBatches(slice_len)
 
 
 def test_a_replay_that_draws_no_slices_is_refused() -> None:
@@ -107,3 +112,39 @@ def test_a_replay_that_draws_no_slices_is_refused() -> None:
         ValueError, match=r"got a replay buffer with a RandomSampler; give it SliceSampler\(slice_len=4"
     ):
         SliceBatches(4).register(trainer)
+
+
+def test_a_sampler_of_other_slices_is_refused() -> None:
+    """Two slices of five steps would be taken for one row of ten."""
+    trainer = trainer_with("cpu", lambda trainer: None)
+    trainer.replay_buffer = buffer_of(SliceSampler(slice_len=5, end_key="slot_ends"), 40)
+    with pytest.raises(ValueError, match="must be that of the sampler: got 10 and a SliceSampler of 5; pass both"):
+        SliceBatches(10).register(trainer)
+
+
+@pytest.mark.parametrize("sampler", [SliceSampler, partial(PrioritizedSliceSampler, 100, 1.0, 1.0)])
+def test_a_replay_without_the_marks_is_refused_before_it_is_sampled(sampler: Callable[..., SliceSampler]) -> None:
+    """As a collector fills one by itself, or a run that began without the hook."""
+    trainer = trainer_with("cpu", lambda trainer: None)
+    trainer.replay_buffer = TensorDictReplayBuffer(
+        storage=LazyTensorStorage(100), sampler=sampler(slice_len=5, end_key="slot_ends"), batch_size=20
+    )
+    SliceBatches(5).register(trainer)
+    trainer._pre_optim_hook()  # nothing is stored yet
+    trainer.replay_buffer.extend(played().reshape(-1))
+    with pytest.raises(KeyError, match=r"finds rows by \['slot_ends'\], which the replay lacks: it has .*'number'"):
+        trainer._pre_optim_hook()
+
+
+def test_rows_that_nobody_marks_are_refused_as_training_begins() -> None:
+    """Whatever the order in which hooks are registered."""
+    for marked in (False, True):
+        hook = RealTimeDistillTrainer(students("cpu"), optimizer=ADAM)
+        trainer = trainer_with("cpu", hook.register)
+        trainer.replay_buffer = buffer_of(SliceSampler(slice_len=5, end_key="slot_ends"), 40)
+        if marked:
+            SliceBatches(5).register(trainer)
+            trainer._setup_hook()
+        else:
+            with pytest.raises(RuntimeError, match=r"by 'slot_ends' needs the hook .*SliceBatches\(5\) with the tr"):
+                trainer.train()

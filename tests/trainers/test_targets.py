@@ -95,5 +95,5 @@ def test_an_exact_interval_of_the_trainer_is_mirrored_exactly() -> None:
 
 
 def test_an_interval_below_one_is_refused() -> None:
-    with pytest.raises(ValueError, match="updates must be at least 1: got 0; 1 copies at every step"):
+    with pytest.raises(ValueError, match="updates must be an integer of at least 1: got 0; 1 copies at every step"):
         hard_update_every(student_loss(), 0)

@@ -154,8 +154,9 @@ def test_a_decay_out_of_range_is_refused(decay: float) -> None:
 
 
 def test_other_wrong_versions_are_refused() -> None:
-    with pytest.raises(ValueError, match="every_updates must be at least 1: got 0; 1 is the latest"):
-        LaggingTeacher(0)
+    for interval in (0, 1.5, True):
+        with pytest.raises(ValueError, match=f"every_updates must be an integer of at least 1: got {interval}; 1 is"):
+            LaggingTeacher(interval)
     with pytest.raises(ValueError, match=r"teacher must be 'latest' or a TeacherCopy, such as AverageTeacher\(\): got"):
         RealTimeDistillTrainer(student_loss(), optimizer=FAST, teacher="newest")
 

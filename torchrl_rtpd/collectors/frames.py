@@ -10,6 +10,8 @@ from tensordict import TensorDictBase
 from tensordict.utils import NestedKey
 from torch import Tensor
 
+from torchrl_rtpd.functional.checks import check_integers
+
 __all__ = ["FrameStacker"]
 
 
@@ -39,8 +41,7 @@ class FrameStacker:
     """
 
     def __init__(self, frame_stack: int = 4, *, pixels_key: NestedKey = "pixels", start_key: NestedKey = "is_init"):
-        if frame_stack < 2:
-            raise ValueError(f"a stack has at least 2 frames: got frame_stack={frame_stack}; without one leave it out.")
+        check_integers(2, "without a stack leave it out", frame_stack=frame_stack)
         self.frame_stack = frame_stack
         self.pixels_key = pixels_key
         self.start_key = start_key

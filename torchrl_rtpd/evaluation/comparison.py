@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from torchrl_rtpd.functional.checks import check_integers
 from torchrl_rtpd.functional.scores import normalised_score
 
 __all__ = [
@@ -49,8 +50,7 @@ def first_held(scores: Sequence[float], threshold: float, *, consecutive: int = 
         >>> first_held([0.2, 0.97, 0.4, 0.95, 0.96], 0.95)
         3
     """
-    if consecutive < 1:
-        raise ValueError(f"consecutive must be at least 1: got {consecutive}.")
+    check_integers(1, consecutive=consecutive)
     held = 0
     for index, score in enumerate(scores):
         held = held + 1 if score >= threshold else 0

@@ -24,6 +24,7 @@ from torchrl_rtpd.envs.resets import reset_all
 from torchrl_rtpd.evaluation.actions import RandomActions
 from torchrl_rtpd.evaluation.games import Games, KeptObservations, score_key_of
 from torchrl_rtpd.evaluation.scores import Scores
+from torchrl_rtpd.functional.checks import check_integers
 from torchrl_rtpd.networks.keys import names_in, selected
 from torchrl_rtpd.networks.memory import START_KEY, Memory
 from torchrl_rtpd.networks.running import eval_mode
@@ -104,8 +105,7 @@ class Evaluator:
         exploration_type: ExplorationType = ExplorationType.DETERMINISTIC,
     ) -> None:
         _check_probability(epsilon)
-        if max_steps < 1:
-            raise ValueError(f"max_steps must be at least 1: got {max_steps}.")
+        check_integers(1, max_steps=max_steps)
         if max_seconds is not None and not max_seconds > 0:
             raise ValueError(f"max_seconds must be positive: got {max_seconds}; None sets no bound.")
         self.env = make_env()

@@ -111,8 +111,13 @@ def real_number(value: Any) -> Any:
     return value if isinstance(value, Real) and not isinstance(value, bool) else None
 
 
-def check_integers(lowest: int, **values: object) -> None:
+def check_integers(lowest: int, remedy: str = "", /, **values: object) -> None:
     """Refuse arguments, given by name, that are no integers or smaller than the lowest one allowed.
+
+    Args:
+        lowest: the smallest integer allowed.
+        remedy: what to do, appended to the message.
+        values: values by the name of their argument.
 
     Raises:
         ValueError: such an argument, with its name and value.
@@ -125,4 +130,6 @@ def check_integers(lowest: int, **values: object) -> None:
     """
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, Integral) or value < lowest:
-            raise ValueError(f"{name} must be an integer of at least {lowest}: got {value!r}.")
+            raise ValueError(
+                f"{name} must be an integer of at least {lowest}: got {value!r}{'; ' if remedy else ''}{remedy}."
+            )

@@ -17,7 +17,7 @@ from torchrl_rtpd.functional.checks import at_least_single, check_within
 from torchrl_rtpd.functional.discrete import policy_log_probs
 from torchrl_rtpd.networks.choices import declared_var_nums
 from torchrl_rtpd.networks.keys import VALUE_NAMES, last_part, selected
-from torchrl_rtpd.networks.several import Teachers
+from torchrl_rtpd.networks.several import PLACE, Teachers
 
 __all__ = ["TeacherMixture"]
 
@@ -55,8 +55,9 @@ class TeacherMixture(Teachers):
         TypeError: a teacher that is no module.
         ValueError: teachers of continuous actions or of several choices, a temperature that is not positive, weights
             that are negative, do not add up to 1 or are not one a teacher; and whatever
-            :class:`~torchrl_rtpd.networks.TeacherByKey` refuses. Weights in the data are looked at in the 1st, 2nd,
-            4th, 8th ... call, since looking waits for the device.
+            :class:`~torchrl_rtpd.networks.TeacherByKey` refuses. Weights in the data are looked at in every call on a
+            CPU and, since looking waits for the device, in the 1st, 2nd, 4th, 8th ... call on a GPU, never inside
+            ``torch.compile``.
         KeyError: at a call, an entry that the data lack.
 
     Examples:
@@ -117,7 +118,7 @@ class TeacherMixture(Teachers):
     @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the mixture's ``logits`` ``[*B, A]`` into the batch; see the class for the keys."""
-        seen = selected(tensordict, self.in_keys, "teacher")
+        seen = selected(tensordict, self.in_keys, "teacher", PLACE)
         inputs = {key: seen.get(key) for key in self._inputs}
         results = {name: self._run(name, inputs) for name in self.teachers}
         values = [own for (own,) in results.values()]
@@ -141,7 +142,7 @@ class TeacherMixture(Teachers):
                 f"weights must be one a state and teacher, {list(shape)}: {self.weights_key!r} is "
                 f"{list(weights.shape)}; 0 leaves a teacher out."
             )
-        if self._rhythm.due():
+        if self._rhythm.due(waits=not weights.is_cpu):
             self._check_weights(weights)
         return weights.to(at_least_single(weights.dtype))
 

@@ -21,10 +21,16 @@ class Rhythm:
     def __init__(self) -> None:
         self._calls = 0
 
-    def due(self) -> bool:
-        """Count a call, and return True if numbers are due to be looked at."""
+    def due(self, waits: bool = True) -> bool:
+        """Count a call, and return True if numbers are due to be looked at.
+
+        Args:
+            waits: False where looking costs next to nothing, as at data on a CPU: then every call is due.
+        """
         if torch.compiler.is_compiling():
             return False
+        if not waits:
+            return True
         self._calls += 1
         if self._calls & (self._calls - 1):
             return False

@@ -118,9 +118,14 @@ class NetworkPart:
             if not any(value is None for value in inputs):
                 return _taken(plan.plain.module(*inputs), plan.plain.out_keys, key)
         outputs = self.inputs(tensordict, role, place)
-        for step in [self._network] if whole else plan.steps:
-            outputs = step(outputs)
+        outputs = self._through([self._network] if whole else plan.steps, outputs)
         return read(outputs, key, role, f"{role}_action_value")
+
+    def _through(self, parts: Sequence[TensorDictModuleBase], inputs: TensorDictBase) -> TensorDictBase:
+        """Run parts of the network in turn."""
+        for part in parts:
+            inputs = part(inputs)
+        return inputs
 
     @property
     def needed_keys(self) -> list[NestedKey]:

@@ -7,17 +7,19 @@ the first step of a row, takes the memory that the batch holds for that very ste
 
 from __future__ import annotations
 
-from typing import Any, TypeGuard
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from tensordict.utils import NestedKey, unravel_key, unravel_key_list
 from torch import Size, Tensor, nn
-from torchrl.modules import GRUModule, LSTMModule, set_recurrent_mode
+from torchrl.modules import set_recurrent_mode
 
 from torchrl_rtpd.networks.keys import names_in, selected
 from torchrl_rtpd.networks.memory import START_KEY, next_key
+from torchrl_rtpd.networks.rows import is_recurrent, memory_as_weights, memory_read, through_rows
 from torchrl_rtpd.networks.running import NetworkPart, flattened
 
 __all__ = ["SequencePart", "later_steps", "network_part", "remembered_by", "single_steps"]
@@ -29,20 +31,21 @@ def remembered_by(network: nn.Module | None) -> dict[NestedKey, Size]:
     """Return the memory of TorchRL's recurrent modules inside a network: its shape at one step, by key.
 
     Examples:
+        >>> from torchrl.modules import GRUModule
         >>> remembered_by(GRUModule(input_size=4, hidden_size=8, in_key="observation", out_key="features"))
         {'recurrent_state': torch.Size([1, 8])}
     """
     found: dict[NestedKey, Size] = {}
     for module in () if network is None else network.modules():
-        if _is_recurrent(module):
-            keys = [key for key in unravel_key_list(list(module.in_keys))[1:] if key != START_KEY]
+        if is_recurrent(module):
             primers = module.make_tensordict_primer().primers
-            found.update((key, primers[key].shape) for key in keys)
+            found.update((key, primers[key].shape) for key in memory_read(module))
     return found
 
 
-def _is_recurrent(module: nn.Module) -> TypeGuard[LSTMModule | GRUModule]:
-    return isinstance(module, (LSTMModule, GRUModule))
+def _remembering(network: nn.Module) -> dict[NestedKey, Any]:
+    """The modules that remember, by the keys that they read."""
+    return {key: module for module in network.modules() if is_recurrent(module) for key in memory_read(module)}
 
 
 def network_part(network: TensorDictModuleBase) -> NetworkPart:
@@ -58,6 +61,7 @@ class SequencePart(NetworkPart):
 
     Examples:
         >>> from tensordict.nn import TensorDictModule, TensorDictSequential
+        >>> from torchrl.modules import GRUModule
         >>> memory = GRUModule(input_size=4, hidden_size=8, in_key="observation", out_key="features")
         >>> head = TensorDictModule(nn.Linear(8, 2), in_keys=["features"], out_keys=["action_value"])
         >>> part = SequencePart(TensorDictSequential(memory, head))
@@ -70,9 +74,11 @@ class SequencePart(NetworkPart):
         super().__init__(network)
         reads = unravel_key_list(list(network.in_keys))
         self._memory = {key: shape for key, shape in remembered_by(network).items() if key in reads}
+        self._modules: dict[NestedKey, Any] | None = None  # those that remember, by key; found at first use
+        self._first_parts: list[TensorDictModuleBase] | None = None  # found at first use
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_memory": self._memory}
+        return {**super().__getstate__(), "_memory": self._memory, "_modules": None, "_first_parts": None}
 
     @property
     def needed_keys(self) -> list[NestedKey]:
@@ -89,11 +95,15 @@ class SequencePart(NetworkPart):
         with set_recurrent_mode(True):
             return super().__call__(tensordict, key, role, place)
 
+    def _through(self, parts: Sequence[TensorDictModuleBase], inputs: TensorDictBase) -> TensorDictBase:
+        return through_rows(parts, inputs)[0]
+
     def inputs(self, tensordict: TensorDictBase, role: str, place: str = "batch") -> TensorDictBase:
         """Return the entries that the network reads, its memory among them as far as the batch holds any.
 
         Raises:
             ValueError: a batch without a dimension for time, or memory of another shape.
+            TypeError: memory that is no floating point. Memory of another precision is converted to the network's.
             KeyError: an entry that the batch lacks; of ``"is_init"`` the message names who writes it.
         """
         self._check_rows(tensordict, role, place)
@@ -112,10 +122,16 @@ class SequencePart(NetworkPart):
                     f"{place} is {list(value.shape)}, as of another network; give each network keys of its own "
                     "(in_keys and out_keys of LSTMModule and GRUModule)."
                 )
-            inputs.set(key, value)
+            inputs.set(key, memory_as_weights(self._module_of(key), key, value))
         return inputs
 
-    def _check_rows(self, tensordict: TensorDictBase, role: str, place: str = "batch") -> None:
+    def _module_of(self, key: NestedKey) -> Any:
+        """The module that reads a key of the memory."""
+        if self._modules is None:
+            self._modules = _remembering(self._network)
+        return self._modules[key]
+
+    def _check_rows(self, tensordict: TensorDictBase, role: str, place: str) -> None:
         if tensordict.batch_dims < 2:
             raise ValueError(
                 f"a {role} that remembers learns from rows of steps [N, T]: got a {place} "
@@ -133,9 +149,8 @@ class SequencePart(NetworkPart):
     def warmed(self, tensordict: TensorDictBase, steps: int, role: str) -> TensorDictBase:
         """Return what the network remembers at the later steps of rows once it has seen their first ``steps``.
 
-        Only the first of the later steps, and those at which games begin, hold more than zeros, unless the batch holds
-        a memory. No gradient goes through it. Call it with the parameters in place and hand the result to
-        :func:`later_steps`.
+        Only that of the first of the later steps, and of those at which games begin, is meant to be read. No gradient
+        goes through it. Call it with the parameters in place and hand the result to :func:`later_steps`.
 
         Args:
             tensordict: rows ``[*B, T]``. Not changed.
@@ -145,32 +160,32 @@ class SequencePart(NetworkPart):
         Returns:
             Memory ``[*B, T - steps]`` by key.
         """
-        self._check_rows(tensordict, role)
-        outputs = self.inputs(tensordict[..., :steps], role)
+        inputs = self.inputs(tensordict, role)
         with set_recurrent_mode(True):
-            for part in self._up_to_memory():
-                outputs = part(outputs)
-        begins = tensordict.get(START_KEY).reshape(tensordict.shape).bool()[..., steps]
-        later = Size((*tensordict.shape[:-1], tensordict.shape[-1] - steps))
+            outputs, last = through_rows(self._up_to_memory(), inputs[..., :steps])
+        time, later = tensordict.ndim - 1, Size((*tensordict.shape[:-1], tensordict.shape[-1] - steps))
+        starts = tensordict.get(START_KEY).reshape(tensordict.shape).bool()[..., steps:]
+        unbroken = bool(last) and not starts[..., 1:].any()
         memory = TensorDict({}, later)
-        time = tensordict.ndim - 1
         for key, shape in self._memory.items():
-            reached, stored = outputs.get(next_key(key)).select(time, -1), tensordict.get(key, None)
-            if stored is None:
-                states = reached.new_zeros(later + shape)
-            else:
-                states = stored.narrow(time, steps, later[-1]).clone()
-            first = states.select(time, 0)
+            reached = last[key] if key in last else outputs.get(next_key(key)).select(time, -1)
+            stored = inputs.get(key, reached.new_zeros(()).expand(tensordict.shape + shape))
             # A game that begins right there knows nothing of the steps before.
-            first.copy_(torch.where(begins.reshape(begins.shape + (1,) * len(shape)), first, reached))
+            begins = starts[..., 0].reshape(later[:-1] + (1,) * len(shape))
+            first = torch.where(begins, stored.select(time, steps), reached).unsqueeze(time)
+            states = first.expand(later + shape)
+            if not unbroken:  # games begin, with what is stored for them
+                states = torch.cat([first, stored.narrow(time, steps + 1, later[-1] - 1)], time)
             memory.set(key, states)
         return memory
 
     def _up_to_memory(self) -> list[TensorDictModuleBase]:
         """Parts of the network up to the last that remembers: nothing after them is needed, or drawn."""
-        parts, _ = flattened(self._network)
-        last = max(place for place, part in enumerate(parts) if any(map(_is_recurrent, part.modules())))
-        return parts[: last + 1]
+        if self._first_parts is None:
+            parts, _ = flattened(self._network)
+            last = max(place for place, part in enumerate(parts) if any(map(is_recurrent, part.modules())))
+            self._first_parts = parts[: last + 1]
+        return self._first_parts
 
 
 def later_steps(tensordict: TensorDictBase, steps: int, memory: dict[str, TensorDictBase]) -> TensorDictBase:
@@ -181,7 +196,7 @@ def later_steps(tensordict: TensorDictBase, steps: int, memory: dict[str, Tensor
         steps: steps to leave out.
         memory: what :meth:`SequencePart.warmed` returned, by role.
     """
-    later = tensordict[..., steps:].copy()
+    later = tensordict[..., steps:]
     for role, states in memory.items():
         later.set((_WARMED, role), states)
     return later
@@ -195,9 +210,10 @@ def single_steps(network: TensorDictModuleBase, tensordict: TensorDictBase) -> T
     """
     memory = remembered_by(network)
     inputs = tensordict.select(*(key for key in network.in_keys if unravel_key(key) not in memory))
+    modules = _remembering(network)
     for key in memory:
         if (value := tensordict.get(key, None)) is not None:
-            inputs.set(key, value)
+            inputs.set(key, memory_as_weights(modules[key], key, value))
     if inputs.batch_dims < 2:
         return inputs
     flat, begins = inputs.reshape(-1), inputs.get(START_KEY, None)

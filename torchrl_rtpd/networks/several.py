@@ -22,11 +22,14 @@ from torchrl_rtpd.networks.keys import selected
 from torchrl_rtpd.networks.rhythm import Rhythm
 from torchrl_rtpd.networks.running import BareNetwork, as_tensordict_module
 
-__all__ = ["TeacherByKey", "Teachers"]
+__all__ = ["PLACE", "TeacherByKey", "Teachers"]
+
+PLACE = "batch, or its next,"
+"""Name of the data in messages: a network does not know which of the two it is given."""
 
 _REMEDY = (
-    "build all alike; games with actions of their own share those of full_action_space=True, of which an action_mask "
-    "forbids some"
+    "build all alike, or convert their weights (.float()); games with actions of their own share those of "
+    "full_action_space=True, of which an action_mask forbids some"
 )
 
 
@@ -93,7 +96,8 @@ class TeacherByKey(Teachers):
     - ``teacher_network=`` of every distillation loss, with frozen teachers;
     - the network of an actor, ``QValueActor(TeacherByKey(...), spec=..., action_mask_key=...)`` or
       ``ProbabilisticActor(TeacherByKey(...), ...)``, which plays in a collector and learns by TorchRL's losses, such as
-      :class:`~torchrl.objectives.DQNLoss`, or :class:`~torchrl_rtpd.objectives.TeacherDQNLoss`: live teachers.
+      :class:`~torchrl.objectives.DQNLoss`, or :class:`~torchrl_rtpd.objectives.TeacherDQNLoss`: live teachers. Warning:
+      by itself it chooses no action, and ``DQNLoss(TeacherByKey(...))`` fails at its first batch.
 
     A gradient reaches a teacher from the states that have its id, and from no others. Warning: a loss is a mean over
     the whole batch, so that a teacher with a quarter of the states has a quarter of the gradient. Adam's steps do not
@@ -116,9 +120,9 @@ class TeacherByKey(Teachers):
     Raises:
         TypeError: a teacher that is no module; at a call, ids that are not integers.
         ValueError: no teacher, a name that no parameter can bear, a teacher that remembers, teachers with different
-            outputs, actions or distributions; at a call, ids or outputs of another shape, or an id without a teacher.
-            The latter is looked for at every call on a CPU and, since looking waits for the device, at the 1st, 2nd,
-            4th, 8th ... call on a GPU, never inside ``torch.compile``.
+            outputs, actions, distributions or types of weights; at a call, ids or outputs of another shape, or an id
+            without a teacher. The latter is looked for at every call on a CPU and, since looking waits for the device,
+            at the 1st, 2nd, 4th, 8th ... call on a GPU, never inside ``torch.compile``.
         KeyError: at a call, an entry that the data lack.
 
     Examples:
@@ -143,7 +147,7 @@ class TeacherByKey(Teachers):
     @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the values of each state's own teacher into the batch ``[*B]``; see the class for the keys."""
-        seen = selected(tensordict, self.in_keys, "teacher")
+        seen = selected(tensordict, self.in_keys, "teacher", PLACE)
         ids = self._ids(seen)
         inputs = {key: seen.get(key) for key in self._inputs}
         static = ids.is_cuda or torch.compiler.is_compiling()
@@ -155,8 +159,9 @@ class TeacherByKey(Teachers):
     def _ids(self, seen: TensorDictBase) -> Tensor:
         """The ids ``[*B]``; plain tensors, without a batch of their own, have that of their ids."""
         ids, batch = seen.get(self.key), seen.batch_size
-        if ids.dtype is torch.bool or ids.is_floating_point():
+        if ids.dtype is torch.bool or ids.is_floating_point() or ids.is_complex():
             raise TypeError(f"ids of teachers must be integers: {self.key!r} is {ids.dtype}; store them as torch.long.")
+        ids = ids.long()  # PyTorch neither sorts nor compares some types without a sign
         if ids.shape == batch:
             return ids
         if ids.ndim and ids.shape[-1] == 1 and (not batch or ids.shape[:-1] == batch):
@@ -273,6 +278,7 @@ def _facts(network: TensorDictModule, part: BareNetwork) -> dict[str, Any]:
         "the choices of an action": declared_var_nums(network),
         "the distribution of actions": distributions[-1] if distributions else None,
         "the support of returns": supports[0] if supports else None,
+        "the types of their weights": sorted({str(p.dtype) for p in network.parameters()}) or None,
     }
 
 

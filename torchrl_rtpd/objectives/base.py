@@ -34,7 +34,7 @@ from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor, nn
 from torchrl.objectives.common import LossModule
 
-from torchrl_rtpd.functional.checks import check_within, lies_within, real_number
+from torchrl_rtpd.functional.checks import check_integers, check_within, lies_within, real_number
 from torchrl_rtpd.networks.keys import names_in
 from torchrl_rtpd.networks.rhythm import Rhythm
 from torchrl_rtpd.networks.running import ParameterSwap, Teacher, as_tensordict_module
@@ -250,8 +250,7 @@ class PolicyDistillationLoss(LossModule):
     # Sequences
 
     def _checked_burn_in(self, burn_in: int) -> int:
-        if burn_in < 0:
-            raise ValueError(f"burn_in must be a number of steps, 0 or more: got {burn_in}; 0 learns from every step.")
+        check_integers(0, "0 learns from every step", burn_in=burn_in)
         if burn_in and not isinstance(self._student_part, SequencePart):
             raise ValueError(
                 f"burn_in warms a memory: got burn_in={burn_in} and a student without TorchRL's LSTMModule or "

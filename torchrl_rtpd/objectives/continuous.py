@@ -19,6 +19,7 @@ from torch.distributions import Normal
 from torchrl.modules import Delta, IndependentNormal, TanhDelta, TanhNormal
 
 from torchrl_rtpd.functional import gaussian as RD
+from torchrl_rtpd.functional.checks import check_integers
 from torchrl_rtpd.networks.keys import last_part, read
 from torchrl_rtpd.objectives.base import PolicyDistillationLoss
 
@@ -155,8 +156,7 @@ class ContinuousDistillationLoss(PolicyDistillationLoss):
             burn_in=burn_in,
         )
         self.divergence = divergence
-        if num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1: got {num_samples}; 16 suits batches of 128.")
+        check_integers(1, "16 suits batches of 128", num_samples=num_samples)
         self.num_samples = num_samples
         self._heads = {"teacher": _matched(teacher, student), "student": _matched(student, teacher)}
         self._kl_forms = _kl_forms(self._heads["teacher"], self._heads["student"])

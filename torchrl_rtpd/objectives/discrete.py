@@ -29,6 +29,7 @@ from torchrl_rtpd.objectives.values import (
     check_mask,
     check_mixture,
     check_same_actions,
+    mixtures_in,
     output_key,
     shape_error,
     support_tensor,
@@ -216,15 +217,15 @@ class DistillationLoss(PolicyDistillationLoss):
         self, teacher_temperature: float | Literal["auto"], student_temperature: float | None
     ) -> None:
         self._temperature_given = not isinstance(teacher_temperature, NotGiven)
+        check_mixture(self.teacher_network, teacher_temperature)
+        self.fixed_temperature = bool(mixtures_in(self.teacher_network))  # no schedule may change it
         self.auto_temperature = isinstance(teacher_temperature, str) and teacher_temperature == "auto"
         if self.auto_temperature:
-            check_mixture(self.teacher_network, "auto")
             teacher_temperature = _AUTO_FLOOR
             # Saved, so that a state of one kind is not loaded into the other.
             self.register_coeff_buffer("temperature_floor", _AUTO_FLOOR, device=self._default_device)
         else:
             teacher_temperature = positive("teacher_temperature", teacher_temperature, "auto")
-            check_mixture(self.teacher_network, teacher_temperature)
         if student_temperature is not None:
             student_temperature = positive("student_temperature", student_temperature, "None")
         self.register_coeff_buffer("teacher_temperature", teacher_temperature, device=self._default_device)

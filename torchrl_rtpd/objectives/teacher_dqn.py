@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase, TensorDictParams
-from tensordict.nn import dispatch
+from tensordict.nn import TensorDictModuleBase, dispatch
 from tensordict.utils import NestedKey, unravel_key
-from torch import Tensor
+from torch import Tensor, nn
 from torchrl.modules import QValueModule
 from torchrl.objectives import DQNLoss
 from torchrl.objectives.utils import ValueEstimators, distance_loss
@@ -21,12 +21,12 @@ from torchrl.objectives.value import TD0Estimator
 
 from torchrl_rtpd import functional as RF
 from torchrl_rtpd.networks.beside import Beside
-from torchrl_rtpd.networks.keys import selected
+from torchrl_rtpd.networks.keys import last_part, selected
 from torchrl_rtpd.networks.running import NetworkPart, ParameterSwap, same_in_training
 from torchrl_rtpd.networks.sequences import remembered_by
 from torchrl_rtpd.objectives.td import chosen_values, td_target
 
-__all__ = ["TeacherDQNLoss"]
+__all__ = ["TeacherDQNLoss", "refuse_without_choice"]
 
 
 class TeacherDQNLoss(DQNLoss):
@@ -54,6 +54,7 @@ class TeacherDQNLoss(DQNLoss):
     ``("next", "teacher", "action_value")``, both ``[*B, A]``, detached.
 
     Raises:
+        ValueError: a network that chooses no action.
         KeyError: at a batch that lacks an entry that is read; the message names it and those present.
 
     Examples:
@@ -89,6 +90,7 @@ class TeacherDQNLoss(DQNLoss):
     default_keys = _AcceptedKeys
 
     def __init__(self, value_network: Any, **kwargs: Any) -> None:
+        refuse_without_choice(value_network)
         super().__init__(value_network, **kwargs)
         network = self.value_network
         masked = any(
@@ -157,6 +159,22 @@ class TeacherDQNLoss(DQNLoss):
         if self.double_dqn:
             chooser = self._run_next(following, self.value_network_params, key, place)
         return next_values, RF.imitation_value(chooser, next_values)
+
+
+def refuse_without_choice(value_network: nn.Module) -> None:
+    """Refuse a network that writes values for a DQN loss and chooses no action by them, such as several teachers.
+
+    Args:
+        value_network: a tensordict module; a plain one is given a choice by the loss.
+    """
+    if not isinstance(value_network, TensorDictModuleBase):
+        return
+    written = [last_part(key) for key in value_network.out_keys]
+    if not any(name == "action" or "chosen" in name for name in written):
+        raise ValueError(
+            f"a DQN loss needs a network that chooses an action: got {type(value_network).__name__}, which writes "
+            f"{list(value_network.out_keys)}; wrap it, QValueActor({type(value_network).__name__}(...), spec=...)."
+        )
 
 
 class _Values:

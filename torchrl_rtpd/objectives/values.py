@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchrl.modules import DistributionalQValueActor
 
 from torchrl_rtpd import functional as RF
-from torchrl_rtpd.functional.checks import lies_within
+from torchrl_rtpd.functional.checks import check_integers, lies_within
 from torchrl_rtpd.networks.choices import declared_actions, declared_var_nums
 from torchrl_rtpd.networks.keys import VALUE_NAMES, last_part
 from torchrl_rtpd.networks.mixture import TeacherMixture
@@ -32,6 +32,7 @@ __all__ = [
     "check_mask",
     "check_mixture",
     "check_same_actions",
+    "mixtures_in",
     "output_key",
     "shape_error",
     "support_tensor",
@@ -102,8 +103,9 @@ def agreed_var_nums(
         if network is not None
     }
     if given is not None:
-        if not given or min(given) < 1:
-            raise ValueError(f"var_nums must be positive numbers of actions, one a choice: got {list(given)}.")
+        if not given:
+            raise ValueError("var_nums must be numbers of actions, one a choice: got none; None is a single choice.")
+        check_integers(1, "one a choice", **{f"var_nums[{place}]": number for place, number in enumerate(given)})
         return tuple(given)
     known = {role: var_nums for role, var_nums in found.items() if var_nums is not None}
     if len(set(known.values())) > 1:
@@ -219,14 +221,19 @@ def check_mask(mask: Tensor | None, q_values: Tensor, key: NestedKey) -> None:
 
 def check_mixture(teacher_network: nn.Module | None, temperature: float | str) -> None:
     """Refuse another temperature than that of a mixture of teachers, which would be softened a second time."""
-    for module in () if teacher_network is None else teacher_network.modules():
-        if isinstance(module, TeacherMixture) and not (
-            lies_within(temperature, "(0, inf)") and math.isclose(float(temperature), module.temperature, rel_tol=1e-6)
+    for mixture in mixtures_in(teacher_network):
+        if not lies_within(temperature, "(0, inf)") or not math.isclose(
+            float(temperature), mixture.temperature, rel_tol=1e-6
         ):
             raise ValueError(
-                f"teacher_temperature must be that of the TeacherMixture, {module.temperature}: got {temperature!r}; "
+                f"teacher_temperature must be that of the TeacherMixture, {mixture.temperature}: got {temperature!r}; "
                 "pass both the same, and give the student a temperature of its own by student_temperature."
             )
+
+
+def mixtures_in(network: nn.Module | None) -> list[TeacherMixture]:
+    """Return the mixtures of teachers that a network consists of or holds."""
+    return [] if network is None else [module for module in network.modules() if isinstance(module, TeacherMixture)]
 
 
 def shape_error(teacher: torch.Size, student: torch.Size) -> ValueError:

@@ -272,6 +272,11 @@ def adaptive_rates(trainer: Trainer) -> list[KLAdaptiveLR]:
     return list({id(rate): rate for rate in found}.values())
 
 
+def has_hook(trainer: Trainer, kind: type) -> bool:
+    """Return True if a hook of a class is registered with a trainer, also one without a place in its checkpoints."""
+    return any(isinstance(value, kind) for value in _parts(trainer))
+
+
 def _parts(trainer: Trainer) -> Iterator[Any]:
     """Hooks of a trainer, what its functions hold, and the attributes of both."""
     held = list(trainer._modules.values())

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from torchrl_rtpd.functional.checks import check_integers
+
 __all__ = ["Averages"]
 
 
@@ -29,8 +31,7 @@ class Averages:
     """
 
     def __init__(self, every_updates: int) -> None:
-        if every_updates < 1:
-            raise ValueError(f"metrics_every_updates must be at least 1: got {every_updates}; 1 measures every update.")
+        check_integers(1, "1 measures every update", metrics_every_updates=every_updates)
         self.every_updates = every_updates
         self._sums: dict[str, Tensor] = {}
         self._num_summed = 0

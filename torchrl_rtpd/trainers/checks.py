@@ -17,6 +17,7 @@ from torch import Tensor
 
 from torchrl_rtpd import functional as RF
 from torchrl_rtpd.collectors.policy import TEACHER
+from torchrl_rtpd.functional.checks import check_integers
 from torchrl_rtpd.networks.dormancy import dormant_share
 from torchrl_rtpd.networks.recycling import UnitRecycler, check_recyclable
 from torchrl_rtpd.objectives.discrete import DistillationLoss
@@ -29,6 +30,7 @@ __all__ = [
     "RecyclingCheck",
     "agreement_by_visitor",
     "check_distinct",
+    "refuse_shared_parts",
     "teacher_drift",
 ]
 
@@ -72,8 +74,7 @@ class Check(ABC):
 
 
 def _check_interval(every_updates: int) -> int:
-    if every_updates < 1:
-        raise ValueError(f"every_updates must be at least 1: got {every_updates}; leave the check out to never run it.")
+    check_integers(1, "leave the check out to never run it", every_updates=every_updates)
     return every_updates
 
 
@@ -94,6 +95,19 @@ def check_distinct(checks: Sequence[Check]) -> None:
             if owners.setdefault(key, check) is not check:
                 names = f"{type(owners[key]).__name__} and {type(check).__name__}"
                 raise ValueError(f"two checks save their state under {key!r}: got {names}; keep one of them.")
+
+
+def refuse_shared_parts(parts: Sequence[object | None], others: Sequence[object | None]) -> None:
+    """Refuse checks, or a copy of the teacher, of one hook that are another hook's as well.
+
+    Raises:
+        ValueError: such a part, which has a state of its own.
+    """
+    shared = [part for part in parts if part is not None and part in others]
+    if shared:
+        raise ValueError(
+            f"a {type(shared[0]).__name__} serves one hook: got it in two hooks of one trainer; build one for each."
+        )
 
 
 class DormancyCheck(Check):

@@ -22,6 +22,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.trainers import Trainer
 
+from torchrl_rtpd.functional.checks import check_integers
 from torchrl_rtpd.networks.captured import Captured
 from torchrl_rtpd.networks.pixels import pixels_scaled_once
 from torchrl_rtpd.trainers.hook import RealTimeDistillTrainer
@@ -68,10 +69,7 @@ class CudaGraphStepper(WholeUpdate):
     """
 
     def __init__(self, hook: RealTimeDistillTrainer | None = None, *, warmup_updates: int = 3) -> None:
-        if warmup_updates < 2:
-            raise ValueError(
-                f"warmup_updates must be at least 2, for optimisers to make their state: got {warmup_updates}."
-            )
+        check_integers(2, "optimisers make their state in the first", warmup_updates=warmup_updates)
         if hook is not None and hook.updates_per_step != 1:
             raise ValueError(
                 f"a captured update holds one update of each student: got updates_per_step={hook.updates_per_step}; "

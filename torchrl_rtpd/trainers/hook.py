@@ -8,6 +8,7 @@ One update, in order::
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 from tensordict import TensorDictBase
@@ -16,14 +17,16 @@ from torchrl.envs.utils import exploration_type, set_exploration_type
 from torchrl.objectives.utils import TargetNetUpdater
 from torchrl.trainers import Trainer, TrainerHookBase
 
+from torchrl_rtpd.functional.checks import check_integers
 from torchrl_rtpd.networks.beside import Beside, Call, results_of
 from torchrl_rtpd.networks.pixels import pixels_scaled_once, share_scaled_pixels
 from torchrl_rtpd.objectives.base import PolicyDistillationLoss
 from torchrl_rtpd.schedules import Schedule
 from torchrl_rtpd.trainers._torchrl import check_part, count_learned_minibatches, hooks_of, runs_elsewhere
 from torchrl_rtpd.trainers.averages import Averages
-from torchrl_rtpd.trainers.checks import Check, DormancyCheck, check_distinct
+from torchrl_rtpd.trainers.checks import Check, DormancyCheck, check_distinct, refuse_shared_parts
 from torchrl_rtpd.trainers.returns import Returns
+from torchrl_rtpd.trainers.slices import refuse_flat_slices
 from torchrl_rtpd.trainers.student import (
     OptimizerFactory,
     Student,
@@ -31,6 +34,7 @@ from torchrl_rtpd.trainers.student import (
     build_students,
     load_states,
     refuse_foreign_memory,
+    refuse_shared_names,
     refuse_shared_parameters,
     states_of,
 )
@@ -118,8 +122,7 @@ class RealTimeDistillTrainer(TrainerHookBase):
         teacher: Literal["latest"] | TeacherCopy = "latest",
         checks: Sequence[Check] | None = None,
     ) -> None:
-        if updates_per_step < 1:
-            raise ValueError(f"updates_per_step must be at least 1: got {updates_per_step}; 1 is the paper's.")
+        check_integers(1, "1 is the paper's", updates_per_step=updates_per_step)
         if teacher != "latest" and not isinstance(teacher, TeacherCopy):
             raise ValueError(f"teacher must be 'latest' or a TeacherCopy, such as AverageTeacher(): got {teacher!r}.")
         losses = {"student": students} if isinstance(students, PolicyDistillationLoss) else students
@@ -178,27 +181,14 @@ class RealTimeDistillTrainer(TrainerHookBase):
         others = [hook for hook in hooks_of(trainer).values() if isinstance(hook, RealTimeDistillTrainer)]
         refuse_shared_parameters(self.learners, *(hook.learners for hook in others))
         for hook in others:
-            self._refuse_shared_parts(hook)
+            refuse_shared_names(self.learners, hook.learners)
+            refuse_shared_parts([*self.checks, self._copy], [*hook.checks, hook._copy])
         self.attach(trainer)
         count_learned_minibatches(trainer)
         self._collector = trainer.collector
+        trainer.register_op("setup", partial(refuse_flat_slices, trainer))  # once all hooks are in place
         trainer.register_op("post_optim_complete_log", self.log)
         trainer.register_module(name, self)
-
-    def _refuse_shared_parts(self, other: RealTimeDistillTrainer) -> None:
-        """Refuse names of metrics and parts with a state that another hook of the same trainer has already."""
-        names = sorted(self.learners.keys() & other.learners.keys())
-        if names:
-            raise ValueError(
-                f"students of one trainer must differ in name: got {names} in two hooks, whose metrics would mix; name "
-                "them by a mapping."
-            )
-        theirs = [*other.checks, other._copy]
-        shared = [part for part in [*self.checks, self._copy] if part is not None and part in theirs]
-        if shared:
-            raise ValueError(
-                f"a {type(shared[0]).__name__} serves one hook: got it in two hooks of one trainer; build one for each."
-            )
 
     def attach(self, trainer: Any) -> None:
         """Find the trainer's teacher, and let students follow its loss; called by :meth:`register`, or by a stepper."""
@@ -206,20 +196,13 @@ class RealTimeDistillTrainer(TrainerHookBase):
         self._teacher_loss = trainer.loss_module
         for student in self.learners.values():
             student.attach(trainer)
-        self._refuse_idle_copy()
         self._values = find_values(trainer.loss_module, self._copy)
+        self._values.check(self._followers())
         self._apply_schedules({})
 
-    def _followers(self) -> list[PolicyDistillationLoss]:
+    def _followers(self) -> dict[str, PolicyDistillationLoss]:
         """Losses of the students that learn from the network that is trained, and not from a teacher of their own."""
-        return [student.loss for student in self.learners.values() if not student.own_teacher]
-
-    def _refuse_idle_copy(self) -> None:
-        if self._copy is not None and not self._followers():
-            raise ValueError(
-                f"teacher={type(self._copy).__name__} is a copy of the network that is trained: got students that all "
-                "have another teacher_network of their own; leave one of the two out."
-            )
+        return {name: student.loss for name, student in self.learners.items() if not student.own_teacher}
 
     # Learning
 
@@ -264,8 +247,7 @@ class RealTimeDistillTrainer(TrainerHookBase):
         except Exception:
             self._forget_learning()
             raise
-        # After a KeyboardInterrupt some are still at it, and the next call waits for them.
-        self._forget_learning()
+        self._forget_learning()  # after a KeyboardInterrupt some are still at it, and the next call waits for them
         self._add_metrics(dict(zip(learning, found, strict=True)))
 
     def _forget_learning(self) -> None:
@@ -295,11 +277,11 @@ class RealTimeDistillTrainer(TrainerHookBase):
 
     def prepare_batch(self, sub_batch: TensorDictBase) -> TensorDictBase:
         """Return the minibatch with the teacher's values, before students learn from it. The original stays."""
-        losses = self._followers()
+        losses = list(self._followers().values())
         batch = self._values.add_to(sub_batch, losses)
         if not self._began:
             self._began = True
-            for student in self.learners.values():  # the teacher's loss may have been set since this was attached
+            for student in self.learners.values():  # the teacher's loss may have been set meanwhile
                 student.follow(self._teacher_loss)
             refuse_foreign_memory(self.learners, self._values.outputs, sub_batch)
             self._values.warn_of_stored(sub_batch, batch, losses)

@@ -18,13 +18,14 @@ import torch
 from tensordict import TensorDictBase
 from tensordict.utils import NestedKey
 from torch import nn
-from torchrl.objectives import LossModule
+from torchrl.objectives import DQNLoss, LossModule
 from torchrl.trainers import Trainer, TrainerHookBase
 
 from torchrl_rtpd.functional.checks import check_within, real_number
 from torchrl_rtpd.networks.running import eval_mode
 from torchrl_rtpd.objectives.base import PolicyDistillationLoss
 from torchrl_rtpd.objectives.discrete import DistillationLoss
+from torchrl_rtpd.objectives.teacher_dqn import refuse_without_choice
 from torchrl_rtpd.schedules import (
     ExponentialSchedule,
     GapSchedule,
@@ -155,6 +156,8 @@ class Kickstarting(TrainerHookBase):
         if self._pull is not None:
             raise RuntimeError("a Kickstarting serves one loss: got a second one; build a hook for each.")
         _refuse_second_pull(rl_loss)
+        if isinstance(rl_loss, DQNLoss):
+            refuse_without_choice(rl_loss.value_network)
         _check_networks(self.loss, rl_loss)
         if getattr(rl_loss, "reduction", "mean") == "none":
             raise ValueError("the trainer's loss must be reduced: got reduction='none'; use 'mean'.")

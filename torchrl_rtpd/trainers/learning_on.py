@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchrl.objectives import LossModule
 from torchrl.trainers import Trainer
 
+from torchrl_rtpd.functional.checks import check_integers
 from torchrl_rtpd.networks.running import bare_network
 from torchrl_rtpd.objectives.base import PolicyDistillationLoss
 from torchrl_rtpd.objectives.discrete import DistillationLoss
@@ -59,7 +60,8 @@ def learn_on(
 
     Raises:
         TypeError: a student that is neither of the two, or a trainer's loss without an acting network.
-        ValueError: another word for ``optimizer``, networks of different layout, or optimisers that do not fit.
+        ValueError: another word for ``optimizer``, no number of updates, networks of different layout, or optimisers
+            that do not fit.
         RuntimeError: a trainer that learns in other processes, one that has ended, or one without an optimiser to give
             moments to.
 
@@ -85,6 +87,7 @@ def learn_on(
         )
     if optimizer not in ("kept", "fresh"):
         raise ValueError(f"optimizer must be 'kept' or 'fresh': got {optimizer!r}; 'fresh' forgets all moments.")
+    check_integers(0, "0 is none", critic_warmup_updates=critic_warmup_updates)
     if runs_elsewhere(trainer):
         raise RuntimeError(
             "learning on changes the networks of this process, but learner_backend='ray' has others; save the "

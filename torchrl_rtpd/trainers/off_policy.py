@@ -8,6 +8,7 @@ import torch
 from tensordict import TensorDictBase
 from torchrl.trainers import ReplayBufferTrainer, Trainer
 
+from torchrl_rtpd.functional.checks import check_integers
 from torchrl_rtpd.trainers._torchrl import logged_values, take_over_epoch_writes
 from torchrl_rtpd.trainers.stateless import StatelessHook
 
@@ -28,8 +29,7 @@ class BoundedHistory(StatelessHook):
     """
 
     def __init__(self, keep: int = 1_000) -> None:
-        if keep < 1:
-            raise ValueError(f"keep must be at least 1, the newest value: got {keep}.")
+        check_integers(1, "1 keeps the newest value", keep=keep)
         self.keep = keep
 
     def register(self, trainer: Trainer, name: str = "bounded_history") -> None:

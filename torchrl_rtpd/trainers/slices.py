@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import torch
 from tensordict import TensorDictBase
+from torch import Tensor
 from torchrl.data import SliceSampler
 from torchrl.trainers import Trainer
 
+from torchrl_rtpd.functional.checks import check_integers
+from torchrl_rtpd.networks.keys import names_in
 from torchrl_rtpd.networks.rhythm import Rhythm
+from torchrl_rtpd.trainers._torchrl import has_hook
 from torchrl_rtpd.trainers.stateless import StatelessHook
 
-__all__ = ["SLOT_ENDS", "SliceBatches"]
+__all__ = ["SLOT_ENDS", "SliceBatches", "refuse_flat_slices"]
 
 SLOT_ENDS = "slot_ends"
 """Entry that is True at the last step of each slot of a batch, bool ``[*B, T, 1]``."""
+
+
+_GAME_NUMBERS = (("collector", "traj_ids"), "episode")  # by which TorchRL's sampler finds games unless it is told
 
 
 class SliceBatches(StatelessHook):
@@ -35,8 +45,9 @@ class SliceBatches(StatelessHook):
         slice_len: ``T``, the sampler's.
 
     Raises:
-        ValueError: a length below 1; at ``register``, a replay buffer whose sampler draws no slices. At a minibatch,
-            one that is not flat, or is not made of whole rows.
+        ValueError: a length that is no integer of at least 1; at ``register``, a replay buffer whose sampler draws no
+            slices, or others. At a minibatch, one that is not flat, or is not made of whole rows.
+        KeyError: before the first minibatch, a replay without the entries by which its sampler finds rows.
 
     Examples:
         >>> from tensordict import TensorDict
@@ -45,10 +56,10 @@ class SliceBatches(StatelessHook):
     """
 
     def __init__(self, slice_len: int) -> None:
-        if slice_len < 1:
-            raise ValueError(f"slice_len must be at least 1: got {slice_len}; it is that of the SliceSampler.")
+        check_integers(1, "it is that of the SliceSampler", slice_len=slice_len)
         self.slice_len = slice_len
         self._rhythm = Rhythm()
+        self._found_rows = False
 
     def register(self, trainer: Trainer, name: str = "slice_batches") -> None:
         """Attach to a trainer, after its own sampling and before its own writing."""
@@ -58,8 +69,29 @@ class SliceBatches(StatelessHook):
                 f"rows come from a sampler of slices: got a replay buffer with a {type(sampler).__name__}; give it "
                 f"SliceSampler(slice_len={self.slice_len}, end_key={SLOT_ENDS!r})."
             )
+        given = getattr(sampler, "slice_len", None)
+        if given is not None and given != self.slice_len:
+            raise ValueError(
+                f"slice_len must be that of the sampler: got {self.slice_len} and a {type(sampler).__name__} of "
+                f"{given}; pass both the same."
+            )
+        if sampler is not None:
+            trainer.register_op("pre_optim_steps", partial(self._check_replay, trainer.replay_buffer))
         trainer.register_op("batch_process", self.mark)
         trainer.register_op("process_optim_batch", self.split)
+
+    def _check_replay(self, replay_buffer: Any) -> None:
+        """Refuse a replay in which its sampler finds no rows; called before minibatches are drawn."""
+        if self._found_rows or not len(replay_buffer):
+            return
+        sampler, stored = replay_buffer.sampler, replay_buffer[:1]
+        wanted = [key for key in (sampler.end_key, sampler.traj_key) if key is not None]
+        if not any(stored.get(key, None) is not None for key in (*wanted, *_GAME_NUMBERS)):
+            raise KeyError(
+                f"a {type(sampler).__name__} finds rows by {wanted}, which the replay lacks: it has "
+                f"{names_in(stored)}; let the trainer write steps, once SliceBatches is registered, not the collector."
+            )
+        self._found_rows = True
 
     def mark(self, batch: TensorDictBase) -> TensorDictBase:
         """Return a batch ``[*B, T]`` with marks at the last step of each slot; called with each before it is stored."""
@@ -77,14 +109,14 @@ class SliceBatches(StatelessHook):
                 "multiple of it."
             )
         rows = sub_batch.reshape(-1, self.slice_len)
-        if self._rhythm.due():
-            self._check_ends(rows)
+        ends = rows.get(("next", "truncated"), None)
+        if ends is not None and self._rhythm.due(waits=not ends.is_cpu):
+            self._check_ends(rows, ends)
         return rows
 
-    def _check_ends(self, rows: TensorDictBase) -> None:
+    def _check_ends(self, rows: TensorDictBase, ends: Tensor) -> None:
         """Refuse rows of unequal lengths, whose ends the sampler marks within."""
-        ends = rows.get(("next", "truncated"), None)
-        if ends is None or rows.get(("collector", "mask"), None) is not None:  # padded, which the mask tells
+        if rows.get(("collector", "mask"), None) is not None:  # padded, which the mask tells
             return
         missing = int((~ends[:, -1].reshape(len(rows), -1).any(-1)).sum())
         if missing:
@@ -92,3 +124,17 @@ class SliceBatches(StatelessHook):
                 f"every row must end where its slice does: {missing} of {len(rows)} rows of {self.slice_len} steps do "
                 "not; sample with a SliceSampler of that slice_len and strict_length=True, or pad_output=True."
             )
+
+
+def refuse_flat_slices(trainer: Trainer) -> None:
+    """Refuse a trainer that samples rows of slots for a recurrent student and has nothing to mark their ends.
+
+    Raises:
+        RuntimeError: a sampler that looks for ``"slot_ends"``, and no :class:`SliceBatches`.
+    """
+    sampler = getattr(getattr(trainer, "replay_buffer", None), "sampler", None)
+    if isinstance(sampler, SliceSampler) and sampler.end_key == SLOT_ENDS and not has_hook(trainer, SliceBatches):
+        raise RuntimeError(
+            f"a sampler that draws rows by {SLOT_ENDS!r} needs the hook that writes them: got none; register "
+            f"torchrl_rtpd.trainers.SliceBatches({sampler.slice_len}) with the trainer."
+        )

@@ -28,6 +28,7 @@ __all__ = [
     "build_students",
     "load_states",
     "refuse_foreign_memory",
+    "refuse_shared_names",
     "refuse_shared_parameters",
     "states_of",
 ]
@@ -292,6 +293,20 @@ def refuse_shared_parameters(*fleets: Mapping[str, Student], trainer: Any = None
                     f"{other} and {owner} train the same parameter, of shape {list(parameter.shape)}: networks must "
                     "not be shared; build one for each, or give one a copy.deepcopy of the other's."
                 )
+
+
+def refuse_shared_names(students: Mapping[str, Student], others: Mapping[str, Student]) -> None:
+    """Refuse students of two hooks of one trainer that bear the same name.
+
+    Raises:
+        ValueError: names that are in both.
+    """
+    names = sorted(students.keys() & others.keys())
+    if names:
+        raise ValueError(
+            f"students of one trainer must differ in name: got {names} in two hooks, whose metrics would mix; name "
+            "them by a mapping."
+        )
 
 
 def _learners(fleets: Sequence[Mapping[str, Student]], trainer: Any) -> Iterator[tuple[str, Iterable[nn.Parameter]]]:

@@ -7,6 +7,8 @@ from typing import Any
 from torchrl.objectives import HardUpdate, LossModule, SoftUpdate
 from torchrl.objectives.utils import TargetNetUpdater
 
+from torchrl_rtpd.functional.checks import check_integers
+
 __all__ = ["hard_update_every", "step_target", "updater_like"]
 
 
@@ -38,8 +40,7 @@ def hard_update_every(loss_module: LossModule, updates: int) -> HardUpdate:
         >>> [step for step, done in enumerate(copied, 1) if done]
         [3, 6]
     """
-    if updates < 1:
-        raise ValueError(f"updates must be at least 1: got {updates}; 1 copies at every step.")
+    check_integers(1, "1 copies at every step", updates=updates)
     return HardUpdate(loss_module, value_network_update_interval=updates - 1)
 
 

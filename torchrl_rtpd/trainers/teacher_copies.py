@@ -18,7 +18,9 @@ from tensordict.nn import TensorDictModule
 from tensordict.utils import NestedKey
 from torch import Tensor
 
-from torchrl_rtpd.networks.running import NetworkPart, eval_mode
+from torchrl_rtpd.functional.checks import check_integers
+from torchrl_rtpd.networks.running import eval_mode
+from torchrl_rtpd.networks.sequences import network_part
 
 __all__ = ["AverageTeacher", "BestTeacher", "LaggingTeacher", "TeacherCopy"]
 
@@ -56,13 +58,18 @@ class TeacherCopy(ABC):
         self._live.clone().to_module(self._network)
         self._network.requires_grad_(False)
         self.weights = TensorDict.from_module(self._network)
-        self._part = NetworkPart(self._network)
+        self._part = network_part(self._network)
         if self._saved is not None:
             self.load_state_dict(self._saved)
 
+    @property
+    def remembered(self) -> list[NestedKey]:
+        """Entries of the copy's memory if the teacher has TorchRL's recurrent modules; read from rows if present."""
+        return self._part.remembered
+
     @torch.no_grad()
     def values(self, tensordict: TensorDictBase) -> Tensor:
-        """Return the copy's action values ``[B, A]`` for a batch of states ``[B]`` with the teacher's ``in_keys``."""
+        """Return the copy's action values ``[*B, A]`` for states ``[*B]``, rows of steps if the teacher remembers."""
         assert self._network is not None
         with eval_mode(self._network):
             return self._part(tensordict, self._key, "teacher")
@@ -124,8 +131,7 @@ class LaggingTeacher(TeacherCopy):
     """
 
     def __init__(self, every_updates: int = 1_000) -> None:
-        if every_updates < 1:
-            raise ValueError(f"every_updates must be at least 1: got {every_updates}; 1 is the latest teacher.")
+        check_integers(1, "1 is the latest teacher", every_updates=every_updates)
         super().__init__()
         self.every_updates = every_updates
 

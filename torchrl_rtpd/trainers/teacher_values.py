@@ -20,19 +20,21 @@ import threading
 import warnings
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule
 from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor, nn
+from torchrl.objectives import DQNLoss
 
 from torchrl_rtpd.networks.keys import last_part
 from torchrl_rtpd.networks.running import same_in_training
 from torchrl_rtpd.networks.sequences import remembered_by
 from torchrl_rtpd.objectives.base import PolicyDistillationLoss
 from torchrl_rtpd.objectives.discrete import DistillationLoss
+from torchrl_rtpd.objectives.teacher_dqn import refuse_without_choice
 from torchrl_rtpd.trainers.teacher_copies import TeacherCopy
 
 __all__ = ["CapturedValues", "CopiedValues", "TeacherValues", "WrittenValues", "find_values"]
@@ -56,6 +58,9 @@ class TeacherValues(ABC):
     def current_keys(self) -> set[NestedKey]:
         """Keys of the teacher of the moment: stored values under them go stale and are replaced."""
         return {_CURRENT, *self.written}
+
+    def check(self, losses: Mapping[str, PolicyDistillationLoss]) -> None:  # noqa: B027, most serve any
+        """Refuse students, by name, that ask for what this source does not know; called once, as a hook is attached."""
 
     @abstractmethod
     def add_to(self, sub_batch: TensorDictBase, losses: Iterable[PolicyDistillationLoss]) -> TensorDictBase:
@@ -190,6 +195,21 @@ class CopiedValues(TeacherValues):
     def __init__(self, teacher_copy: TeacherCopy) -> None:
         self._copy = teacher_copy
 
+    def check(self, losses: Mapping[str, PolicyDistillationLoss]) -> None:
+        """Refuse a copy that no student follows, and students that ask one with a memory of the next state."""
+        if not losses:
+            raise ValueError(
+                f"teacher={type(self._copy).__name__} is a copy of the network that is trained: got students that all "
+                "have another teacher_network of their own; leave one of the two out."
+            )
+        imitating = [name for name, loss in losses.items() if getattr(loss, "imitation", False)]
+        if imitating and self._copy.remembered:
+            raise ValueError(
+                f"a copy of a teacher that remembers {self._copy.remembered} does not know the next state, which needs "
+                f"the steps before: got {imitating}, which imitate it there; use DistillationLoss, imitation=False or "
+                "teacher='latest'."
+            )
+
     def add_to(self, sub_batch: TensorDictBase, losses: Iterable[PolicyDistillationLoss]) -> TensorDictBase:
         """Return a shallow copy with the copy's values."""
         losses = list(losses)
@@ -212,9 +232,12 @@ def find_values(loss_module: nn.Module, teacher_copy: TeacherCopy | None = None)
 
     Raises:
         RuntimeError: a copy of a teacher that writes no action values.
+        ValueError: a DQN loss of a network that chooses no action.
     """
     name = next((name for name in _NETWORKS if hasattr(loss_module, name)), None)
     network: Any = None if name is None else getattr(loss_module, name)
+    if isinstance(loss_module, DQNLoss):
+        refuse_without_choice(network)
     key = None if network is None else _values_key(network, loss_module)
     values: TeacherValues
     if teacher_copy is not None:
