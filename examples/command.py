@@ -18,6 +18,7 @@ from settings import RENAMED, Config
 from showing import show_at_the_end
 from tasks import Task, batch_steps, threads_in_all
 
+from torchrl_rtpd.deploy.formats import checked_formats
 from torchrl_rtpd.runs.config import (
     changed_settings,
     resumed_config,
@@ -119,14 +120,31 @@ def claimed(config: Config, task: Task) -> RunFolder:
 
 
 def spell_out(config: Config, task: Task) -> None:
-    """Write the students of ``students=auto`` out, and let evaluations of a search fall on its rungs, in eighths."""
+    """Write out what ``students=auto`` and ``export=auto`` stand for, and let a search evaluate at its rungs."""
     if config.students == "auto":
         config.students, config.search = list(task.ladder), True
     elif isinstance(config.students, str):
         raise ValueError(f"students must be auto or a list such as [net1,net17]: got {config.students!r}.")
+    if config.export == "auto":
+        config.export = ["onnx"] if _exports(config) and _has_onnx() else []
+    elif isinstance(config.export, str):
+        raise ValueError(f"export must be auto or a list such as [onnx,c]: got {config.export!r}.")
     if config.search and config.resume is None and config.evaluate_every_steps is not None:
         config.evaluate_every_steps = -(-config.total_steps // (8 * batch_steps(config))) * batch_steps(config)
         config.evaluate_from_steps = 2 * config.evaluate_every_steps
+
+
+def _exports(config: Config) -> bool:
+    return config.method in METHODS and "export" in METHODS[config.method].takes
+
+
+def _has_onnx() -> bool:
+    try:
+        checked_formats(["onnx"])
+    except ImportError:
+        print("Students are not exported: pip install onnx onnxruntime, or the export extra, for files for devices.")
+        return False
+    return True
 
 
 def count_threads(config: Config) -> None:

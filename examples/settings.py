@@ -169,9 +169,10 @@ class Config:
     max_episode_steps: int = setting(help="bound on a game in evaluation; cut games are reported", within=MANY)
     evaluation_seconds: float | None = setting(3_600.0, "give up longer evaluations; null: never", within="(0, 1e12]")
 
-    export: list[str] = setting(
+    export: Any = setting(
         [],
-        "write the students for devices at the end, into deployed/: some of " + ", ".join(FORMATS),
+        "write the students for devices at the end, into deployed/: some of " + ", ".join(FORMATS) + "; auto is onnx "
+        "where the export extra is installed",
         may_change=True,
     )
 

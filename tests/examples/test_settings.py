@@ -8,8 +8,10 @@ from pathlib import Path
 
 import hydra
 import pytest
-import rtpd_atari  # noqa: F401 - it registers the schema
+import rtpd_atari
+import rtpd_classic
 from checking import check
+from command import spell_out
 from omegaconf import OmegaConf
 from settings import Config
 
@@ -53,6 +55,7 @@ def test_every_key_has_a_value_that_it_takes(script, overrides):
     """From the schema, a script's file or a preset, and there are no others."""
     config = composed(script, *overrides)
     assert list(config) == KEYS and not OmegaConf.missing_keys(config)
+    spell_out(config, {"rtpd_atari": rtpd_atari.ATARI, "rtpd_classic": rtpd_classic.CLASSIC}[script])
     check(config)
 
 
