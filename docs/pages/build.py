@@ -34,6 +34,7 @@ from docs.pages import (
     studies,
     survival,
     teachers,
+    two_games,
 )
 from docs.pages.figures import FIGURES, drawn
 
@@ -74,6 +75,7 @@ FOLDERS: dict[str, Callable[[Path], str]] = {  # what makes a block of the folde
     "drop_in": runs.drop_in_block,
     "recurrent": runs.recurrent_block,
     "kickstart": kickstart.kickstart_block,
+    "two_games": two_games.two_games_block,
     "students": students.students_block,
     "students_norm": students.norm_block,
     "pqn_cpu": pqn.pqn_block,

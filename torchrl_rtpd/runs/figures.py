@@ -51,7 +51,8 @@ def plot_front(results: Mapping[str, Any], path: str | os.PathLike) -> Path:
     axes.axhline(results["random_score"], linestyle=":", color="grey", label="random player")
     title = f"{results['game']}; ms on a CPU by {runtime}" if runtime else results["game"]
     axes.set(xscale="log", xlabel="parameters", ylabel="raw score, whole games", title=title)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    wide = networks[-1]["parameters"] > 3_000 * networks[0]["parameters"]  # more labels would touch each other
+    axes.xaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.margins(x=0.1, y=0.15)
