@@ -37,17 +37,29 @@ def check(config: Config) -> None:
         )
     if config.td_coeff == 0 and config.distill_coeff == 0:
         raise ValueError("students learn nothing with td_coeff=0 and distill_coeff=0; set one of them.")
-    if config.search and (len(config.students) < 2 or config.evaluate_every_steps is None):
-        raise ValueError(
-            f"search=true drops students by their scores: got students={list(config.students)} and "
-            f"evaluate_every_steps={config.evaluate_every_steps}; name several, or students=auto, and let them play."
-        )
     if config.export:
         checked_formats(config.export, "export")
     if config.norm is not None:
         _check_normed(config)
     _check_device(config)
     METHODS[config.method].check(config)
+    _check_search(config)
+
+
+def _check_search(config: Config) -> None:
+    """Refuse limits without a search, and a search without students or scores to compare."""
+    if not config.search and (config.max_latency_ms is not None or config.max_bytes is not None):
+        raise ValueError(
+            f"limits are those of a search: got max_latency_ms={config.max_latency_ms} and max_bytes="
+            f"{config.max_bytes}; use search=true or students=auto, or leave them out."
+        )
+    if config.search and config.final_episodes < 2:
+        raise ValueError(f"a single game tells no share: got search=true and final_episodes={config.final_episodes}.")
+    if config.search and (len(config.students) < 2 or not config.evaluate_every_steps):
+        raise ValueError(
+            f"search=true drops students by their scores: got students={list(config.students)} and "
+            f"evaluate_every_steps={config.evaluate_every_steps}; name several, or students=auto, and let them play."
+        )
 
 
 def _check_normed(config: Config) -> None:

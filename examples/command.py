@@ -122,20 +122,21 @@ def claimed(config: Config, task: Task) -> RunFolder:
 def spell_out(config: Config, task: Task) -> None:
     """Write out what ``students=auto`` and ``export=auto`` stand for, and let a search evaluate at its rungs."""
     if config.students == "auto":
-        config.students, config.search = list(task.ladder), True
+        config.students, config.search = list(task.ladder), _takes(config, "search")
     elif isinstance(config.students, str):
         raise ValueError(f"students must be auto or a list such as [net1,net17]: got {config.students!r}.")
     if config.export == "auto":
-        config.export = ["onnx"] if _exports(config) and _has_onnx() else []
+        config.export = ["onnx"] if _takes(config, "export") and _has_onnx() else []
     elif isinstance(config.export, str):
         raise ValueError(f"export must be auto or a list such as [onnx,c]: got {config.export!r}.")
-    if config.search and config.resume is None and config.evaluate_every_steps is not None:
+    if config.search and config.resume is None and config.evaluate_every_steps:
         config.evaluate_every_steps = -(-config.total_steps // (8 * batch_steps(config))) * batch_steps(config)
         config.evaluate_from_steps = 2 * config.evaluate_every_steps
+        print(f"A search evaluates at its rungs: every {config.evaluate_every_steps:,} steps from the second time on.")
 
 
-def _exports(config: Config) -> bool:
-    return config.method in METHODS and "export" in METHODS[config.method].takes
+def _takes(config: Config, key: str) -> bool:
+    return config.method in METHODS and key in METHODS[config.method].takes
 
 
 def _has_onnx() -> bool:

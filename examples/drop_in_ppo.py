@@ -7,7 +7,7 @@ The teacher is a policy, not a Q-network: the student learns KL(teacher || stude
 both at temperature 1, since logits have a scale of their own.
 
 Half a minute on an idle CPU core. The networks scored are the last ones, on 50 games without exploration, of at most
-500. Runs of three seeds: docs/methods.md.
+500. Runs of three seeds: docs/students.md.
 """
 
 from __future__ import annotations

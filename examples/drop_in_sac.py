@@ -5,7 +5,7 @@
 
 The student learns from the very minibatches its teacher learns from: the exact KL between the two tanh-Gaussian
 policies, Eq. 1 of Sun & Fazli 2019 (https://arxiv.org/abs/1912.12630) with an integral for the sum. A few
-minutes on two CPU cores. Runs of three seeds: docs/methods.md; in some a few of the 50 games fail, for both.
+minutes on two CPU cores. Runs of three seeds: docs/students.md; in some a few of the 50 games fail, for both.
 """
 
 from __future__ import annotations

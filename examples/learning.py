@@ -69,10 +69,29 @@ def student_optimizer(config: Any) -> Callable[[Any], torch.optim.Optimizer]:
     return partial(torch.optim.Adam, lr=config.student_learning_rate, eps=1e-5, fused=True)
 
 
+class RateWhileLearning(LRSchedulerHook):
+    """Schedule of a student's learning rate, which stays as it is when a search has dropped the student."""
+
+    def __init__(self, schedule: Any, hook: RealTimeDistillTrainer, name: str) -> None:
+        super().__init__(schedule)
+        self._hook, self._name = hook, name
+
+    def __call__(self, batch: TensorDictBase | None = None) -> TensorDictBase | None:
+        return super().__call__(batch) if self._name in self._hook.learners else batch
+
+
 def settle(
-    config: Any, trainer: Trainer, name: str, optimizer: torch.optim.Optimizer, share: list[float] | None
+    config: Any,
+    trainer: Trainer,
+    name: str,
+    optimizer: torch.optim.Optimizer,
+    share: list[float] | None,
+    hook: RealTimeDistillTrainer | None = None,
 ) -> None:
-    """Lower a learning rate linearly to a hundredth, between two shares of the run; None leaves it alone."""
+    """Lower a learning rate linearly to a hundredth, between two shares of the run; None leaves it alone.
+
+    The rate of a student of ``hook`` is lowered as long as it learns.
+    """
     if share is None:
         return
     batches = learning_batches(config)
@@ -80,7 +99,8 @@ def settle(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda batch: 1 - 0.99 * min(1.0, max(0.0, (batch - begin) / (end - begin)))
     )
-    LRSchedulerHook(schedule).register(trainer, name=f"lr_scheduler.{name}")
+    rate = LRSchedulerHook(schedule) if hook is None else RateWhileLearning(schedule, hook, name)
+    rate.register(trainer, name=f"lr_scheduler.{name}")
 
 
 def schedule_steps(config: Any) -> int:

@@ -40,6 +40,7 @@ OPTIONS = {
     "teacher_checkpoint": (None, "methods with a teacher"),
     "cudagraph": (False, "methods whose first network learns"),
     "export": ([], "methods with students"),
+    "search": (False, "methods with several students"),
 }
 """Keys that only some methods have a use for: the value that means nothing, and where others belong."""
 
@@ -47,7 +48,7 @@ OPTIONS = {
 class Method:
     """``rtpd``: which networks there are, for how many steps the first one acts, and how it learns meanwhile."""
 
-    takes: tuple[str, ...] = ("learn_from", "teacher_checkpoint", "cudagraph", "export")
+    takes: tuple[str, ...] = ("learn_from", "teacher_checkpoint", "cudagraph", "export", "search")
 
     def check(self, config: Any) -> None:
         """Refuse students and options that the method has no use for."""
@@ -143,13 +144,14 @@ class Scratch(Method):
 class TwoStage(Method):
     """Students of a frozen teacher, which an earlier run has left or a first phase trains."""
 
-    takes = ("teacher_from", "teacher_checkpoint", "export")
+    takes = ("teacher_from", "teacher_checkpoint", "export", "search")
 
     def first_phase(self, config: Any) -> Any:
         if config.teacher_from is not None:
             return None  # it has been made
         first = copy.deepcopy(config)
-        first.method, first.output_dir, first.export = "teacher_only", f"{config.output_dir}/teacher", []
+        first.method, first.output_dir = "teacher_only", f"{config.output_dir}/teacher"
+        first.export, first.search = [], False
         return first
 
     def load(self, config: Any, networks: Mapping[str, TensorDictModule]) -> dict[str, float]:

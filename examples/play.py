@@ -36,7 +36,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, help="of the game; that of the run's final games")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of the game, from its start")
-    parser.add_argument("--format", choices=["gif", "mp4"], default="gif")
+    parser.add_argument("--format", choices=["gif", "mp4"], help="gif, or that of --out")
     parser.add_argument("--out", type=Path, help="file to write; play.gif in the folder of the run")
     parser.add_argument("--render", choices=["file", "human"], default="file", help="human opens a window instead")
     return parser.parse_args(arguments)
@@ -45,12 +45,14 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> Path | None:
     """Returns the file that was written; None after a window."""
     given = parsed(arguments)
+    if given.out is not None and given.format is not None and given.out.suffix != f".{given.format}":
+        raise ValueError(f"--out must end in .{given.format}, as --format says: got {given.out}.")
     begin()
     config = saved_run(given.folder)
     task = CLASSIC if config.game in GAMES else ATARI
     games = record(given.folder, config, task, given.student, given.seed, given.seconds)
     if given.render == "file":
-        return write(games, given.out or given.folder / f"play.{given.format}")
+        return write(games, given.out or given.folder / f"play.{given.format or 'gif'}")
     frames = SideBySide(games)
     show_frames(frames, frames_per_second=frames.frames_per_second, title=config.game)
     print(f"{sentence(games)}.")

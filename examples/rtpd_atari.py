@@ -144,7 +144,7 @@ def build_trainer(
     if config.search:
         search_of(config).register(trainer)
     for name, optimizer in (hook.optimizers if hook is not None else {}).items():
-        settle(config, trainer, name, optimizer, config.student_settles)
+        settle(config, trainer, name, optimizer, config.student_settles, hook)
     return trainer, hook
 
 

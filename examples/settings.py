@@ -41,7 +41,9 @@ class Config:
         False,
         "drop students on the way, until the smallest that will do is left; evaluations are every eighth of the run",
     )
-    min_share: float = setting(0.95, "of the teacher's level that this one holds, with 95 % confidence", within=SHARE)
+    min_share: float = setting(
+        0.95, "of the teacher's level that this one holds, with 95 % confidence", within="(0, 1]"
+    )
     max_latency_ms: float | None = setting(None, "search: of a student's decision, by onnxruntime", within="(0, 1e12]")
     max_bytes: int | None = setting(None, "search: of a student's ONNX file", within=MANY)
     norm: str | None = setting(None, "LayerNorm over channels before each ReLU of all networks", choices=["layer"])

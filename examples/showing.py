@@ -62,8 +62,10 @@ def load_players(
     """The teacher if the run has one, and students by name or by the path of an exported file; without names, one."""
     networks = {}
     for name, size in METHODS[config.method].sizes(config).items():
-        networks[name] = task.make_actor(config, size, env, 0)
-        load_weights(networks[name], folder / "weights" / f"{name}.safetensors")
+        weights = folder / "weights" / f"{name}.safetensors"
+        if weights.exists() or not config.search:  # a search has not trained what is beyond its limits
+            networks[name] = task.make_actor(config, size, env, 0)
+            load_weights(networks[name], weights)
     players = {name: networks.pop(name) for name in list(networks) if name == "teacher"}
     for name in students or shown_student(folder, networks):
         if name in networks:
@@ -83,7 +85,8 @@ def shown_student(folder: Path, students: dict[str, TensorDictModule]) -> list[s
     results = folder / "results.json"
     rows = json.loads(results.read_text())["networks"] if results.exists() else []
     held = [row["name"] for row in rows if row["name"] in students and (row.get("normalised") or 0.0) >= HELD]
-    return sorted(held or students, key=lambda name: num_parameters(students[name]))[:1]
+    played = [row["name"] for row in rows if row["name"] in students]  # a search leaves some
+    return sorted(held or played or students, key=lambda name: num_parameters(students[name]))[:1]
 
 
 def sentence(games: Sequence[RecordedGame]) -> str:

@@ -5,8 +5,8 @@
 
 For each game and seed three runs of ``examples/rtpd_classic.py``, each in a process of its own: a single student, the
 sixteen of the ladder to the end, and the search (``students=auto``). A student learns in company what it learns alone,
-bit for bit (tests/runs/test_size_search.py), so the run of all sixteen stands for sixteen separate ones. Its truth is
-the smallest student whose share of the teacher is large enough with confidence, as in the search. A run that the file
+bit for bit (tests/runs/test_size_search.py), so the run of all sixteen stands for sixteen separate ones, each of which
+is judged for itself. The truth is the smallest student that is found good enough. A run that the file
 has already is not repeated.
 
 The rungs and the rule of the search were chosen on the seeds 0 to 2; the seeds here begin at 3.
@@ -64,11 +64,14 @@ def answer(results: dict[str, Any]) -> dict[str, Any]:
     """Smallest student that is sure to hold the share, and what is known of each: of a search's run its own answer."""
     if "search" in results:
         return results["search"]
-    search = SizeSearch()
-    search.ladder = {
-        row["name"]: {"parameters": row["parameters"]} for row in results["networks"] if row["role"] == "student"
-    }
-    return search.conclusion(results)
+    teacher, *students = results["networks"]
+    ladder = []
+    for student in sorted(students, key=lambda row: row["parameters"]):
+        search = SizeSearch()
+        search.ladder = {student["name"]: {"parameters": student["parameters"]}}
+        found = search.conclusion({**results, "networks": [teacher, student]})
+        ladder += [{**row, "chosen": found["chosen"] is not None} for row in found["ladder"]]
+    return {**found, "chosen": next((row["name"] for row in ladder if row["chosen"]), None), "ladder": ladder}
 
 
 def verdicts(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -160,12 +160,17 @@ def test_a_run_that_cannot_be_drawn_stays_finished(finished: tuple[Path, str], m
 
 @pytest.mark.parametrize(
     ("normalised", "shown"),
-    [({"net4": 0.95, "net17": 0.9}, "net17"), ({"net4": 0.95, "net17": 0.89}, "net4"), ({"net4": 0.1}, "net17")],
+    [
+        ({"net4": 0.95, "net17": 0.9}, "net17"),
+        ({"net4": 0.95, "net17": 0.89}, "net4"),
+        ({"net4": 0.1, "net17": 0.1}, "net17"),
+        ({"net4": 0.1}, "net4"),
+    ],
 )
 def test_the_smallest_student_that_holds_the_teachers_score_is_shown(
     tmp_path: Path, normalised: dict[str, float], shown: str
 ) -> None:
-    """net17 is smaller than net4; where none holds 90 %, the smallest is shown."""
+    """net17 is smaller than net4; where none holds 90 %, the smallest is shown that has played the final games."""
     rows = [{"name": name, "normalised": share} for name, share in {"teacher": 1.0, **normalised}.items()]
     (tmp_path / "results.json").write_text(json.dumps({"networks": rows}))
     spec = rtpd_atari.AtariVecEnv("pong", 1).action_spec

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import hydra
@@ -89,13 +90,59 @@ def test_the_answer_says_what_it_needs_when_deployed(tmp_path: Path) -> None:
     assert f"{row['bytes']:,} bytes, {row['latency_ms']:.3f} ms a decision" in sentence(found)
 
 
+def test_no_file_is_larger_than_its_limit_and_the_search_says_its_length(tmp_path: Path) -> None:
+    """Files hold the command, scores and names of actions as well; the search has counted them."""
+    limits = ["students=[mlp4,mlp8,mlp32]", "search=true", "min_share=1e-9", "max_bytes=5000", "export=[onnx]"]
+    found = run(tmp_path, *limits, "total_steps=4096")["search"]
+    ladder = {row["name"]: row for row in found["ladder"]}
+    assert ladder["mlp32"]["dropped_at_steps"] == 0 and ladder["mlp32"]["bytes"] > 5_000
+    written = {path.stem: path.stat().st_size for path in (tmp_path / "deployed").glob("*.onnx")}
+    assert written and max(written.values()) <= 5_000
+    for name, size in written.items():
+        assert abs(size - ladder[name]["bytes"]) < 64
+
+
+def test_a_second_phase_is_searched(tmp_path: Path) -> None:
+    found = run(tmp_path, "method=two_stage", "students=[mlp2,mlp4,mlp8,mlp12]", "search=true")
+    assert [row["name"] for row in found["search"]["ladder"]] == ["mlp2", "mlp4", "mlp8", "mlp12"]
+    assert len(found["networks"]) == 2
+
+
+def test_a_teacher_alone_is_not_searched(tmp_path: Path) -> None:
+    assert "search" not in run(tmp_path / "run", "method=teacher_only", "students=auto")
+    with pytest.raises(ValueError, match="search=True is for methods with several students: got method=teacher_only"):
+        run(tmp_path / "refused", "method=teacher_only", "search=true")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["max_bytes=3000"],
+            "limits are those of a search: got max_latency_ms=None and max_bytes=3000; use search=true",
+        ),
+        (
+            ["students=auto", "evaluation_episodes=1", "final_episodes=1"],
+            "a single game tells no share: got search=true",
+        ),
+        (["students=auto", "evaluate_every_steps=0"], "by their scores: got students=.* and evaluate_every_steps=0"),
+    ],
+)
+def test_what_no_search_can_use_is_refused(tmp_path: Path, overrides: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path / "run", *overrides)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_cut_search_goes_on_to_the_same_answer(searched: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     """Built anew and resumed from a checkpoint in its third quarter, it has dropped and drops the same."""
     _, results = searched
     run(tmp_path, "students=auto")
     checkpoints = sorted((tmp_path / "checkpoints").glob("checkpoint-*"))
     checkpoint = next(path for path in checkpoints if 512 <= int(path.name.split("-")[1]) < 768)
-    again = run(tmp_path, f"resume={checkpoint}", "students=auto")
+    again = run(
+        tmp_path, f"resume={checkpoint}", "students=auto", "evaluate_every_steps=128", "evaluate_from_steps=256"
+    )
     ladders = [found["search"]["ladder"] for found in (results, again)]
     kept = [{row["name"] for row in ladder if row.get("dropped_at_steps") in (256, 512)} for ladder in ladders]
     assert kept[0] == kept[1]
@@ -105,18 +152,19 @@ def test_a_cut_search_goes_on_to_the_same_answer(searched: tuple[Path, dict[str,
 def conclusion(scores: dict[str, tuple[float, float]], **options: Any) -> dict[str, Any]:
     """The answer from final scores and their errors, by name; a teacher of 100 +- 0 comes first, random scores 0."""
     search = SizeSearch(**options)
-    rows = [{"name": "teacher", "parameters": 1_000, "score_mean": 100.0, "score_standard_error": 0.0}]
+    games = {"episodes": 1_000_000}
+    rows = [{"name": "teacher", "parameters": 1_000, "score_mean": 100.0, "score_standard_error": 0.0, **games}]
     for place, (name, (mean, error)) in enumerate(scores.items(), 1):
         search.ladder[name] = {"parameters": place}
-        rows.append({"name": name, "parameters": place, "score_mean": mean, "score_standard_error": error})
+        rows.append({"name": name, "parameters": place, "score_mean": mean, "score_standard_error": error, **games})
     return search.conclusion({"networks": rows, "random_score": 0.0})
 
 
 def test_the_answer_is_the_smallest_that_is_sure() -> None:
-    """A is at least 97 - 1.645 * 5 = 88.8, b 98 - 1.645 = 96.4."""
+    """Each of three bounds holds with 1 - 0.05 / 3, 2.128 errors: a is at least 97 - 10.6 = 86.4, b 98 - 2.1 = 95.9."""
     found = conclusion({"a": (97.0, 5.0), "b": (98.0, 1.0), "c": (100.0, 0.0)})
     assert found["chosen"] == "b"
-    assert [round(row["share_at_least"], 3) for row in found["ladder"]] == [0.888, 0.964, 1.0]
+    assert [round(row["share_at_least"], 3) for row in found["ladder"]] == [0.864, 0.959, 1.0]
     assert sentence(found) == (
         "The smallest student that holds 95% of its teacher is b, 2 parameters: share 0.98, at least 0.96."
     )
@@ -128,6 +176,26 @@ def test_no_answer_says_what_was_nearest() -> None:
     assert sentence(found).startswith(
         "No student holds 95% of its teacher with 95% confidence. The nearest is b: share 0.94, at least 0.92; play"
     )
+
+
+def test_one_final_game_is_no_answer() -> None:
+    search = SizeSearch()
+    search.ladder["a"] = {"parameters": 1}
+    rows = [
+        {"name": name, "parameters": 1, "score_mean": 10.0, "score_standard_error": 0.0, "episodes": 1}
+        for name in ("teacher", "a")
+    ]
+    found = search.conclusion({"networks": rows, "random_score": 0.0})
+    assert found["chosen"] is None and "share_at_least" not in found["ladder"][0]
+    assert "has played a single final game; train longer, play more" in sentence(found)
+
+
+def test_rungs_that_no_evaluation_reaches_are_warned_of(tmp_path: Path) -> None:
+    """One evaluation, at 600 of 1,024 steps: it comes after the rung at 512 as well, and before the one at 768."""
+    search = SizeSearch()
+    search._trainer = SimpleNamespace(total_frames=1_024)  # type: ignore[assignment]
+    with pytest.warns(UserWarning, match=r"no evaluation lies between the rungs of the search at \[256, 768\] steps"):
+        search.warn_of_missed_rungs(range(600, 1_024, 600))
 
 
 def actors() -> dict[str, TensorDictModule]:
@@ -156,7 +224,11 @@ def test_limits_that_nobody_meets_are_refused() -> None:
         ({"min_share": 0.0}, r"min_share must lie in \(0, 1\]: got 0.0"),
         ({"confidence": 0.5}, r"confidence must lie in \(0.5, 1\): got 0.5"),
         ({"max_bytes": 0}, r"max_bytes must lie in \(0, inf\): got 0; None sets no limit"),
-        ({"rungs": {0.5: 0.5, 0.25: 0.25}}, r"rungs must be shares .*, growing, and of students: got \{0.5: 0.5, 0.25"),
+        ({"rungs": {0.5: 0.5, 0.25: 0.25}}, r"rungs must be growing shares .*, within 0 and 1: got \{0.5: 0.5, 0.25"),
+        (
+            {"rungs": {0.2: 0.2, 0.5: 0.6}},
+            r"rungs must be .* falling ones of the students, .*: got \{0.2: 0.2, 0.5: 0.6",
+        ),
         ({"format": "onx"}, "format"),
     ],
 )

@@ -11,7 +11,9 @@ import torch
 from stepper_parts import ADAM, actor, students, trainer_with, weights
 
 from torchrl_rtpd import ConcurrentStepper, CudaGraphStepper, DormancyCheck, RealTimeDistillTrainer
+from torchrl_rtpd.collectors.policy import TeacherStudentPolicy
 from torchrl_rtpd.objectives.discrete import DistillationLoss
+from torchrl_rtpd.schedules import RunState
 
 WAYS: dict[str, Callable[[RealTimeDistillTrainer], Any]] = {
     "hook": lambda hook: hook,
@@ -48,6 +50,31 @@ def test_the_others_learn_on_bit_for_bit(way: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
     assert hook.updates == whole.updates == 32
     assert not [name for name in hook.metrics if name.startswith("distill/more/")]
+
+
+def test_the_dropped_student_acts_no_more() -> None:
+    """Three students act in a fifth of the steps each; without one of them its fifth is the teacher's."""
+    losses = {"more": DistillationLoss(actor(6, 5, "cpu")), **students("cpu")}
+    networks = {name: loss.student_network for name, loss in losses.items()}
+    policy = TeacherStudentPolicy(actor(1, 9, "cpu"), networks, acting=dict.fromkeys(losses, 0.2), seed=0)
+    assert policy.update_acting(RunState()) == pytest.approx(dict.fromkeys(losses, 0.2))
+    wanted = {**dict.fromkeys(losses, 0.2), "more": 0.0}
+    assert policy.update_acting(RunState(), dropped=["more"]) == pytest.approx(wanted)
+    policy.acting = lambda state: 0.3
+    assert policy.update_acting(RunState(), dropped=["more"])["more"] == 0.0
+
+
+def test_a_state_that_does_not_fit_drops_nobody() -> None:
+    saved = trained("hook", drop_after=3)[1].state_dict()
+    other = RealTimeDistillTrainer(
+        {"more": DistillationLoss(actor(6, 5, "cpu")), "unknown": DistillationLoss(actor(7, 5, "cpu"))}, optimizer=ADAM
+    )
+    with pytest.raises(ValueError, match=r"must be those of this hook, \['unknown'\]: got \['paper', 'pure'\]"):
+        other.load_state_dict(saved)
+    assert list(other.learners) == ["more", "unknown"]
+    alone = RealTimeDistillTrainer({"more": DistillationLoss(actor(6, 5, "cpu"))}, optimizer=ADAM)
+    with pytest.raises(ValueError, match=r"must be those of this hook, \[\]: got \['paper', 'pure'\]"):
+        alone.load_state_dict(saved)
 
 
 def test_the_dropped_student_learns_no_more() -> None:

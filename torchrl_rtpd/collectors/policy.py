@@ -291,11 +291,12 @@ class TeacherStudentPolicy(TensorDictSequential):
         """Seed by which it is drawn who acts."""
         return self._generator.initial_seed()
 
-    def update_acting(self, state: RunState) -> dict[str, float]:
+    def update_acting(self, state: RunState, *, dropped: Collection[str] = ()) -> dict[str, float]:
         """Set who acts from now on, if ``acting`` is a schedule or a function.
 
         Args:
             state: the run now.
+            dropped: students that learn no more; the teacher acts in their place.
 
         Returns:
             The probability of each student, by name.
@@ -305,6 +306,9 @@ class TeacherStudentPolicy(TensorDictSequential):
         """
         if callable(self.acting):
             self.acting_probabilities.copy_(probabilities(self.acting(state), self.student_names))
+        for place, name in enumerate(self.student_names):
+            if name in dropped:
+                self.acting_probabilities[place] = 0.0
         return dict(zip(self.student_names, self.acting_probabilities.tolist(), strict=True))
 
     def weights(self, part: Literal["all", "teacher", "students"] = "all") -> TensorDict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from tensordict import TensorDict, TensorDictBase
@@ -48,7 +49,7 @@ class PolicyWeights:
                 weights = TensorDict({"module": TensorDict({"0": weights})})
         return weights
 
-    def update_students(self, state: RunState) -> dict[str, float]:
+    def update_students(self, state: RunState, *, dropped: Collection[str] = ()) -> dict[str, float]:
         """Set who acts from now on and send the students' weights to the process that collects.
 
         TorchRL's trainers send the teacher's. Called by :class:`~torchrl_rtpd.trainers.RealTimeDistillTrainer` once a
@@ -56,12 +57,13 @@ class PolicyWeights:
 
         Args:
             state: the run now, for an ``acting`` that depends on it.
+            dropped: students that learn no more, and act no more.
 
         Returns:
             The probability of each student that may act, by name.
         """
         policy = self.dual_policy
-        probabilities = policy.update_acting(state) if policy.mixed else {}
+        probabilities = policy.update_acting(state, dropped=dropped) if policy.mixed else {}
         if policy.mixed or policy.record:
             self.update_policy_weights_(policy.weights("students"))
         return probabilities

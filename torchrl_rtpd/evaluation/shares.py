@@ -5,11 +5,14 @@ A share is normalised: 0 for a random player, 1 for the teacher. Errors are stan
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from statistics import NormalDist
 from typing import NamedTuple, Protocol
 
-__all__ = ["Candidate", "Share", "may_be_smallest", "share_of_teacher"]
+from torchrl_rtpd.functional.checks import real_number
+
+__all__ = ["Candidate", "Share", "may_be_smallest", "share_of_teacher", "student_quantile"]
 
 
 class Measured(Protocol):
@@ -23,6 +26,10 @@ class Measured(Protocol):
     def standard_error(self) -> float:
         """Standard error of the mean."""
 
+    @property
+    def episodes(self) -> int:
+        """Number of games."""
+
 
 class Share(NamedTuple):
     """Share of the teacher's level.
@@ -30,20 +37,49 @@ class Share(NamedTuple):
     Attributes:
         value: estimate.
         standard_error: of the estimate, to first order.
+        games: of the network that played fewer; infinite where the error is known and not estimated.
     """
 
     value: float
     standard_error: float
+    games: float = math.inf
 
     def bound(self, confidence: float) -> float:
         """Return the value that the share exceeds with so much confidence; below one half, an upper bound.
 
+        By Student's distribution with a degree of freedom less than games. A single game has no error: it bounds
+        nothing, and so does a share that is no number.
+
         Examples:
-            >>> share = Share(0.97, 0.01)
+            >>> share = Share(0.97, 0.01, 40)
             >>> round(share.bound(0.95), 3), round(share.bound(0.05), 3)
-            (0.954, 0.986)
+            (0.953, 0.987)
+            >>> Share(0.97, 0.0, 1).bound(0.95)
+            -inf
         """
-        return self.value - NormalDist().inv_cdf(confidence) * self.standard_error
+        if self.games < 2 or not math.isfinite(self.value):
+            return -math.inf if confidence >= 0.5 else math.inf
+        return self.value - student_quantile(confidence, self.games - 1) * self.standard_error
+
+
+def student_quantile(probability: float, degrees: float) -> float:
+    """Return a quantile of Student's distribution, by the expansion about the normal one.
+
+    Fisher & Cornish 1960, to the third order: for probabilities up to 0.99 within 1 % from four degrees of freedom on.
+
+    Args:
+        probability: within (0, 1).
+        degrees: of freedom, at least 1; infinite is the normal distribution.
+
+    Examples:
+        >>> round(student_quantile(0.95, 9), 3), round(student_quantile(0.95, math.inf), 3)
+        (1.833, 1.645)
+    """
+    z = NormalDist().inv_cdf(probability)
+    first = (z**3 + z) / 4
+    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + first / degrees + second / degrees**2 + third / degrees**3
 
 
 def share_of_teacher(student: Measured, teacher: Measured, random: Measured | float) -> Share | None:
@@ -60,16 +96,18 @@ def share_of_teacher(student: Measured, teacher: Measured, random: Measured | fl
     Examples:
         >>> from torchrl_rtpd.evaluation import Scores
         >>> share = share_of_teacher(Scores((8.0, 10.0), 0, 0), Scores((10.0, 12.0), 0, 0), 1.0)
-        >>> share.value, round(share.standard_error, 3)
-        (0.8, 0.128)
+        >>> share.value, round(share.standard_error, 3), share.games
+        (0.8, 0.128, 2)
     """
-    chance, chance_error = (random, 0.0) if isinstance(random, (int, float)) else (random.mean, random.standard_error)
+    mean = real_number(random)
+    chance, chance_error = (random.mean, random.standard_error) if mean is None else (mean, 0.0)  # type: ignore[union-attr]
     whole = teacher.mean - chance
-    if whole <= 0:
+    if not whole > 0:
         return None
     value = (student.mean - chance) / whole
     errors = (student.standard_error, value * teacher.standard_error, (value - 1) * chance_error)
-    return Share(value, sum(error**2 for error in errors) ** 0.5 / whole)
+    games = min(student.episodes, teacher.episodes)
+    return Share(value, sum(error**2 for error in errors) ** 0.5 / whole, games)
 
 
 class Candidate(NamedTuple):
@@ -122,7 +160,7 @@ def may_be_smallest(
         raise ValueError(f"some of at least one candidate go on: got keep={keep} of {len(candidates)} candidates.")
     order = sorted(candidates, key=lambda name: candidates[name].size)
     lower = {name: _bound(candidates[name], confidence) for name in order}
-    safest = max(order, key=lambda name: (lower[name], -(candidates[name].regret or 0.0)))
+    safest = max(order, key=lambda name: (lower[name], -_regret(candidates[name])))
     enough = least_share * min(1.0, max(0.0, lower[safest]))
     possible = [name for name in order if _bound(candidates[name], 1 - confidence) >= enough and name != safest]
     return [name for name in order if name == safest or name in possible[: keep - 1]]
@@ -130,3 +168,8 @@ def may_be_smallest(
 
 def _bound(candidate: Candidate, confidence: float) -> float:
     return 0.0 if candidate.share is None else candidate.share.bound(confidence)
+
+
+def _regret(candidate: Candidate) -> float:
+    """Regret, the worst one where it is not known."""
+    return math.inf if candidate.regret is None or math.isnan(candidate.regret) else candidate.regret

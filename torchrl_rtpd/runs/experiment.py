@@ -160,7 +160,9 @@ class Experiment:
                     f"a search drops students by their scores: got evaluate_every_steps={evaluate_every_steps}; "
                     "evaluate at its rungs."
                 )
-            self._search.follow(self.monitor)
+            self._search.follow(self.monitor, self.about)
+            first = max(evaluate_from_steps, evaluate_every_steps)
+            self._search.warn_of_missed_rungs(range(first, trainer.total_frames, evaluate_every_steps))
         protection = protection or Protection()
         if protection.resume_hint is None:
             protection = replace(protection, resume_hint=_RESUME_HINT)

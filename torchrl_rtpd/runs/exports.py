@@ -18,9 +18,10 @@ from torchrl_rtpd.deploy.export import ExportReport, export_student
 from torchrl_rtpd.deploy.formats import FormatError, checked_formats
 from torchrl_rtpd.deploy.states import LEAST_STATES
 from torchrl_rtpd.runs.deployed import first_step, states_for
+from torchrl_rtpd.runs.environment import run_environment
 from torchrl_rtpd.runs.final import teacher_name
 
-__all__ = ["check_export", "export_students", "told_by"]
+__all__ = ["check_export", "expected_metadata", "export_students", "told_by"]
 
 _INTEGERS = {"onnx_int8", "c"}  # formats that take ranges from states
 _OF_THE_NETWORK = {  # entries of results.json and their names on the card
@@ -148,6 +149,18 @@ def _calibration(
     if given is not None and len(given) >= LEAST_STATES:
         return given
     return env if _INTEGERS & set(formats) and _reads_bytes(network, env) else None
+
+
+def expected_metadata(about: Mapping[str, Any], env: EnvBase) -> dict[str, Any]:
+    """Return metadata as long as those that a student's file will have when its run has ended.
+
+    Args:
+        about: entries that head ``results.json``.
+        env: an environment that the students play in.
+    """
+    number = -1_000 / 3  # as long as a float is written
+    results = {**about, "random_score": number, "environment": run_environment()}
+    return _metadata(results, dict.fromkeys(_OF_THE_NETWORK, number), env)
 
 
 def _metadata(results: Mapping[str, Any], row: Mapping[str, Any], env: EnvBase) -> dict[str, Any]:

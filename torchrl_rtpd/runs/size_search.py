@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import math
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule
@@ -29,6 +30,7 @@ from torchrl_rtpd.evaluation.shares import Candidate, may_be_smallest, share_of_
 from torchrl_rtpd.functional.checks import check_within
 from torchrl_rtpd.networks.towers import num_parameters
 from torchrl_rtpd.runs.deployed import first_step
+from torchrl_rtpd.runs.exports import expected_metadata
 from torchrl_rtpd.runs.monitor import RunMonitor
 
 __all__ = ["SizeSearch", "sentence"]
@@ -84,10 +86,12 @@ class SizeSearch(TrainerHookBase):
         check_within("(0, 1]", min_share=min_share)
         check_within("(0.5, 1)", "half of all bounds would be wrong", confidence=confidence)
         check_within("(0, inf)", "None sets no limit", max_latency_ms=max_latency_ms, max_bytes=max_bytes)
-        if not all(0 < rung < 1 and 0 < kept <= 1 for rung, kept in rungs.items()) or list(rungs) != sorted(rungs):
+        within = all(0 < rung < 1 and 0 < kept <= 1 for rung, kept in rungs.items())
+        falling = list(rungs.values()) == sorted(rungs.values(), reverse=True)
+        if not within or not falling or list(rungs) != sorted(rungs):
             raise ValueError(
-                f"rungs must be shares of the run within 0 and 1, growing, and of students: got {dict(rungs)}; write "
-                "{0.25: 0.5}."
+                "rungs must be growing shares of the run, and falling ones of the students, within 0 and 1: got "
+                f"{dict(rungs)}; write {{0.25: 0.5}}."
             )
         checked_formats([format], "format")
         self.min_share, self.confidence, self.rungs = min_share, confidence, dict(rungs)
@@ -96,6 +100,7 @@ class SizeSearch(TrainerHookBase):
         self._passed = 0  # rungs
         self._begun = False
         self._monitor: RunMonitor | None = None
+        self._about: Mapping[str, Any] = {}
 
     # Before the run
 
@@ -132,13 +137,19 @@ class SizeSearch(TrainerHookBase):
         if self.max_latency_ms is not None:
             found["latency_ms"] = deployed_latency(network, example).milliseconds
         if self.max_bytes is not None:
-            found["bytes"] = self._bytes(network, example)
+            found["bytes"] = self._bytes(network, example, env)
         return found
 
-    def _bytes(self, network: TensorDictModule, example: TensorDictBase) -> int:
-        """Length of the exported file."""
+    def _bytes(self, network: TensorDictModule, example: TensorDictBase, env: EnvBase) -> int:
+        """Length of the exported file, with what the run will write into it about itself."""
         with tempfile.TemporaryDirectory() as place:
-            report = export_student(network, Path(place) / "student", formats=[self.format], example=example)
+            report = export_student(
+                network,
+                Path(place) / "student",
+                formats=[self.format],
+                example=example,
+                metadata=expected_metadata(self._about, env),
+            )
             return report.files[self.format].bytes
 
     def _is_within(self, measured: Mapping[str, Any]) -> bool:
@@ -152,8 +163,12 @@ class SizeSearch(TrainerHookBase):
 
     # During the run
 
-    def follow(self, monitor: RunMonitor) -> None:
+    def follow(self, monitor: RunMonitor, about: Mapping[str, Any]) -> None:
         """Take the monitor whose scores decide; called by the experiment.
+
+        Args:
+            monitor: of the run.
+            about: entries that head ``results.json``, which exported files hold as well.
 
         Raises:
             ValueError: a run without students.
@@ -163,9 +178,29 @@ class SizeSearch(TrainerHookBase):
                 f"a search needs students that learn: got the networks {list(monitor.networks)}; register a "
                 "RealTimeDistillTrainer with the trainer."
             )
-        self._monitor = monitor
+        self._monitor, self._about = monitor, about
         for name in list(monitor.networks)[1:]:
             self.ladder.setdefault(name, {"parameters": num_parameters(monitor.networks[name])})
+
+    def warn_of_missed_rungs(self, evaluated: range) -> None:
+        """Warn of rungs that no evaluation before the end reaches, or not before the next rung.
+
+        Args:
+            evaluated: agent steps at which networks play.
+
+        Warns:
+            UserWarning: such rungs, at which nobody can be dropped in time.
+        """
+        places = [rung * self._trainer.total_frames for rung in self.rungs]
+        reached = [next((steps for steps in evaluated if steps >= place), math.inf) for place in places]
+        later = [*places[1:], self._trainer.total_frames]
+        missed = [round(place) for place, steps, end in zip(places, reached, later, strict=True) if steps >= end]
+        if missed:
+            warnings.warn(
+                f"no evaluation lies between the rungs of the search at {missed} steps and those after them: the "
+                "students that should go there learn on; evaluate more often, or from an earlier step on.",
+                stacklevel=3,
+            )
 
     def register(self, trainer: Trainer, name: str = "size_search") -> None:
         """Attach to a trainer; be saved with its checkpoints."""
@@ -239,21 +274,24 @@ class SizeSearch(TrainerHookBase):
         Returns:
             ``chosen``, the name of the smallest student that holds the share with confidence, None where none does;
             ``min_share``, ``confidence``; and ``ladder``, a row a student, with ``share``, ``share_standard_error`` and
-            ``share_at_least``, the lower bound, of those that played the final games. After a run the chosen one's row
+            ``share_at_least``, the lower bound, of those that played the final games; all of these bounds hold together
+            with the confidence asked for (Bonferroni's correction). After a run the chosen one's row
             has ``latency_ms`` of a decision and, with the export extra, ``bytes`` of its file.
         """
         rows = {network["name"]: network for network in results["networks"]}
         teacher, *students = results["networks"]
+        chance = _Row(results["random_score"], results.get("random_standard_error", 0.0))
+        each = 1 - (1 - self.confidence) / len(students)  # so that all bounds hold together
         ladder = {name: {"name": name, **row} for name, row in self.ladder.items()}
         chosen: list[str] = []
         for student in students:
-            share = share_of_teacher(_Row(student), _Row(teacher), results["random_score"])
+            share = share_of_teacher(_Row.of(student), _Row.of(teacher), chance)
             entry = ladder[student["name"]]
             known = Candidate(student["parameters"], share, student.get("regret"))
             entry |= _scored(student["score_mean"], student["score_standard_error"], known)
-            if share is not None:
-                entry["share_at_least"] = share.bound(self.confidence)
-                if entry["share_at_least"] >= self.min_share:
+            if share is not None and math.isfinite(bound := share.bound(each)):
+                entry["share_at_least"] = bound
+                if bound >= self.min_share:
                     chosen.append(student["name"])
         smallest = min(chosen, key=lambda name: rows[name]["parameters"], default=None)
         if smallest is not None and self._monitor is not None:
@@ -263,19 +301,23 @@ class SizeSearch(TrainerHookBase):
 
     def _deployed(self, monitor: RunMonitor, name: str, row: Mapping[str, Any]) -> dict[str, Any]:
         """Latency as the run's results have it, and bytes of the file of the weights that are kept."""
-        network, latency = monitor.best[name], {"latency_ms": row["latency_ms"]}
+        network, env, latency = monitor.best[name], monitor.evaluator.env, {"latency_ms": row["latency_ms"]}
         try:
-            return {**latency, "bytes": self._bytes(network, first_step(network, monitor.evaluator.env))}
+            return {**latency, "bytes": self._bytes(network, first_step(network, env), env)}
         except ImportError:  # a run without limits needs no extra
             return latency
 
 
-class _Row:
+class _Row(NamedTuple):
     """Scores in an entry of ``results.json``."""
 
-    def __init__(self, row: Mapping[str, Any]) -> None:
-        self.mean: float = row["score_mean"]
-        self.standard_error: float = row["score_standard_error"]
+    mean: float
+    standard_error: float
+    episodes: int = 0
+
+    @classmethod
+    def of(cls, network: Mapping[str, Any]) -> _Row:
+        return cls(network["score_mean"], network["score_standard_error"], network["episodes"])
 
 
 def _scored(mean: float, standard_error: float, known: Candidate) -> dict[str, float | None]:
@@ -310,7 +352,10 @@ def sentence(conclusion: Mapping[str, Any]) -> str:
         )
     tried = [row for row in rows if row.get("share_at_least") is not None]
     if not tried:
-        return f"No student holds {share} of its teacher, which is no better than a random player: train it longer."
+        return (
+            f"No student holds {share} of its teacher: this one is no better than a random player, or has played a "
+            "single final game; train longer, play more."
+        )
     best = max(tried, key=lambda row: row["share_at_least"])
     return (
         f"No student holds {share} of its teacher with {conclusion['confidence']:.0%} confidence. The nearest is "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import uuid
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from itertools import islice
@@ -83,7 +84,7 @@ def write_video(
         raise ValueError(f"frames_per_second must be above 0: got {frames_per_second}.")
     _check(frames)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    partial = path.with_name(f".{path.stem}.{uuid.uuid4().hex}{path.suffix}")
     try:
         shown, count = _written(write, levels, frames, partial, frames_per_second, max_bytes)
         num_bytes = partial.stat().st_size

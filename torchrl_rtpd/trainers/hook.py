@@ -32,6 +32,7 @@ from torchrl_rtpd.trainers.student import (
     Student,
     UpdaterFactory,
     build_students,
+    check_dropped,
     load_states,
     refuse_foreign_memory,
     refuse_shared_names,
@@ -307,7 +308,7 @@ class RealTimeDistillTrainer(TrainerHookBase):
                 check.run(self.learners, sub_batch, batch, self.updates)
 
     def drop(self, *names: str) -> None:
-        """Let students go that are to learn no more; the others go on to the last bit as they would have.
+        """Let students go that are to learn and act no more; the others go on to the last bit as they would have.
 
         Args:
             names: of students, not all of them. Between two batches; checkpoints remember it.
@@ -316,15 +317,14 @@ class RealTimeDistillTrainer(TrainerHookBase):
             ValueError: a name that no student bears, or nobody left.
         """
         self.wait()
-        unknown = sorted(set(names) - self.learners.keys())
-        if unknown:
-            raise ValueError(f"students to drop must be some of {list(self.learners)}: got {unknown}.")
-        if len(set(names)) == len(self.learners):
-            raise ValueError(f"a student must be left to learn: got all of {list(self.learners)}; keep one.")
-        for name in dict.fromkeys(names):
-            del self.learners[name]
+        check_dropped(self.learners, names)
+        self._let_go(names)
+
+    def _let_go(self, names: Sequence[str]) -> None:
+        for name in names:
+            self.learners.pop(name, None)
             self._averages.forget(name)
-            self.dropped.append(name)
+        self.dropped = list(dict.fromkeys([*self.dropped, *names]))
 
     # Logging
 
@@ -338,9 +338,8 @@ class RealTimeDistillTrainer(TrainerHookBase):
             found.update(check.log(self.learners))
         metrics = {f"distill/{name}": value for name, value in found.items()}
         metrics.update(self._apply_schedules(metrics))
-        metrics.update(self._update_collector(metrics))
-        self.metrics = metrics
-        return metrics
+        self.metrics = metrics | self._update_collector(metrics)
+        return self.metrics
 
     @property
     def follows_returns(self) -> bool:
@@ -372,7 +371,7 @@ class RealTimeDistillTrainer(TrainerHookBase):
         if not hasattr(self._collector, "update_students"):
             return {}
         state = self._returns.run_state(self.updates, self.learners, metrics)
-        probabilities = self._collector.update_students(state)
+        probabilities = self._collector.update_students(state, dropped=self.dropped)
         return {f"distill/{name}/acting": probability for name, probability in probabilities.items()}
 
     def state_dict(self) -> dict[str, Any]:
@@ -390,8 +389,9 @@ class RealTimeDistillTrainer(TrainerHookBase):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned, before or after :meth:`register`."""
         self.wait()
-        self.drop(*(name for name in state_dict.get("dropped", ()) if name in self.learners))
-        load_states(self.learners, state_dict, left_out=self.dropped)
+        dropped = [*self.dropped, *state_dict.get("dropped", ())]
+        load_states(self.learners, state_dict, left_out=dropped)
+        self._let_go(dropped)
         self._returns.load_state_dict(state_dict["returns"])
         if self._copy is not None:
             self._copy.load_state_dict(state_dict["teacher"])

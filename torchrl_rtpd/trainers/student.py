@@ -26,6 +26,7 @@ __all__ = [
     "Student",
     "UpdaterFactory",
     "build_students",
+    "check_dropped",
     "load_states",
     "refuse_foreign_memory",
     "refuse_shared_names",
@@ -259,19 +260,32 @@ def load_states(
     Args:
         students: by name.
         saved: states by part and name.
-        left_out: students that may be among those saved and are not restored.
+        left_out: students that may be among those of either, and are not restored.
 
     Raises:
         ValueError: students of other names.
     """
-    names = saved["students"].keys() - set(left_out)
-    if names != students.keys():
+    names, living = (found.keys() - set(left_out) for found in (saved["students"], students))
+    if names != living or not living:
         raise ValueError(
-            f"the saved students must be those of this hook, {sorted(students)}: got {sorted(names)}; "
+            f"the saved students must be those of this hook, {sorted(living)}: got {sorted(names)}; "
             "build the hook with the same students."
         )
-    for name, student in students.items():
+    for name, student in ((name, students[name]) for name in living):
         student.load_state_dict({own: saved[part].get(name) for part, own in _SAVED.items()})
+
+
+def check_dropped(students: Mapping[str, Student], names: Iterable[str]) -> None:
+    """Refuse to let students go that there are not, or all of them.
+
+    Raises:
+        ValueError: a name that no student bears, or nobody left.
+    """
+    unknown = sorted(set(names) - students.keys())
+    if unknown:
+        raise ValueError(f"students to drop must be some of {list(students)}: got {unknown}.")
+    if len(set(names)) == len(students):
+        raise ValueError(f"a student must be left to learn: got all of {list(students)}; keep one.")
 
 
 def refuse_shared_parameters(*fleets: Mapping[str, Student], trainer: Any = None) -> None:
