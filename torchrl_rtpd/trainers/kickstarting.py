@@ -139,6 +139,7 @@ class Kickstarting(TrainerHookBase):
                 "kickstarting runs in the trainer's process, but learner_backend='ray' updates the student in remote "
                 "ones; train with learner_backend='local'."
             )
+        _refuse_second_pull(trainer.loss_module)
         check_part(trainer, name)
         self.attach(trainer.loss_module)
         self._trainer = trainer
