@@ -44,12 +44,19 @@ def plain(network: NatureTower, pixels: Tensor, teacher_values: Tensor) -> Calla
     return call
 
 
-def ours(network: NatureTower, pixels: Tensor, teacher_values: Tensor) -> Callable[[], None]:
-    """The same through the loss module."""
+def ours(network: NatureTower, pixels: Tensor, teacher_values: Tensor) -> dict[str, Callable[[], None]]:
+    """The same through the loss module, with its metrics and without, as in most of a hook's minibatches."""
     student = QValueActor(network, in_keys=["pixels"], spec=Categorical(NUM_ACTIONS))
     loss = DistillationLoss(student, teacher_temperature=TEMPERATURE, student_temperature=TEMPERATURE)
     batch = TensorDict({"pixels": pixels, "teacher": {"action_value": teacher_values}}, [len(pixels)])
-    return lambda: loss(batch)["loss_distill"].backward()
+    return both_ways(loss, batch)
+
+
+def both_ways(loss: DistillationLoss, batch: TensorDict) -> dict[str, Callable[[], None]]:
+    return {
+        "ours": lambda: loss(batch)["loss_distill"].backward(),
+        "without_metrics": lambda: loss(batch, metrics=False)["loss_distill"].backward(),
+    }
 
 
 def compared(batch_size: int, repetitions: int, warmup: int = 10) -> dict[str, Any]:
@@ -58,7 +65,7 @@ def compared(batch_size: int, repetitions: int, warmup: int = 10) -> dict[str, A
     network = NatureTower(NUM_ACTIONS, filters=(8, 8, 8), units=64)
     pixels = torch.randint(256, (batch_size, 4, 84, 84), dtype=torch.uint8)
     teacher_values = torch.randn(batch_size, NUM_ACTIONS)
-    calls = {"plain": plain(network, pixels, teacher_values), "ours": ours(network, pixels, teacher_values)}
+    calls = {"plain": plain(network, pixels, teacher_values), **ours(network, pixels, teacher_values)}
     times = take_turns(calls, repetitions, warmup=warmup, before=lambda: network.zero_grad(set_to_none=True))
     return {"batch_size": batch_size, **overhead(times, repetitions)}
 
@@ -70,7 +77,9 @@ def overhead(times: dict[str, list[float]], repetitions: int) -> dict[str, Any]:
         "repetitions": repetitions,
         "plain_ms": medians["plain"],
         "ours_ms": medians["ours"],
+        "without_metrics_ms": medians["without_metrics"],
         "overhead_percent": 100 * (medians["ours"] / medians["plain"] - 1),
+        "overhead_percent_without_metrics": 100 * (medians["without_metrics"] / medians["plain"] - 1),
         "overhead_percent_of_pairs": 100 * (median_ratio(times["ours"], times["plain"]) - 1),
     }
 
@@ -91,13 +100,13 @@ def plain_rows(layer: nn.LSTM, head: nn.Linear, batch: TensorDict, burn_in: int)
     return call
 
 
-def ours_rows(layer: nn.LSTM, head: nn.Linear, batch: TensorDict, burn_in: int) -> Callable[[], None]:
+def ours_rows(layer: nn.LSTM, head: nn.Linear, batch: TensorDict, burn_in: int) -> dict[str, Callable[[], None]]:
     """The same through TorchRL's ``LSTMModule`` and the loss module, which look for games that begin within rows."""
     memory = LSTMModule(lstm=layer, in_key="observation", out_key="features")
     values = TensorDictModule(head, in_keys=["features"], out_keys=["action_value"])
     student = TensorDictSequential(memory, values, QValueModule(spec=Categorical(NUM_ACTIONS)))
     loss = DistillationLoss(student, teacher_temperature=TEMPERATURE, student_temperature=TEMPERATURE, burn_in=burn_in)
-    return lambda: loss(batch)["loss_distill"].backward()
+    return both_ways(loss, batch)
 
 
 def compared_rows(
@@ -114,7 +123,7 @@ def compared_rows(
         },
         [num_rows, steps],
     )
-    calls = {"plain": plain_rows(layer, head, batch, burn_in), "ours": ours_rows(layer, head, batch, burn_in)}
+    calls = {"plain": plain_rows(layer, head, batch, burn_in), **ours_rows(layer, head, batch, burn_in)}
 
     def forget() -> None:
         layer.zero_grad(set_to_none=True)
@@ -133,12 +142,17 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     rows = [compared(batch_size, options.repetitions) for batch_size in options.batch_sizes]
-    recurrent = [compared_rows(32, burn_in, options.repetitions) for burn_in in (0, 10)]
+    recurrent = [
+        compared_rows(32, burn_in, options.repetitions, units=units) for units in (128, 256) for burn_in in (0, 10)
+    ]
     for row in [*rows, *recurrent]:
-        name = f"batch {row['batch_size']}" if "batch_size" in row else f"LSTM, burn-in {row['burn_in']}"
+        name = (
+            f"batch {row['batch_size']}" if "batch_size" in row else f"LSTM of {row['units']}, burn-in {row['burn_in']}"
+        )
         print(
             f"{name}: plain {row['plain_ms']:.2f} ms, ours {row['ours_ms']:.2f} ms, "
-            f"overhead {row['overhead_percent']:.1f} % (of pairs {row['overhead_percent_of_pairs']:.1f} %)"
+            f"overhead {row['overhead_percent']:.1f} % (of pairs {row['overhead_percent_of_pairs']:.1f} %), "
+            f"without metrics {row['overhead_percent_without_metrics']:.1f} %"
         )
     if options.out is not None:
         write_json(
