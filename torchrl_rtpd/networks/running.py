@@ -110,13 +110,11 @@ class NetworkPart:
         if key not in self._plans:
             self._plans[key] = _Plan(self._network, key)
         plan = self._plans[key]
-        whole = torch.compiler.is_compiling() or any(
-            module._forward_hooks or module._forward_pre_hooks for module in plan.passed_over
-        )
+        whole = torch.compiler.is_compiling() or any(map(_has_hooks, plan.passed_over))
         if plan.plain is not None and not whole:
             inputs = [tensordict.get(in_key, None) for in_key in plan.plain.in_keys]
             if not any(value is None for value in inputs):
-                return _taken(plan.plain.module(*inputs), plan.plain.out_keys, key)
+                return _in_order(plan.plain.module(*inputs), plan.plain)[plan.plain.out_keys.index(key)]
         outputs = self.inputs(tensordict, role, place)
         outputs = self._through([self._network] if whole else plan.steps, outputs)
         return read(outputs, key, role, f"{role}_action_value")
@@ -177,10 +175,11 @@ def _hands_on(part: nn.Module, key: NestedKey) -> bool:
     return isinstance(part, QValueModule) and part.action_mask_key is None and part.action_value_key == key
 
 
-def _taken(outputs: Any, keys: Sequence[NestedKey], key: NestedKey) -> Tensor:
-    if isinstance(outputs, Tensor):
-        return outputs
-    return outputs[keys.index(key)] if isinstance(outputs, tuple) else outputs.get(key)
+def _in_order(outputs: Any, part: TensorDictModule) -> Sequence[Any]:
+    """What the module of a plain part returned, in the order of the part's ``out_keys``."""
+    if isinstance(outputs, (dict, TensorDictBase)):
+        return [outputs.get(key) for key in part.out_keys]
+    return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
 def as_tensordict_module(network: TensorDictModule | nn.Module, out_keys: Sequence[NestedKey]) -> TensorDictModule:
@@ -209,13 +208,14 @@ def bare_network(actor: nn.Module) -> nn.Module:
     """Return all of an actor that maps observations to values, logits or parameters of a policy, on plain tensors.
 
     Left out is whatever chooses, draws or disturbs an action. The result shares the actor's weights, and its state has
-    the actor's names; of an actor with one part it is the very module inside.
+    the actor's names; of an actor with one part, all of whose outputs are values, it is the very module inside.
 
     Args:
         actor: a tensordict module of any number of parts, or a plain module, which is returned. Both may be compiled.
 
     Returns:
-        A module ``(*observations) -> values``; for several inputs see :attr:`BareNetwork.in_keys`.
+        A module ``(*observations) -> values``; for several inputs see :attr:`BareNetwork.in_keys`. The very module
+        inside of an actor returns a dictionary if it is written so.
 
     Examples:
         >>> bare_network(TensorDictModule(nn.Linear(4, 2), in_keys=["observation"], out_keys=["action_value"]))
@@ -230,8 +230,9 @@ def bare_network(actor: nn.Module) -> nn.Module:
     if not isinstance(actor, TensorDictModuleBase):
         return actor
     parts, out_keys = _parts_to_values(actor)
-    if len(parts) == 1 and _is_plain(parts[0]) and len(parts[0].in_keys) == 1:
-        inner = uncompiled(parts[0].module)
+    only = parts[0] if len(parts) == 1 and _is_plain(parts[0]) and not _has_hooks(parts[0]) else None
+    if only is not None and len(only.in_keys) == 1 and [unravel_key(key) for key in only.out_keys] == out_keys:
+        inner = uncompiled(only.module)
         if not isinstance(inner, TensorDictModuleBase):
             return inner
     return BareNetwork(actor, parts, out_keys)
@@ -306,14 +307,11 @@ class BareNetwork(nn.Module):
         entries: dict[NestedKey, Any] = dict(zip(self.in_keys, observations, strict=True))
         for part in self._parts:
             inputs = [entries[unravel_key(key)] for key in part.in_keys]
-            if _is_plain(part):
+            if _is_plain(part) and not _has_hooks(part):  # hooks may change, or select, the outputs
                 outputs = part.module(*inputs)
-                if not isinstance(outputs, (tuple, TensorDictBase)):
-                    outputs = (outputs,)
             else:
                 outputs = part(TensorDict(dict(zip(part.in_keys, inputs, strict=True)), []))
-            taken = [outputs.get(key) for key in part.out_keys] if isinstance(outputs, TensorDictBase) else outputs
-            entries.update(zip(map(unravel_key, part.out_keys), taken, strict=True))
+            entries.update(zip(map(unravel_key, part.out_keys), _in_order(outputs, part), strict=True))
         return entries
 
     def __deepcopy__(self, memo: dict[int, Any]) -> BareNetwork:
@@ -336,7 +334,7 @@ def _parts_to_values(actor: TensorDictModuleBase) -> tuple[list[TensorDictModule
     if not keys:
         keys = [key for key in written if last_part(key) in VALUE_NAMES][-1:]
     if not keys:
-        keys = [unravel_key(key) for key in parts[choosing - 1].out_keys]
+        keys = [key for key in map(unravel_key, parts[choosing - 1].out_keys) if key != "_"]  # which is written nowhere
     needed = set(keys)
     kept: list[TensorDictModuleBase] = []
     for part in reversed(parts[:choosing]):
@@ -347,8 +345,14 @@ def _parts_to_values(actor: TensorDictModuleBase) -> tuple[list[TensorDictModule
 
 
 def _is_plain(part: nn.Module) -> bool:
-    """Return True if a part is no more than a module on tensors."""
-    return type(part).forward is TensorDictModule.forward and part._kwargs is None
+    """Return True if a part is no more than a module that is called on tensors."""
+    return type(part).forward is TensorDictModule.forward and not (
+        part._kwargs is not None or part.method is not None or part.method_kwargs or part._get_kwargs
+    )
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _add_module(root: nn.Module, name: str, module: nn.Module) -> None:
