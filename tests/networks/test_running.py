@@ -158,6 +158,13 @@ def test_an_actor_without_a_network_is_refused() -> None:
         bare_network(TensorDictSequential(QValueModule(spec=Categorical(3))))
 
 
+def test_values_that_are_written_again_after_the_choice_are_refused() -> None:
+    """The action is that of the first values, and a loss would read the second."""
+    actor = TensorDictSequential(*encoder_and_head().module, module(nn.Tanh(), "action_value", "action_value"))
+    with pytest.raises(ValueError, match=r"got QValueModule before a part that writes \['action_value'\] again; move"):
+        bare_network(actor)
+
+
 def test_copies_share_nothing_and_can_be_exported() -> None:
     """As ``export_student`` does it: the copy's parts are those that the copy runs."""
     actor = encoder_and_head()

@@ -36,12 +36,12 @@ __all__ = [
     "Teacher",
     "as_tensordict_module",
     "bare_network",
+    "chooses",
     "eval_mode",
     "flattened",
     "same_in_training",
 ]
 
-# Parts that follow the values: a choice, a draw or a disturbance of the action.
 _CHOOSING = (
     QValueModule,
     ProbabilisticTensorDictModule,
@@ -65,6 +65,11 @@ def same_in_training(network: nn.Module) -> bool:
 def _drops(layer: nn.Module) -> bool:
     share = getattr(layer, "dropout", 0.0)
     return isinstance(share, (int, float)) and share > 0
+
+
+def chooses(part: nn.Module) -> bool:
+    """Return True for TorchRL's parts that follow the values: a choice, a draw or a disturbance of the action."""
+    return isinstance(part, _CHOOSING)
 
 
 class Teacher:
@@ -324,7 +329,7 @@ class BareNetwork(nn.Module):
 def _parts_to_values(actor: TensorDictModuleBase) -> tuple[list[TensorDictModuleBase], list[NestedKey]]:
     """The parts of an actor before the first that chooses an action, and the keys that this one reads."""
     parts, _ = flattened(actor)
-    choosing = next((place for place, part in enumerate(parts) if isinstance(part, _CHOOSING)), len(parts))
+    choosing = next((place for place, part in enumerate(parts) if chooses(part)), len(parts))
     if choosing == 0:  # exploration alone, or a choice that reads values
         raise ValueError(f"an actor must have a network before it chooses: got {type(parts[0]).__name__} first.")
     written = [unravel_key(key) for part in parts[:choosing] for key in part.out_keys]
@@ -335,6 +340,12 @@ def _parts_to_values(actor: TensorDictModuleBase) -> tuple[list[TensorDictModule
         keys = [key for key in written if last_part(key) in VALUE_NAMES][-1:]
     if not keys:
         keys = [key for key in map(unravel_key, parts[choosing - 1].out_keys) if key != "_"]  # which is written nowhere
+    again = [key for part in parts[choosing:] if not chooses(part) for key in map(unravel_key, part.out_keys)]
+    if not set(again).isdisjoint(keys):
+        raise ValueError(
+            f"an actor's values must be those by which it chooses: got {type(parts[choosing]).__name__} before a part "
+            f"that writes {sorted(set(again) & set(keys), key=str)} again; move that part before it."
+        )
     needed = set(keys)
     kept: list[TensorDictModuleBase] = []
     for part in reversed(parts[:choosing]):
