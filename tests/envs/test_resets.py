@@ -8,7 +8,18 @@ import gymnasium
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode
-from torchrl.envs import Compose, EnvBase, GymEnv, GymWrapper, InitTracker, RewardSum, SerialEnv, StepCounter, step_mdp
+from torchrl.envs import (
+    Compose,
+    EnvBase,
+    GymEnv,
+    GymWrapper,
+    InitTracker,
+    ParallelEnv,
+    RewardSum,
+    SerialEnv,
+    StepCounter,
+    step_mdp,
+)
 from torchrl.modules import MLP, QValueActor
 
 from torchrl_rtpd.envs import AtariVecEnv, reset_all
@@ -28,6 +39,14 @@ ENVS: dict[str, Callable[[], EnvBase]] = {
     "vector, disabled": lambda: vector(AutoresetMode.DISABLED),
     "vector, transformed": lambda: vector().append_transform(Compose(RewardSum(), InitTracker(), StepCounter())),
     "vector, transformed twice": lambda: vector().append_transform(RewardSum()).append_transform(StepCounter()),
+    "vector, in a batch": lambda: SerialEnv(2, vector),
+    "vector, in a batch of one": lambda: SerialEnv(1, vector),
+    "vector, in processes": lambda: ParallelEnv(2, vector),
+    "vector, transformed in a batch": lambda: SerialEnv(2, lambda: vector().append_transform(RewardSum())),
+    "vector, in a transformed batch": lambda: SerialEnv(2, vector).append_transform(
+        Compose(RewardSum(), InitTracker(), StepCounter())
+    ),
+    "Atari, in a batch": lambda: SerialEnv(1, lambda: AtariVecEnv("pong", 2, max_frames=400)),
     "Atari": lambda: AtariVecEnv("pong", 2, max_frames=400),
 }
 
@@ -44,12 +63,33 @@ def test_a_reset_does_not_depend_on_what_was_played(name: str) -> None:
         if step["next", "done"].any():
             break
         state = step_mdp(step)
+    assert step["next", "done"].any()
     env.set_seed(0)
     again = reset_all(env)
     env.close()
     assert set(again.keys(True, True)) == set(fresh.keys(True, True))
     for key in fresh.keys(True, True):
         assert torch.equal(again[key], fresh[key]), key
+
+
+@pytest.mark.parametrize("name", ["vector", "vector, in a batch", "vector, in processes"])
+def test_a_reset_before_the_first_step_is_the_plain_one(name: str) -> None:
+    """Before and after the environment has started."""
+    env, twin = ENVS[name](), ENVS[name]()
+    for _ in range(2):
+        for one in (env, twin):
+            one.set_seed(3)
+        assert torch.equal(reset_all(env)["observation"], twin.reset()["observation"])
+    env.close()
+    twin.close()
+
+
+def test_vector_environments_in_a_batch_without_buffers_are_warned_of() -> None:
+    env = SerialEnv(2, vector, use_buffers=False)
+    env.reset()
+    with pytest.warns(UserWarning, match="through its buffers: got use_buffers=False; the first steps of games may be"):
+        reset_all(env)
+    env.close()
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 0.05])
