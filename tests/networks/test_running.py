@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -31,7 +32,7 @@ from torchrl.modules import (
 
 from torchrl_rtpd.networks import TeacherByKey
 from torchrl_rtpd.networks.compiled import load_plain_state_dict, plain_name, plain_state_dict
-from torchrl_rtpd.networks.running import BareNetwork, NetworkPart, as_tensordict_module, bare_network
+from torchrl_rtpd.networks.running import BareNetwork, NetworkPart, as_tensordict_module, bare_network, same_in_training
 
 
 def module(layer: nn.Module, *keys: Any) -> TensorDictModule:
@@ -299,6 +300,13 @@ def test_the_network_of_any_part_can_be_exported(way: str) -> None:
     program = torch.export.export(BareNetwork.of(part), (example,))
     wanted = part(observations())["action_value"]
     torch.testing.assert_close(program.module()(example), wanted)
+
+
+@pytest.mark.parametrize("share", [0.5, np.float32(0.5), torch.tensor(0.5)])
+def test_layers_that_drop_are_known_by_a_share_of_any_library(share: Any) -> None:
+    layers = [nn.LSTM(4, 3, 2, dropout=float(share)), nn.LSTM(4, 3, 2)]
+    layers[0].dropout = share
+    assert [same_in_training(layer) for layer in layers] == [False, True]
 
 
 # Compiled networks

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from statistics import NormalDist
 from typing import NamedTuple, Protocol
 
+from torchrl_rtpd.functional.checks import real_number
+
 __all__ = ["Candidate", "Share", "may_be_smallest", "share_of_teacher"]
 
 
@@ -63,7 +65,9 @@ def share_of_teacher(student: Measured, teacher: Measured, random: Measured | fl
         >>> share.value, round(share.standard_error, 3)
         (0.8, 0.128)
     """
-    chance, chance_error = (random, 0.0) if isinstance(random, (int, float)) else (random.mean, random.standard_error)
+    chance, chance_error = real_number(random), 0.0
+    if not isinstance(random, float) and chance is None:
+        chance, chance_error = random.mean, random.standard_error
     whole = teacher.mean - chance
     if whole <= 0:
         return None

@@ -25,6 +25,7 @@ from torchrl.modules import (
     QValueModule,
 )
 
+from torchrl_rtpd.functional.checks import real_number
 from torchrl_rtpd.networks.compiled import uncompiled
 from torchrl_rtpd.networks.keys import VALUE_NAMES, last_part, read, selected
 from torchrl_rtpd.networks.swap import ParameterSwap
@@ -63,8 +64,7 @@ def same_in_training(network: nn.Module) -> bool:
 
 
 def _drops(layer: nn.Module) -> bool:
-    share = getattr(layer, "dropout", 0.0)
-    return isinstance(share, (int, float)) and share > 0
+    return (real_number(getattr(layer, "dropout", None)) or 0.0) > 0
 
 
 def chooses(part: nn.Module) -> bool:
