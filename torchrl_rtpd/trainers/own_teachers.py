@@ -49,7 +49,7 @@ def _computation(network: nn.Module) -> list[Any]:
     return [calls, [id(sequence) for sequence in sequences if _is_changed(sequence)], _squashing(network)]
 
 
-def _call(part: nn.Module) -> Any:
+def _call(part: Any) -> Any:
     """What a part calls, and with which fixed arguments; itself if it is more than TorchRL's plain wrapper."""
     if type(part).forward is not TensorDictModule.forward or _is_changed(part):
         return id(part)
