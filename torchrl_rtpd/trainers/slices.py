@@ -158,5 +158,5 @@ def refuse_flat_slices(trainer: Trainer) -> None:
     if isinstance(sampler, SliceSampler) and sampler.end_key == SLOT_ENDS and not has_hook(trainer, SliceBatches):
         raise RuntimeError(
             f"a sampler that draws rows by {SLOT_ENDS!r} needs the hook that writes them: got none; register "
-            f"torchrl_rtpd.trainers.SliceBatches({sampler.slice_len}) with the trainer."
+            f"torchrl_rtpd.trainers.SliceBatches({sampler.slice_len or 'slice_len'}) with the trainer."
         )
