@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule, TensorDictSequential
@@ -20,8 +22,12 @@ def recurrent_actor(
     inputs: int = 1,
     layers: int = 1,
     memory: str = "recurrent_state",
+    **options: Any,
 ) -> TensorDictSequential:
-    """A Q-network of TorchRL's LSTM or GRU, under its own default keys unless ``memory`` differs, and a linear head."""
+    """A Q-network of TorchRL's LSTM or GRU, under its own default keys unless ``memory`` differs, and a linear head.
+
+    Options are those of PyTorch's layers, and TorchRL's ``python_based``.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         keys = {"lstm": [f"{memory}_h", f"{memory}_c"], "gru": [memory]}[kind]
@@ -31,8 +37,9 @@ def recurrent_actor(
             num_layers=layers,
             in_keys=["observation", *keys],
             out_keys=["features", *(("next", key) for key in keys)],
+            **options,
         )
-        head = nn.Linear(hidden, num_actions)
+        head = nn.Linear(options.get("proj_size") or hidden, num_actions)
     return TensorDictSequential(
         recurrent,
         TensorDictModule(head, in_keys=["features"], out_keys=["action_value"]),
@@ -48,6 +55,13 @@ def layer_of(actor: TensorDictSequential) -> nn.RNNBase:
 def memory_of(actor: TensorDictSequential) -> list[str]:
     """Keys of what a recurrent actor remembers."""
     return actor[0].in_keys[1:-1]
+
+
+def shapes_of(actor: TensorDictSequential) -> list[tuple[int, int]]:
+    """Shapes ``[layers, width]`` of what a recurrent actor remembers of one game; a projection narrows the first."""
+    layer = layer_of(actor)
+    widths = [getattr(layer, "proj_size", 0) or layer.hidden_size, layer.hidden_size]
+    return [(layer.num_layers, width) for _, width in zip(memory_of(actor), widths, strict=False)]
 
 
 @torch.no_grad()
@@ -80,12 +94,11 @@ def stepped_values(actor: TensorDictSequential, batch: TensorDictBase, *, burn_i
     are zeros where the batch holds none. No gradient reaches the steps before ``burn_in``.
     """
     layer, head = layer_of(actor), actor[1].module
-    shape = (len(batch), layer.num_layers, layer.hidden_size)
-    zeros = batch["observation"].new_zeros(shape)
-    state = [zeros for _ in memory_of(actor)]
+    state = zeros = [batch["observation"].new_zeros(len(batch), *shape) for shape in shapes_of(actor)]
     values = []
     for step in range(batch.shape[1]):
-        stored = [batch[key][:, step] if key in batch.keys() else zeros for key in memory_of(actor)]
+        keys = memory_of(actor)
+        stored = [batch[key][:, step] if key in batch.keys() else zero for key, zero in zip(keys, zeros, strict=True)]
         begins = batch["is_init"][:, step] | (step == 0)
         state = [torch.where(begins[..., None], held, value) for held, value in zip(stored, state, strict=True)]
         if step == burn_in:
@@ -112,8 +125,7 @@ def rows(steps: int = 7, *, remembers: tuple[TensorDictSequential, ...] = (), in
         begins[row, step] = step < steps
     batch = TensorDict({"observation": drawn(inputs), "is_init": begins, "teacher": {"action_value": drawn(2)}}, [4])
     for network in remembers:
-        layer = layer_of(network)
-        batch.update({key: drawn(layer.num_layers, layer.hidden_size) for key in memory_of(network)})
+        batch.update({key: drawn(*shape) for key, shape in zip(memory_of(network), shapes_of(network), strict=True)})
     batch.batch_size = [4, steps]
     return batch
 

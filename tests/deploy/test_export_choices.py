@@ -44,6 +44,20 @@ def linear(outputs: int = 6) -> nn.Linear:
     return layer
 
 
+class Negated(nn.Module):
+    """Values of the opposite sign, by a method of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = linear()
+
+    def forward(self, obs: torch.Tensor) -> torch.Tensor:
+        return self.layer(obs)
+
+    def values(self, obs: torch.Tensor) -> torch.Tensor:
+        return -self.layer(obs)
+
+
 def values(outputs: int = 6) -> TensorDictModule:
     return TensorDictModule(linear(outputs), ["obs"], ["action_value"])
 
@@ -81,6 +95,12 @@ ACTORS = {
     # The first of the largest log-odds in [1, -2, 1.5], [-2, 1, 1.5] and [1, 1, -3].
     "a distribution of returns": (distributional, [2, 2, 0]),
     "yes or no": (lambda: policy(torch.distributions.Bernoulli, "logits", 3), [[1, 0, 0], [0, 1, 0], [0, 0, 1]]),
+    "another method of the network": (
+        lambda: TensorDictSequential(
+            TensorDictModule(Negated(), ["obs"], ["action_value"], method="values"), QValueModule(spec=Categorical(6))
+        ),
+        [4, 3, 0],
+    ),
     "a continuous action": (
         lambda: policy(TanhDelta, "param", 2, low=-1.0, high=1.0, safe=False),
         [[0.761594, 0.0], [0.0, 0.761594], [-0.761594, -0.761594]],  # tanh(1)
@@ -97,6 +117,10 @@ ACTORS = {
     "an action that the network writes": (
         lambda: Actor(linear(2), in_keys=["obs"], spec=Bounded(-2, 2, (2,))),
         [[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]],
+    ),
+    "an action that is kept in its bounds": (
+        lambda: Actor(linear(2), in_keys=["obs"], spec=Bounded(-0.5, 0.5, (2,)), safe=True),
+        [[0.5, 0.0], [0.0, 0.5], [-0.5, -0.5]],
     ),
     "an action that a part writes behind tanh": (
         lambda: TensorDictSequential(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,14 @@ def test_a_share_and_its_error_by_hand() -> None:
     assert share == (0.5, pytest.approx(math.sqrt(4 + 0.25 + 2.25) / 40), 2)
     assert share_of_teacher(student, teacher, np.float32(10.0)) == (0.5, pytest.approx(math.sqrt(4.25) / 40), 2)
     assert share_of_teacher(student, chance, 10.0) is None
+
+
+@pytest.mark.parametrize("chance", [1, 1.0, np.float32(1), np.int64(1), np.array(1.0), torch.tensor(1.0)])
+def test_a_random_players_mean_may_be_a_number_of_any_library(chance: Any) -> None:
+    """(9 - 1) / (11 - 1), by plain numbers."""
+    share = share_of_teacher(Scores((8.0, 10.0), 0, 0), Scores((10.0, 12.0), 0, 0), chance)
+    assert share is not None and share.value == 0.8 and type(share.value) is float
+    assert type(share.standard_error) is float
 
 
 def test_a_bound_holds_as_often_as_it_says() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -29,8 +30,9 @@ from torchrl.modules import (
     TanhNormal,
 )
 
+from torchrl_rtpd.networks import TeacherByKey
 from torchrl_rtpd.networks.compiled import load_plain_state_dict, plain_name, plain_state_dict
-from torchrl_rtpd.networks.running import NetworkPart, as_tensordict_module, bare_network
+from torchrl_rtpd.networks.running import BareNetwork, NetworkPart, as_tensordict_module, bare_network, same_in_training
 
 
 def module(layer: nn.Module, *keys: Any) -> TensorDictModule:
@@ -157,6 +159,13 @@ def test_an_actor_without_a_network_is_refused() -> None:
         bare_network(TensorDictSequential(QValueModule(spec=Categorical(3))))
 
 
+def test_values_that_are_written_again_after_the_choice_are_refused() -> None:
+    """The action is that of the first values, and a loss would read the second."""
+    actor = TensorDictSequential(*encoder_and_head().module, module(nn.Tanh(), "action_value", "action_value"))
+    with pytest.raises(ValueError, match=r"got QValueModule before a part that writes \['action_value'\] again; move"):
+        bare_network(actor)
+
+
 def test_copies_share_nothing_and_can_be_exported() -> None:
     """As ``export_student`` does it: the copy's parts are those that the copy runs."""
     actor = encoder_and_head()
@@ -203,6 +212,101 @@ def test_networks_in_one_to_three_parts_however_they_are_nested(
     )["action_value"]
     assert torch.equal(bare_network(actor)(batch["obs"]), expected)
     assert torch.equal(NetworkPart(actor)(batch, "action_value", "student"), expected)
+
+
+# Ways in which a part may write its outputs
+
+
+class Heads(nn.Module):
+    """Three ways to values, of which ``forward`` is one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 3), nn.Linear(4, 3)
+
+    def forward(self, image: torch.Tensor, gain: float = 1.0) -> torch.Tensor:
+        return gain * self.first(image)
+
+    def other(self, image: torch.Tensor) -> torch.Tensor:
+        return -self.second(image)
+
+    def both(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.first(image), self.second(image)
+
+    def named(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"features": self.first(image), "action_value": self.second(image)}
+
+
+class Twice(Heads):
+    """Returns both outputs of its forward."""
+
+    def forward(self, image: torch.Tensor, gain: float = 1.0) -> Any:
+        return self.both(image)
+
+
+class Named(Heads):
+    """Returns a dictionary."""
+
+    def forward(self, image: torch.Tensor, gain: float = 1.0) -> Any:
+        return self.named(image)
+
+
+def part_of(layer: nn.Module, *out_keys: str, **kwargs: Any) -> TensorDictModule:
+    return TensorDictModule(layer, in_keys=["obs"], out_keys=list(out_keys or ["action_value"]), **kwargs)
+
+
+WAYS: dict[str, Any] = {
+    "another method": lambda: part_of(Heads(), method="other"),
+    "arguments of a method": lambda: part_of(Heads(), method="forward", method_kwargs={"gain": -2.0}),
+    "arguments alone": lambda: part_of(Heads(), method_kwargs={"gain": -2.0}),
+    "a named argument": lambda: TensorDictModule(Heads(), in_keys={"image": "obs"}, out_keys=["action_value"]),
+    "one output left out": lambda: part_of(Twice(), "_", "action_value"),
+    "a method of two outputs": lambda: part_of(Heads(), "_", "action_value", method="both"),
+    "the second of two": lambda: part_of(Twice(), "features", "action_value"),
+    "one selected": lambda: part_of(Twice(), "features", "action_value").select_out_keys("action_value"),
+    "one selected of a sequence": lambda: TensorDictSequential(
+        part_of(Twice(), "features", "action_value")
+    ).select_out_keys("action_value"),
+    "a dictionary": lambda: part_of(Named(), "action_value", "features"),
+    "a dictionary in part": lambda: part_of(Named(), "action_value"),
+    "a hook that changes": lambda: hooked(part_of(Heads())),
+}
+
+
+def hooked(part: TensorDictModule) -> TensorDictModule:
+    """With a hook that negates, as TorchRL's ``SafeModule(safe=True)`` has one that projects."""
+    part.register_forward_hook(lambda part, given, written: written.set("action_value", -written["action_value"]))
+    return part
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_values_are_those_that_the_part_itself_writes(way: str) -> None:
+    """In a loss, on plain tensors, of one of several teachers, by itself and as an actor."""
+    part, batch = WAYS[way](), observations()
+    wanted = part(batch.clone())["action_value"]
+    for network in (part, QValueActor(part, spec=Categorical(3))):
+        assert torch.equal(NetworkPart(network)(batch, "action_value", "student"), wanted)
+        found = bare_network(network)(batch["obs"])
+        assert torch.equal(found["action_value"] if isinstance(found, dict) else found, wanted)
+        several = TeacherByKey([network, network], key="id")
+        ids = batch.clone().set("id", torch.tensor([0, 1, 0, 1, 1]))
+        torch.testing.assert_close(several(ids)["action_value"], wanted)  # other rows at a time
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_network_of_any_part_can_be_exported(way: str) -> None:
+    """A loaded program gives the part's values; the very module inside is none where it returns a dictionary."""
+    part, example = WAYS[way](), observations()["obs"]
+    program = torch.export.export(BareNetwork.of(part), (example,))
+    wanted = part(observations())["action_value"]
+    torch.testing.assert_close(program.module()(example), wanted)
+
+
+@pytest.mark.parametrize("share", [0.5, np.float32(0.5), torch.tensor(0.5)])
+def test_layers_that_drop_are_known_by_a_share_of_any_library(share: Any) -> None:
+    layers = [nn.LSTM(4, 3, 2, dropout=float(share)), nn.LSTM(4, 3, 2)]
+    layers[0].dropout = share
+    assert [same_in_training(layer) for layer in layers] == [False, True]
 
 
 # Compiled networks

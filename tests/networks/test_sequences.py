@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from recurrent_parts import layer_of, memory_of, recurrent_actor, rows, stepped_values
@@ -13,6 +15,8 @@ from torchrl.modules import set_recurrent_mode
 
 from torchrl_rtpd.networks.running import NetworkPart
 from torchrl_rtpd.networks.sequences import SequencePart, later_steps, network_part, remembered_by, single_steps
+from torchrl_rtpd.objectives import DistillationLoss, TeacherDQNLoss
+from torchrl_rtpd.trainers.teacher_values import CapturedValues
 
 KINDS = [("lstm", 1), ("gru", 1), ("lstm", 2), ("gru", 2)]
 
@@ -38,6 +42,52 @@ def test_networks_go_on_from_what_they_remember(kind: str, layers: int, steps: i
     assert not any(value.requires_grad for value in memory.values())
     values = part(later_steps(batch, steps, {"student": memory}), "action_value", "student")
     torch.testing.assert_close(values, stepped_values(actor, batch)[:, steps:])
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "a projection": {"kind": "lstm", "proj_size": 2},
+    "a projection of two layers": {"kind": "lstm", "proj_size": 2, "layers": 2},
+    "LSTM without biases": {"kind": "lstm", "bias": False},
+    "GRU without biases": {"kind": "gru", "bias": False},
+    "LSTM in Python": {"kind": "lstm", "python_based": True, "layers": 2},
+    "GRU in Python": {"kind": "gru", "python_based": True, "layers": 2},
+    "dropout, in eval mode": {"kind": "lstm", "dropout": 0.5, "layers": 2},
+}
+
+
+@pytest.mark.parametrize("stored", [False, True], ids=["zeros", "stored"])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_of_the_layers_change_nothing_about_that(name: str, stored: bool) -> None:
+    """Whole rows, with games that begin within and without, and rows after a burn-in."""
+    actor = recurrent_actor(hidden=3, **OPTIONS[name]).double().eval()
+    broken = rows(remembers=(actor,) if stored else ())
+    unbroken = broken.clone()
+    unbroken["is_init"][:, 1:] = False
+    part = SequencePart(actor)
+    for batch in (broken, unbroken):
+        wanted = stepped_values(actor, batch)
+        torch.testing.assert_close(part(batch, "action_value", "student"), wanted)
+        later = later_steps(batch, 3, {"student": part.warmed(batch, 3, "student")})
+        torch.testing.assert_close(part(later, "action_value", "student"), wanted[:, 3:])
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_networks_that_see_the_steps_to_come_are_refused(kind: str, role: str) -> None:
+    """A layer in both directions is trained on what it cannot see while it plays."""
+    both = recurrent_actor(kind, 3, bidirectional=True)
+    networks = (both, recurrent_actor(kind, 3, seed=1)) if role == "student" else (recurrent_actor(kind, 3), both)
+    with pytest.raises(ValueError, match=rf"must not see .*: got a {kind.upper()}Module that is bidir"):
+        DistillationLoss(*networks)
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_a_live_teacher_that_sees_the_steps_to_come_is_refused(kind: str) -> None:
+    both = recurrent_actor(kind, 3, bidirectional=True)
+    with pytest.raises(ValueError, match=r"bidirectional; build it without"):
+        TeacherDQNLoss(both, action_space="categorical")
+    with pytest.raises(ValueError, match=r"bidirectional; build it without"):
+        CapturedValues(both)
 
 
 def test_two_networks_of_one_key_go_on_each_from_its_own_memory() -> None:

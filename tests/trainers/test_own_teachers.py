@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -11,10 +12,11 @@ from hook_parts import FAST, Watching, actor, cartpole_trainer, content, filled,
 from kickstart_parts import balancing, gaussian, sac_trainer, state_of
 from on_policy_parts import policy, ppo_trainer, pqn_trainer
 from tensordict import TensorDictBase
-from tensordict.nn import TensorDictModule
+from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import Tensor, nn
 from torchrl.data import Categorical
-from torchrl.modules import QValueActor
+from torchrl.modules import ProbabilisticActor, QValueActor, TanhDelta, ValueOperator
+from torchrl.objectives import DDPGLoss, DQNLoss
 from torchrl.trainers import Trainer
 
 from torchrl_rtpd import (
@@ -31,6 +33,7 @@ from torchrl_rtpd import (
 )
 from torchrl_rtpd.objectives.base import PolicyDistillationLoss
 from torchrl_rtpd.trainers.checks import DriftCheck
+from torchrl_rtpd.trainers.own_teachers import has_own_teacher
 
 TRAINERS: dict[str, Callable[[], Trainer]] = {
     "dqn": cartpole_trainer,
@@ -129,7 +132,42 @@ def mixture_of(*teachers: nn.Module) -> TeacherMixture:
     return TeacherMixture(list(teachers), temperature=0.1)
 
 
+def inside(live: Any) -> nn.Module:
+    """The module that computes."""
+    return live.module[0].module
+
+
+def writing(layer: Any, key: str = "observation", **kwargs: Any) -> TensorDictModule:
+    return TensorDictModule(layer, in_keys=[key], out_keys=["action_value"], **kwargs)
+
+
+class Negating(TensorDictModule):
+    """A wrapper of one's own, which negates."""
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        tensordict["action_value"] = -self.module(tensordict["observation"])
+        return tensordict
+
+
+def negated(part: TensorDictModule) -> TensorDictModule:
+    """With a hook that changes the values."""
+    part.register_forward_hook(lambda part, given, written: written.set("action_value", -written["action_value"]))
+    return part
+
+
 KINDS: dict[str, Callable[[Any], nn.Module]] = {
+    "a function of its values": lambda live: TensorDictSequential(
+        live, writing(lambda values: -values, "action_value")
+    ),
+    "a function before it": lambda live: TensorDictSequential(
+        TensorDictModule(lambda observation: -observation, in_keys=["observation"], out_keys=["observation"]), live
+    ),
+    "it, of another entry": lambda live: writing(inside(live), "clean"),
+    "an actor of another entry": lambda live: QValueActor(inside(live), in_keys=["clean"], spec=Categorical(2)),
+    "a subclass of the wrapper": lambda live: Negating(
+        inside(live), in_keys=["observation"], out_keys=["action_value"]
+    ),
+    "a hook": lambda live: negated(writing(inside(live))),
     "a frozen network": lambda live: frozen(9),
     "a scaled one": lambda live: nn.Sequential(live.module[0].module, nn.Hardtanh()),
     "one without weights": lambda live: TensorDictModule(
@@ -152,6 +190,7 @@ def test_whatever_is_another_network_is_run(kind: str, loss_class: Any) -> None:
     hook.register(trainer)
     (batch,) = minibatches(trainer, 1)
     batch["teacher_id"] = batch["next", "teacher_id"] = torch.arange(8)[:, None] % 2
+    batch["clean"], batch["next", "clean"] = 1 - batch["observation"], 1 - batch["next", "observation"]
     update(trainer, hook, batch)
     given = loss.batches[0]
     assert ("teacher", "action_value") not in given.keys(True)
@@ -177,6 +216,61 @@ def test_the_trained_network_in_another_wrapper_is_not_run_again(kind: str) -> N
     update(trainer, hook, *minibatches(trainer, 1))
     assert loss.batches[0]["teacher", "action_value"].shape == (8, 2)
     assert not hook.learners["student"].own_teacher
+
+
+class Ways(nn.Module):
+    """Two ways to values of the same weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, observation: Tensor, gain: float = 1.0) -> Tensor:
+        return gain * self.layer(observation)
+
+    def expert(self, observation: Tensor) -> Tensor:
+        return -self.layer(observation)
+
+
+@pytest.mark.parametrize(
+    "calls", [{"method": "expert"}, {"method_kwargs": {"gain": -2.0}}, {"method": "forward", "method_kwargs": {}}]
+)
+def test_the_trained_network_by_another_call_is_another_teacher(calls: dict[str, Any]) -> None:
+    """Also by a call that has the same effect, which cannot be seen."""
+    network = Ways()
+    live = QValueActor(writing(network, **calls), spec=Categorical(2))
+    rl_loss = DQNLoss(QValueActor(writing(network), spec=Categorical(2)), delay_value=True)
+    assert has_own_teacher(DistillationLoss(actor(8, seed=1), live), rl_loss)
+    assert not has_own_teacher(DistillationLoss(actor(8, seed=1), live), DQNLoss(live, delay_value=True))
+
+
+def test_outputs_in_another_order_are_those_of_another_teacher() -> None:
+    network = nn.Linear(4, 2)
+    both = lambda observation: (network(observation), -network(observation))  # noqa: E731
+    one, other = (
+        TensorDictModule(both, in_keys=["observation"], out_keys=keys)
+        for keys in (["action_value", "features"], ["features", "action_value"])
+    )
+    rl_loss = DQNLoss(QValueActor(one, spec=Categorical(2)), delay_value=False)
+    assert not has_own_teacher(DistillationLoss(actor(8, seed=1), one), rl_loss)
+    assert has_own_teacher(DistillationLoss(actor(8, seed=1), other), rl_loss)
+
+
+def test_a_deterministic_policy_within_other_bounds_is_another_teacher() -> None:
+    """Its action is another one; of a Gaussian policy only location and scale are compared, which are the same."""
+    layer = TensorDictModule(nn.Linear(4, 2), in_keys=["observation"], out_keys=["param"])
+    narrow, wide = (
+        ProbabilisticActor(
+            layer, in_keys=["param"], distribution_class=TanhDelta, distribution_kwargs={"low": -size, "high": size}
+        )
+        for size in (1.0, 9.0)
+    )
+    critic = ValueOperator(nn.Linear(6, 1), in_keys=["observation", "action"], out_keys=["state_action_value"])
+    rl_loss = DDPGLoss(narrow, critic)
+    student = ProbabilisticActor(layer, in_keys=["param"], distribution_class=TanhDelta)
+    for teacher, own in ((narrow, False), (wide, True)):
+        loss = ContinuousDistillationLoss(copy.deepcopy(student), teacher, divergence="mse")
+        assert has_own_teacher(loss, rl_loss) is own
 
 
 def test_students_of_both_kinds_learn_side_by_side() -> None:

@@ -122,6 +122,42 @@ def test_a_sampler_of_other_slices_is_refused() -> None:
         SliceBatches(10).register(trainer)
 
 
+def test_a_number_of_slices_is_a_length_as_well() -> None:
+    """Eight slices of a batch of 16 have two steps, and two would be taken for a row of four; four are rows."""
+    trainer = trainer_with("cpu", lambda trainer: None)
+    trainer.replay_buffer = buffer_of(SliceSampler(num_slices=8, end_key="slot_ends"), 16)
+    with pytest.raises(ValueError, match="must be that of the sampler: got 4 and a SliceSampler of 2; pass both"):
+        SliceBatches(4).register(trainer)
+    trainer.replay_buffer = buffer_of(SliceSampler(num_slices=4, end_key="slot_ends"), 16)
+    SliceBatches(4).register(trainer)
+    rows = SliceBatches(4).split(trainer.replay_buffer.sample())
+    assert torch.equal(rows["number"].diff(dim=1), torch.ones(4, 3, dtype=torch.long))
+
+
+@pytest.mark.parametrize("truncated", [True, False])
+def test_rows_glued_together_are_refused(truncated: bool) -> None:
+    """Where the size of a batch is told to TorchRL's hook alone; also if nothing marks the ends of slices."""
+    torch.manual_seed(0)
+    options = {} if truncated else {"truncated_key": None}
+    buffer = buffer_of(SliceSampler(num_slices=8, end_key="slot_ends", **options), 16)
+    with pytest.raises(ValueError, match=r"one slice: [34] of 4 rows of 4 steps are not steps that follow"):
+        SliceBatches(4).split(buffer.sample())
+
+
+def test_rows_may_cross_the_end_of_a_full_replay() -> None:
+    """The second slot of the third batch of 20 steps lies at the places 22 to 27 and 0 to 3."""
+    torch.manual_seed(0)
+    sampler = SliceSampler(slice_len=5, end_key="slot_ends")
+    buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(28), sampler=sampler, batch_size=100)
+    writer = ReplayBufferTrainer(buffer, flatten_tensordicts=True)
+    for _ in range(3):
+        writer.extend(SliceBatches(5).mark(played(2)))
+    rows = SliceBatches(5).split(buffer.sample())
+    places = rows["index"].reshape(20, 5)
+    assert (places[:, 1:] == 0).any()  # a row that crosses
+    assert torch.equal(rows["number"].diff(dim=1), torch.ones(20, 4, dtype=torch.long))
+
+
 @pytest.mark.parametrize("sampler", [SliceSampler, partial(PrioritizedSliceSampler, 100, 1.0, 1.0)])
 def test_a_replay_without_the_marks_is_refused_before_it_is_sampled(sampler: Callable[..., SliceSampler]) -> None:
     """As a collector fills one by itself, or a run that began without the hook."""

@@ -27,7 +27,9 @@ from torchrl_rtpd.deploy.program import Example, Program, multiply_adds, outputs
 from torchrl_rtpd.deploy.quantised import ONNX_BITS, QuantisedChain, quantise, reason_against
 from torchrl_rtpd.deploy.selfcheck import COUNT, make_inputs
 from torchrl_rtpd.deploy.states import LEAST_STATES, states_of
+from torchrl_rtpd.envs.streams import streams_kept
 from torchrl_rtpd.functional.discrete import teacher_regret
+from torchrl_rtpd.networks.running import as_tensordict_module
 from torchrl_rtpd.networks.towers import NatureTower
 
 __all__ = ["FORMATS", "ExportReport", "FileReport", "export_student"]
@@ -81,6 +83,7 @@ class ExportReport:
         return "\n".join([*lines, *self.notes])
 
 
+@streams_kept()
 def export_student(
     student: nn.Module,
     path: str | os.PathLike,
@@ -210,8 +213,6 @@ class _Export:
         """States to take ranges from and to compare on, if they are needed or given."""
         if self.chain is None or (calibration is None and "onnx_int8" not in self.formats):
             return None
-        from torchrl_rtpd.networks.running import as_tensordict_module
-
         actor = as_tensordict_module(plain_copy(student), ["action_value"])
         states = states_of(calibration, actor, actor.in_keys[0], metadata)
         if states.shape[1:] != self.program.example[0].shape[1:] or states.dtype != self.program.example[0].dtype:
@@ -232,8 +233,7 @@ class _Export:
             return {}
         # Every other state is held out if there are enough.
         ranges = self.states[::2] if len(self.states) >= 2 * LEAST_STATES else self.states
-        bits = {"onnx_int8": ONNX_BITS, "c_int8": 8}
-        return {name: quantise(self.chain, ranges, count) for name, count in bits.items()}
+        return {name: quantise(self.chain, ranges, bits) for name, bits in (("onnx_int8", ONNX_BITS), ("c_int8", 8))}
 
     def write(self, folder: Path) -> ExportReport:
         """Write all formats into a folder, check them there, then put them in place."""

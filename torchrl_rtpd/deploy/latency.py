@@ -15,6 +15,7 @@ from torchrl_rtpd.deploy.onnx_file import chain_model, program_model, quantised_
 from torchrl_rtpd.deploy.program import Example, Program, traced
 from torchrl_rtpd.deploy.quantised import ONNX_BITS, quantise, reason_against
 from torchrl_rtpd.deploy.states import LEAST_STATES
+from torchrl_rtpd.envs.streams import streams_kept
 from torchrl_rtpd.functional.discrete import teacher_regret
 
 __all__ = ["Deployment", "IntegerFile", "Latency", "deployed_latency", "measure_deployment"]
@@ -82,6 +83,7 @@ def deployed_latency(network: nn.Module, example: Example = None) -> Latency:
     return measure_deployment(network, example).latency
 
 
+@streams_kept()
 def measure_deployment(network: nn.Module, example: Example = None, states: Tensor | None = None) -> Deployment:
     """Time a network as :func:`deployed_latency` does, and in 8-bit integers if there are states to take ranges from.
 

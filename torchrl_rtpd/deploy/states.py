@@ -14,6 +14,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import EGreedyModule
 
 from torchrl_rtpd.envs.resets import reset_all
+from torchrl_rtpd.envs.streams import streams_kept
 from torchrl_rtpd.networks.running import eval_mode
 
 __all__ = ["LEAST_STATES", "states_of"]
@@ -56,7 +57,8 @@ def states_of(calibration: Any, student: nn.Module, key: Any, metadata: Mapping[
     if isinstance(calibration, ReplayBuffer):
         size = calibration.batch_size  # another one than its own makes it warn
         draws = -(-_DRAWN // size) if size else 1
-        states = torch.cat([calibration.sample(*([] if size else [_DRAWN])).get(key).cpu() for _ in range(draws)])
+        with streams_kept():
+            states = torch.cat([calibration.sample(*([] if size else [_DRAWN])).get(key).cpu() for _ in range(draws)])
     elif isinstance(calibration, Tensor):
         states = calibration.cpu()
     else:
@@ -78,9 +80,9 @@ def _played(env: EnvBase, student: nn.Module, key: Any) -> Tensor:
     spec = env.action_spec_unbatched if hasattr(env, "action_spec_unbatched") else env.action_spec
     policy = TensorDictSequential(student, EGreedyModule(spec, eps_init=_EPSILON, eps_end=_EPSILON))
     kept: list[Tensor] = []
-    ended, seen, state = None, 0, reset_all(env)
-    with torch.random.fork_rng(devices=[]), eval_mode(student), set_exploration_type(ExplorationType.RANDOM):
-        torch.manual_seed(0)
+    ended, seen = None, 0
+    with streams_kept(seed=0), eval_mode(student), set_exploration_type(ExplorationType.RANDOM):
+        state = reset_all(env)
         for _ in range(_MOST_STEPS):
             for observation in (
                 state.get(key).flatten(0, max(len(env.batch_size) - 1, 0)) if env.batch_size else [state.get(key)]

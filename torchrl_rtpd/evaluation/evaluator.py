@@ -6,12 +6,9 @@ favour short ones. A step is one agent decision.
 
 from __future__ import annotations
 
-import random
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
-import numpy as np
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule
@@ -21,6 +18,7 @@ from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_rtpd.envs.resets import reset_all
+from torchrl_rtpd.envs.streams import streams_kept
 from torchrl_rtpd.evaluation.actions import RandomActions
 from torchrl_rtpd.evaluation.games import Games, KeptObservations, score_key_of
 from torchrl_rtpd.evaluation.scores import Scores
@@ -42,7 +40,8 @@ class Evaluator:
     Actions are the policy's own. With probability ``epsilon`` a slot plays random ones instead, in all its choices and
     of all its agents. All random numbers come from one seed: random actions from a generator of the evaluator, the
     games from the environment, and what policy or environment draw from the global generators of torch, NumPy and
-    Python is seeded before and put back afterwards. Two calls with one seed play the same games.
+    Python, also while the environment is made, is seeded before and put back afterwards. Two calls with one seed play
+    the same games.
 
     ======================  ===========================================================================================
     Supported               How
@@ -67,7 +66,7 @@ class Evaluator:
         episodes: games a policy plays, a multiple of ``N``.
         epsilon: probability of a random action (Sun & Fazli 2019 follow Nature DQN: 0.05).
         max_steps: bound on the steps of a slot, over all its games, for environments without a bound of their own.
-        seed: base of the seeds.
+        seed: base of the seeds, also of what ``make_env`` draws.
         max_seconds: bound on the time of one call, looked at after each step. None has no bound.
         score_key: entry with the score of the running game. None takes ``"raw_episode_reward"``, which ``AtariVecEnv``
             writes, or ``"episode_reward"``, which :class:`~torchrl.envs.RewardSum` writes; without either rewards are
@@ -108,7 +107,8 @@ class Evaluator:
         check_integers(1, max_steps=max_steps)
         if max_seconds is not None and not max_seconds > 0:
             raise ValueError(f"max_seconds must be positive: got {max_seconds}; None sets no bound.")
-        self.env = make_env()
+        with streams_kept(seed):  # TorchRL plays a step in some environments when it makes them
+            self.env = make_env()
         if "done" not in self.env.done_keys:
             raise ValueError(
                 f"a game must end for all agents of a slot at once: got the done keys {self.env.done_keys}; add a "
@@ -166,7 +166,7 @@ class Evaluator:
                 f"that writes {self.env.action_keys}."
             )
         kept = KeptObservations(keep_observations, self.env.device)
-        with _seeded(seed), torch.no_grad(), set_exploration_type(self.exploration_type), eval_mode(policy):
+        with streams_kept(seed), torch.no_grad(), set_exploration_type(self.exploration_type), eval_mode(policy):
             self.env.set_seed(seed)
             generator = torch.Generator().manual_seed(seed)
             return self._play(_Player(policy, self.env), generator, epsilon, kept, should_stop, watch)
@@ -263,24 +263,6 @@ class _Player:
                 )
             actions[key] = action.to(spec.device)
         return actions
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """The global generators of torch, NumPy and Python seeded, and as before afterwards."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
-    numpy_state, python_state = np.random.get_state(), random.getstate()
-    with torch.random.fork_rng(devices):
-        try:
-            torch.default_generator.manual_seed(seed)
-            if devices:
-                torch.cuda.manual_seed_all(seed)
-            np.random.seed(seed % 2**32)
-            random.seed(seed)
-            yield
-        finally:
-            np.random.set_state(numpy_state)
-            random.setstate(python_state)
 
 
 def _where(explores: Tensor, drawn: Tensor, action: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule
 
 from torchrl_rtpd.envs.pictures import GamePictures, game_pictures
+from torchrl_rtpd.envs.streams import streams_kept
 from torchrl_rtpd.evaluation.evaluator import Evaluator
 from torchrl_rtpd.evaluation.scores import agreement_with_teacher
 from torchrl_rtpd.networks.memory import memory_keys
@@ -52,6 +53,7 @@ class RecordedGame:
         return self.agreements[-1] if self.agreements else None
 
 
+@streams_kept()  # from which environments may draw as they are started and drawn
 def record_games(
     networks: Mapping[str, TensorDictModule], evaluator: Evaluator, *, seed: int, seconds: float = 20.0
 ) -> list[RecordedGame]:

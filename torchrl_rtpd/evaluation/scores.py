@@ -15,6 +15,7 @@ from tensordict.nn import TensorDictModule
 from tensordict.utils import NestedKey
 from torch import Tensor
 
+from torchrl_rtpd.envs.streams import streams_kept
 from torchrl_rtpd.functional.discrete import greedy_agreement, teacher_regret
 from torchrl_rtpd.networks.choices import declared_var_nums
 from torchrl_rtpd.networks.keys import last_part, policy_inputs
@@ -185,6 +186,7 @@ def _values(name: str, network: TensorDictModule, observations: TensorDictBase) 
     )
 
 
+@streams_kept()
 @torch.no_grad()
 def latency_ms(network: TensorDictModule, observation: Tensor | TensorDictBase, *, repeats: int = 50) -> float:
     """Median time of one decision on the CPU, in milliseconds.

@@ -99,8 +99,9 @@ def share_of_teacher(student: Measured, teacher: Measured, random: Measured | fl
         >>> share.value, round(share.standard_error, 3), share.games
         (0.8, 0.128, 2)
     """
-    mean = real_number(random)
-    chance, chance_error = (random.mean, random.standard_error) if mean is None else (mean, 0.0)  # type: ignore[union-attr]
+    chance, chance_error = real_number(random), 0.0
+    if not isinstance(random, float) and chance is None:
+        chance, chance_error = random.mean, random.standard_error
     whole = teacher.mean - chance
     if not whole > 0:
         return None

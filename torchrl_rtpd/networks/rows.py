@@ -18,7 +18,15 @@ from torchrl.modules import GRUModule, LSTMModule
 
 from torchrl_rtpd.networks.memory import START_KEY
 
-__all__ = ["begins_within", "is_recurrent", "memory_as_weights", "memory_read", "run_rows", "through_rows"]
+__all__ = [
+    "begins_within",
+    "is_recurrent",
+    "layer_inside",
+    "memory_as_weights",
+    "memory_read",
+    "run_rows",
+    "through_rows",
+]
 
 
 def is_recurrent(module: nn.Module) -> TypeGuard[LSTMModule | GRUModule]:
@@ -42,7 +50,7 @@ def memory_as_weights(module: Any, key: NestedKey, stored: Tensor) -> Tensor:
             f"the memory of a network must be floating point: {key!r} in the batch is {stored.dtype}; store what the "
             "network wrote."
         )
-    return stored.to(_layer_inside(module).weight_ih_l0.dtype)
+    return stored.to(layer_inside(module).weight_ih_l0.dtype)
 
 
 def through_rows(
@@ -77,7 +85,7 @@ def begins_within(rows: TensorDictBase) -> bool:
 
 def _may_run_alone(module: LSTMModule | GRUModule, parts: Sequence[TensorDictModuleBase]) -> bool:
     """Return True if a layer of PyTorch does all that a module is there for."""
-    if type(module) not in (LSTMModule, GRUModule) or type(_layer_inside(module)) not in (nn.LSTM, nn.GRU):
+    if type(module) not in (LSTMModule, GRUModule) or type(layer_inside(module)) not in (nn.LSTM, nn.GRU):
         return False
     if module._forward_hooks or module._forward_pre_hooks or module.recurrent_backend not in ("auto", "pad"):
         return False
@@ -108,12 +116,12 @@ def run_rows(module: Any, tensordict: TensorDictBase) -> Mapping[NestedKey, Tens
         firsts = [value.select(len(shape) - 1, 0).flatten(0, len(shape) - 2) for value in stored]  # [N, layers, hidden]
         given = tuple(first.transpose(0, 1).contiguous() for first in firsts)
         state = given if len(given) > 1 else given[0]
-    features, after = _layer_inside(module)(seen.flatten(0, len(shape) - 2), state)
+    features, after = layer_inside(module)(seen.flatten(0, len(shape) - 2), state)
     tensordict.set(module.out_keys[0], features.unflatten(0, shape[:-1]))
     states = (after,) if isinstance(after, Tensor) else after
     return {key: value.transpose(0, 1).unflatten(0, shape[:-1]) for key, value in zip(keys, states, strict=True)}
 
 
-def _layer_inside(module: LSTMModule | GRUModule) -> Any:
+def layer_inside(module: LSTMModule | GRUModule) -> Any:
     """Return the layer that computes, PyTorch's own or TorchRL's in Python."""
     return module.lstm if isinstance(module, LSTMModule) else module.gru

@@ -25,6 +25,7 @@ from torchrl.modules import (
     QValueModule,
 )
 
+from torchrl_rtpd.functional.checks import real_number
 from torchrl_rtpd.networks.compiled import uncompiled
 from torchrl_rtpd.networks.keys import VALUE_NAMES, last_part, read, selected
 from torchrl_rtpd.networks.swap import ParameterSwap
@@ -36,12 +37,12 @@ __all__ = [
     "Teacher",
     "as_tensordict_module",
     "bare_network",
+    "chooses",
     "eval_mode",
     "flattened",
     "same_in_training",
 ]
 
-# Parts that follow the values: a choice, a draw or a disturbance of the action.
 _CHOOSING = (
     QValueModule,
     ProbabilisticTensorDictModule,
@@ -63,8 +64,12 @@ def same_in_training(network: nn.Module) -> bool:
 
 
 def _drops(layer: nn.Module) -> bool:
-    share = getattr(layer, "dropout", 0.0)
-    return isinstance(share, (int, float)) and share > 0
+    return (real_number(getattr(layer, "dropout", None)) or 0.0) > 0
+
+
+def chooses(part: nn.Module) -> bool:
+    """Return True for TorchRL's parts that follow the values: a choice, a draw or a disturbance of the action."""
+    return isinstance(part, _CHOOSING)
 
 
 class Teacher:
@@ -110,13 +115,11 @@ class NetworkPart:
         if key not in self._plans:
             self._plans[key] = _Plan(self._network, key)
         plan = self._plans[key]
-        whole = torch.compiler.is_compiling() or any(
-            module._forward_hooks or module._forward_pre_hooks for module in plan.passed_over
-        )
+        whole = torch.compiler.is_compiling() or any(map(_has_hooks, plan.passed_over))
         if plan.plain is not None and not whole:
             inputs = [tensordict.get(in_key, None) for in_key in plan.plain.in_keys]
             if not any(value is None for value in inputs):
-                return _taken(plan.plain.module(*inputs), plan.plain.out_keys, key)
+                return _in_order(plan.plain.module(*inputs), plan.plain)[plan.plain.out_keys.index(key)]
         outputs = self.inputs(tensordict, role, place)
         outputs = self._through([self._network] if whole else plan.steps, outputs)
         return read(outputs, key, role, f"{role}_action_value")
@@ -177,10 +180,11 @@ def _hands_on(part: nn.Module, key: NestedKey) -> bool:
     return isinstance(part, QValueModule) and part.action_mask_key is None and part.action_value_key == key
 
 
-def _taken(outputs: Any, keys: Sequence[NestedKey], key: NestedKey) -> Tensor:
-    if isinstance(outputs, Tensor):
-        return outputs
-    return outputs[keys.index(key)] if isinstance(outputs, tuple) else outputs.get(key)
+def _in_order(outputs: Any, part: TensorDictModule) -> Sequence[Any]:
+    """What the module of a plain part returned, in the order of the part's ``out_keys``."""
+    if isinstance(outputs, (dict, TensorDictBase)):
+        return [outputs.get(key) for key in part.out_keys]
+    return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
 def as_tensordict_module(network: TensorDictModule | nn.Module, out_keys: Sequence[NestedKey]) -> TensorDictModule:
@@ -209,13 +213,14 @@ def bare_network(actor: nn.Module) -> nn.Module:
     """Return all of an actor that maps observations to values, logits or parameters of a policy, on plain tensors.
 
     Left out is whatever chooses, draws or disturbs an action. The result shares the actor's weights, and its state has
-    the actor's names; of an actor with one part it is the very module inside.
+    the actor's names; of an actor with one part, all of whose outputs are values, it is the very module inside.
 
     Args:
         actor: a tensordict module of any number of parts, or a plain module, which is returned. Both may be compiled.
 
     Returns:
-        A module ``(*observations) -> values``; for several inputs see :attr:`BareNetwork.in_keys`.
+        A module ``(*observations) -> values``; for several inputs see :attr:`BareNetwork.in_keys`. The very module
+        inside of an actor returns a dictionary if it is written so.
 
     Examples:
         >>> bare_network(TensorDictModule(nn.Linear(4, 2), in_keys=["observation"], out_keys=["action_value"]))
@@ -230,8 +235,9 @@ def bare_network(actor: nn.Module) -> nn.Module:
     if not isinstance(actor, TensorDictModuleBase):
         return actor
     parts, out_keys = _parts_to_values(actor)
-    if len(parts) == 1 and _is_plain(parts[0]) and len(parts[0].in_keys) == 1:
-        inner = uncompiled(parts[0].module)
+    only = parts[0] if len(parts) == 1 and _is_plain(parts[0]) and not _has_hooks(parts[0]) else None
+    if only is not None and len(only.in_keys) == 1 and [unravel_key(key) for key in only.out_keys] == out_keys:
+        inner = uncompiled(only.module)
         if not isinstance(inner, TensorDictModuleBase):
             return inner
     return BareNetwork(actor, parts, out_keys)
@@ -306,14 +312,11 @@ class BareNetwork(nn.Module):
         entries: dict[NestedKey, Any] = dict(zip(self.in_keys, observations, strict=True))
         for part in self._parts:
             inputs = [entries[unravel_key(key)] for key in part.in_keys]
-            if _is_plain(part):
+            if _is_plain(part) and not _has_hooks(part):  # hooks may change, or select, the outputs
                 outputs = part.module(*inputs)
-                if not isinstance(outputs, (tuple, TensorDictBase)):
-                    outputs = (outputs,)
             else:
                 outputs = part(TensorDict(dict(zip(part.in_keys, inputs, strict=True)), []))
-            taken = [outputs.get(key) for key in part.out_keys] if isinstance(outputs, TensorDictBase) else outputs
-            entries.update(zip(map(unravel_key, part.out_keys), taken, strict=True))
+            entries.update(zip(map(unravel_key, part.out_keys), _in_order(outputs, part), strict=True))
         return entries
 
     def __deepcopy__(self, memo: dict[int, Any]) -> BareNetwork:
@@ -326,7 +329,7 @@ class BareNetwork(nn.Module):
 def _parts_to_values(actor: TensorDictModuleBase) -> tuple[list[TensorDictModuleBase], list[NestedKey]]:
     """The parts of an actor before the first that chooses an action, and the keys that this one reads."""
     parts, _ = flattened(actor)
-    choosing = next((place for place, part in enumerate(parts) if isinstance(part, _CHOOSING)), len(parts))
+    choosing = next((place for place, part in enumerate(parts) if chooses(part)), len(parts))
     if choosing == 0:  # exploration alone, or a choice that reads values
         raise ValueError(f"an actor must have a network before it chooses: got {type(parts[0]).__name__} first.")
     written = [unravel_key(key) for part in parts[:choosing] for key in part.out_keys]
@@ -336,7 +339,13 @@ def _parts_to_values(actor: TensorDictModuleBase) -> tuple[list[TensorDictModule
     if not keys:
         keys = [key for key in written if last_part(key) in VALUE_NAMES][-1:]
     if not keys:
-        keys = [unravel_key(key) for key in parts[choosing - 1].out_keys]
+        keys = [key for key in map(unravel_key, parts[choosing - 1].out_keys) if key != "_"]  # which is written nowhere
+    again = [key for part in parts[choosing:] if not chooses(part) for key in map(unravel_key, part.out_keys)]
+    if not set(again).isdisjoint(keys):
+        raise ValueError(
+            f"an actor's values must be those by which it chooses: got {type(parts[choosing]).__name__} before a part "
+            f"that writes {sorted(set(again) & set(keys), key=str)} again; move that part before it."
+        )
     needed = set(keys)
     kept: list[TensorDictModuleBase] = []
     for part in reversed(parts[:choosing]):
@@ -347,8 +356,14 @@ def _parts_to_values(actor: TensorDictModuleBase) -> tuple[list[TensorDictModule
 
 
 def _is_plain(part: nn.Module) -> bool:
-    """Return True if a part is no more than a module on tensors."""
-    return type(part).forward is TensorDictModule.forward and part._kwargs is None
+    """Return True if a part is no more than a module that is called on tensors."""
+    return type(part).forward is TensorDictModule.forward and not (
+        part._kwargs is not None or part.method is not None or part.method_kwargs or part._get_kwargs
+    )
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _add_module(root: nn.Module, name: str, module: nn.Module) -> None:

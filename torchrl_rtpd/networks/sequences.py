@@ -19,7 +19,7 @@ from torchrl.modules import set_recurrent_mode
 
 from torchrl_rtpd.networks.keys import names_in, selected
 from torchrl_rtpd.networks.memory import START_KEY, next_key
-from torchrl_rtpd.networks.rows import is_recurrent, memory_as_weights, memory_read, through_rows
+from torchrl_rtpd.networks.rows import is_recurrent, layer_inside, memory_as_weights, memory_read, through_rows
 from torchrl_rtpd.networks.running import NetworkPart, flattened
 
 __all__ = ["SequencePart", "later_steps", "network_part", "remembered_by", "single_steps"]
@@ -30,6 +30,9 @@ _WARMED = "_warmed"  # group of a batch's entries: what networks remember after 
 def remembered_by(network: nn.Module | None) -> dict[NestedKey, Size]:
     """Return the memory of TorchRL's recurrent modules inside a network: its shape at one step, by key.
 
+    Raises:
+        ValueError: a module in both directions, which sees the steps to come in a row, and none while it plays.
+
     Examples:
         >>> from torchrl.modules import GRUModule
         >>> remembered_by(GRUModule(input_size=4, hidden_size=8, in_key="observation", out_key="features"))
@@ -38,6 +41,11 @@ def remembered_by(network: nn.Module | None) -> dict[NestedKey, Size]:
     found: dict[NestedKey, Size] = {}
     for module in () if network is None else network.modules():
         if is_recurrent(module):
+            if layer_inside(module).bidirectional:
+                raise ValueError(
+                    "a network that learns from rows must not see the steps to come, since there are none while it "
+                    f"plays: got a {type(module).__name__} that is bidirectional; build it without."
+                )
             primers = module.make_tensordict_primer().primers
             found.update((key, primers[key].shape) for key in memory_read(module))
     return found

@@ -13,12 +13,14 @@ from torchrl.envs import EnvBase
 
 from torchrl_rtpd.deploy.latency import measure_deployment
 from torchrl_rtpd.envs.resets import reset_all
+from torchrl_rtpd.envs.streams import streams_kept
 from torchrl_rtpd.evaluation.scores import latency_ms
 from torchrl_rtpd.networks.memory import START_KEY, Memory
 
 __all__ = ["deployed_row", "first_step", "states_for"]
 
 
+@streams_kept()  # from which an environment may draw at a reset
 def first_step(network: TensorDictModule, env: EnvBase) -> TensorDictBase:
     """Return what a network reads at the first step of a game, batch ``[1]`` on the CPU; the environment is reset.
 
@@ -48,6 +50,7 @@ def states_for(network: TensorDictModule, states: TensorDictBase | None) -> Tens
     return states.get(network.in_keys[0], None)
 
 
+@streams_kept()
 def deployed_row(
     name: str, network: TensorDictModule, env: EnvBase, states: TensorDictBase | None = None
 ) -> dict[str, Any]:

@@ -7,14 +7,17 @@ to a network that is pulled to its teacher.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from tensordict import TensorDictBase
-from tensordict.nn import TensorDictModuleBase
+from tensordict.nn import ProbabilisticTensorDictModule, TensorDictModule
 from tensordict.utils import NestedKey, unravel_key
 from torch import nn
+from torchrl.modules import Delta, TanhDelta
 
 from torchrl_rtpd.networks.compiled import uncompiled
+from torchrl_rtpd.networks.running import chooses, flattened
 from torchrl_rtpd.objectives.base import PolicyDistillationLoss
 from torchrl_rtpd.trainers.policies import trained_network
 
@@ -24,8 +27,9 @@ __all__ = ["evaluated", "has_own_teacher", "trained_keys"]
 def has_own_teacher(loss: PolicyDistillationLoss, rl_loss: nn.Module) -> bool:
     """Return True if a loss was given a teacher that computes something else than the trained network does.
 
-    A teacher is the trained network if it has the very weights of it, all of them, and nothing that computes but parts
-    of it: TorchRL's wrappers, which choose actions or name entries, may differ.
+    A teacher is the trained network if it calls the same modules and functions, in the same way on the same entries.
+    TorchRL's wrappers around them may differ, and so may what chooses an action by values. Where that cannot be seen,
+    as with other names of outputs, the teacher is another network, and run.
 
     Args:
         loss: the student's, or a pull.
@@ -34,24 +38,38 @@ def has_own_teacher(loss: PolicyDistillationLoss, rl_loss: nn.Module) -> bool:
     if loss.teacher_network is None:
         return False
     trained = trained_network(rl_loss)
-    own, others = (_weights(network) for network in (loss.teacher_network, rl_loss if trained is None else trained))
-    if not own or own != others:
-        return True
-    known = set() if trained is None else set(map(id, _computing(trained)))
-    return any(id(module) not in known for module in _computing(loss.teacher_network))
+    return trained is None or _computation(loss.teacher_network) != _computation(trained)
 
 
-def _weights(network: nn.Module) -> set[int]:
-    return {parameter.data_ptr() for parameter in network.parameters()}
+def _computation(network: nn.Module) -> list[Any]:
+    """All that a network's values, or its actions, depend on, but for the data."""
+    network = uncompiled(network)
+    parts, sequences = flattened(network)
+    calls = [(_call(part), list(part.in_keys), list(part.out_keys_source)) for part in parts if not chooses(part)]
+    return [calls, [id(sequence) for sequence in sequences if _is_changed(sequence)], _squashing(network)]
 
 
-def _computing(network: nn.Module) -> Iterator[nn.Module]:
-    """Modules of a network, without lists and TorchRL's wrappers of them."""
-    for module in network.modules():
-        library = type(module).__module__.split(".")[0] in ("tensordict", "torchrl")
-        wrapper = (isinstance(module, TensorDictModuleBase) and library) or uncompiled(module) is not module
-        if not (wrapper or isinstance(module, (nn.ModuleList, nn.ModuleDict))):
-            yield module
+def _call(part: Any) -> Any:
+    """What a part calls, and with which fixed arguments; itself if it is more than TorchRL's plain wrapper."""
+    if type(part).forward is not TensorDictModule.forward or _is_changed(part):
+        return id(part)
+    fixed = [{name: id(value) for name, value in given.items()} for given in (part.method_kwargs, part._get_kwargs)]
+    return id(uncompiled(part.module)), part.method, part._kwargs, fixed
+
+
+def _is_changed(module: nn.Module) -> bool:
+    """Return True if hooks of others may change what a module reads or writes: ours watch, tensordict's select."""
+    hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+    return any(hook.__module__.split(".")[0] not in ("tensordict", "torchrl_rtpd") for hook in hooks)
+
+
+def _squashing(network: nn.Module) -> Any:
+    """The distribution of a deterministic policy, which makes its action; those of others follow what is compared."""
+    samplers = [module for module in network.modules() if isinstance(module, ProbabilisticTensorDictModule)]
+    if not samplers or samplers[-1].distribution_class not in (Delta, TanhDelta):
+        return None
+    options = samplers[-1].distribution_kwargs or {}
+    return samplers[-1].distribution_class, {name: id(value) for name, value in options.items()}
 
 
 def trained_keys(loss: PolicyDistillationLoss, rl_loss: nn.Module) -> list[NestedKey]:

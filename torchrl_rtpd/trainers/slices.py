@@ -46,7 +46,7 @@ class SliceBatches(StatelessHook):
 
     Raises:
         ValueError: a length that is no integer of at least 1; at ``register``, a replay buffer whose sampler draws no
-            slices, or others. At a minibatch, one that is not flat, or is not made of whole rows.
+            slices, or others. At a minibatch, one that is not flat, or is not made of whole rows of one slice each.
         KeyError: before the first minibatch, a replay without the entries by which its sampler finds rows.
 
     Examples:
@@ -69,16 +69,22 @@ class SliceBatches(StatelessHook):
                 f"rows come from a sampler of slices: got a replay buffer with a {type(sampler).__name__}; give it "
                 f"SliceSampler(slice_len={self.slice_len}, end_key={SLOT_ENDS!r})."
             )
-        given = getattr(sampler, "slice_len", None)
+        if sampler is not None:
+            self._check_length(sampler, trainer.replay_buffer.batch_size)
+            trainer.register_op("pre_optim_steps", partial(self._check_replay, trainer.replay_buffer))
+        trainer.register_op("batch_process", self.mark)
+        trainer.register_op("process_optim_batch", self.split)
+
+    def _check_length(self, sampler: SliceSampler, batch_size: int | None) -> None:
+        """Refuse a sampler of slices of another length, as far as it is known before one is drawn."""
+        given = sampler.slice_len
+        if given is None and batch_size is not None:
+            given = batch_size // sampler.num_slices
         if given is not None and given != self.slice_len:
             raise ValueError(
                 f"slice_len must be that of the sampler: got {self.slice_len} and a {type(sampler).__name__} of "
                 f"{given}; pass both the same."
             )
-        if sampler is not None:
-            trainer.register_op("pre_optim_steps", partial(self._check_replay, trainer.replay_buffer))
-        trainer.register_op("batch_process", self.mark)
-        trainer.register_op("process_optim_batch", self.split)
 
     def _check_replay(self, replay_buffer: Any) -> None:
         """Refuse a replay in which its sampler finds no rows; called before minibatches are drawn."""
@@ -109,14 +115,30 @@ class SliceBatches(StatelessHook):
                 "multiple of it."
             )
         rows = sub_batch.reshape(-1, self.slice_len)
-        ends = rows.get(("next", "truncated"), None)
-        if ends is not None and self._rhythm.due(waits=not ends.is_cpu):
-            self._check_ends(rows, ends)
+        ends, places = rows.get(("next", "truncated"), None), rows.get("index", None)
+        known = next((entry for entry in (ends, places) if entry is not None), None)
+        if known is not None and self._rhythm.due(waits=not known.is_cpu):
+            if rows.get(("collector", "mask"), None) is None:  # otherwise padded, which the mask tells
+                self._check_ends(rows, ends)
+                self._check_places(rows, places)
         return rows
 
-    def _check_ends(self, rows: TensorDictBase, ends: Tensor) -> None:
+    def _check_places(self, rows: TensorDictBase, places: Tensor | None) -> None:
+        """Refuse rows of several slices, whose steps do not lie one behind the other in the replay."""
+        if places is None or places.numel() != rows.numel():  # as of a replay of several dimensions
+            return
+        places = places.reshape(rows.shape)
+        follows = (places.diff(dim=-1) == 1) | (places[:, 1:] == 0)  # a replay that is full goes on at its beginning
+        apart = int((~follows).any(-1).sum())
+        if apart:
+            raise ValueError(
+                f"every row must be one slice: {apart} of {len(rows)} rows of {self.slice_len} steps are not steps "
+                "that follow one another in the replay; give the sampler that slice_len."
+            )
+
+    def _check_ends(self, rows: TensorDictBase, ends: Tensor | None) -> None:
         """Refuse rows of unequal lengths, whose ends the sampler marks within."""
-        if rows.get(("collector", "mask"), None) is not None:  # padded, which the mask tells
+        if ends is None:
             return
         missing = int((~ends[:, -1].reshape(len(rows), -1).any(-1)).sum())
         if missing:
@@ -136,5 +158,5 @@ def refuse_flat_slices(trainer: Trainer) -> None:
     if isinstance(sampler, SliceSampler) and sampler.end_key == SLOT_ENDS and not has_hook(trainer, SliceBatches):
         raise RuntimeError(
             f"a sampler that draws rows by {SLOT_ENDS!r} needs the hook that writes them: got none; register "
-            f"torchrl_rtpd.trainers.SliceBatches({sampler.slice_len}) with the trainer."
+            f"torchrl_rtpd.trainers.SliceBatches({sampler.slice_len or 'slice_len'}) with the trainer."
         )
