@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 
@@ -109,6 +112,27 @@ def test_classic_control_draws_itself_until_its_game_is_over() -> None:
             break
     assert seen[0].shape == (200, 300, 3) and (seen[0] != seen[-2]).any()
     assert seen[-1] is None and not any(picture is None for picture in seen[:-1])
+
+
+def test_drawing_on_a_server_says_nothing() -> None:
+    """In a process of its own, without a screen or the folder that SDL looks for; the setting is left as it was."""
+    pytest.importorskip("pygame")
+    program = """
+import gymnasium, os
+from gymnasium.vector import AutoresetMode
+from torchrl.envs import GymWrapper
+from torchrl_rtpd.envs import game_pictures
+
+options = {"render_mode": "rgb_array", "vector_kwargs": {"autoreset_mode": AutoresetMode.SAME_STEP}}
+env = GymWrapper(gymnasium.make_vec("CartPole-v1", 1, "sync", **options), categorical_action_encoding=True)
+env.reset()
+assert game_pictures(env).picture().ndim == 3 and "SDL_VIDEODRIVER" not in os.environ
+"""
+    hidden = ("XDG_RUNTIME_DIR", "DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "XDG_RUNTIME_DIR" not in done.stderr + done.stdout, done.stderr
 
 
 def test_large_pictures_are_averaged_in_squares() -> None:

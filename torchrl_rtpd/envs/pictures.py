@@ -6,6 +6,9 @@ A picture is a uint8 array ``[H, W, 3]`` in red, green and blue. A step is one a
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -148,7 +151,8 @@ class _Rendered:
         if self._over:
             return None
         try:
-            drawn = np.asarray(_only(self._env.render()))
+            with _without_screen():
+                drawn = np.asarray(_only(self._env.render()))
         except DependencyNotInstalled as error:
             raise ImportError(f"{error}; pip install 'torchrl_rtpd[video]' brings it as well.") from error
         if np.issubdtype(drawn.dtype, np.floating) and drawn.size and drawn.min() >= 0 and drawn.max() <= 1:
@@ -177,3 +181,15 @@ def _smaller(picture: np.ndarray) -> np.ndarray:
     height, width = (size // side for size in picture.shape[:2])
     squares = picture[: height * side, : width * side].reshape(height, side, width, side, 3)
     return squares.mean((1, 3)).round().astype(np.uint8)
+
+
+@contextmanager
+def _without_screen() -> Iterator[None]:
+    """Let SDL, by which pygame draws, look for no screen: it complains of what it does not find on a server."""
+    given = os.environ.get("SDL_VIDEODRIVER")
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+    try:
+        yield
+    finally:
+        if given is None:
+            os.environ.pop("SDL_VIDEODRIVER", None)

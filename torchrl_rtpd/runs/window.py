@@ -54,6 +54,7 @@ def show_frames(frames: Sequence[np.ndarray], *, frames_per_second: float, title
 def _open_screen(pygame: object) -> None:
     """Refuse what is no screen: without one SDL draws where nobody looks, unless it was told to."""
     try:
+        pygame.display.quit()  # type: ignore[attr-defined] # of games that were drawn without a screen
         pygame.display.init()  # type: ignore[attr-defined]
         driver = pygame.display.get_driver()  # type: ignore[attr-defined]
     except pygame.error as error:  # type: ignore[attr-defined]
