@@ -54,7 +54,7 @@ TEXT = st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_charac
 def config():
     """The quick run's, resolved."""
     with hydra.initialize_config_dir(str(EXAMPLES / "config"), version_base="1.3"):
-        return hydra.compose("rtpd_atari", ["output_dir=unused", "stop_after_evaluations=3"])
+        return hydra.compose("rtpd_atari", ["output_dir=unused", "stop_after_evaluations=3", "export=[]"])
 
 
 @many

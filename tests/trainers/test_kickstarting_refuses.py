@@ -109,14 +109,15 @@ def test_names_that_both_losses_write_are_refused():
 
 
 def test_a_second_pull_is_refused():
-    """By its own name, and by that of the loss, which logs both under the same names; a copy of a loss has none."""
+    """By any name, since the loss logs both under the same names; a copy of a loss has none."""
     trainer, _ = ppo_trainer()
     Kickstarting(pull_on(trainer)).register(trainer, "first")
     second = Kickstarting(pull_on(trainer))
-    with pytest.raises(RuntimeError, match="the trainer has a part called 'first' already; register under another"):
-        second.register(trainer, "first")
-    with pytest.raises(ValueError, match=r"a loss has one pull, .*: got a second Kickstarting of a ClipPPOLoss; pull"):
-        second.register(trainer, "second")
+    for name in ("first", "second"):
+        with pytest.raises(
+            ValueError, match=r"a loss has one pull, .*: got a second Kickstarting of a ClipPPOLoss; pull"
+        ):
+            second.register(trainer, name)
     with pytest.raises(ValueError, match="got a second Kickstarting of a ClipPPOLoss"):
         second.attach(trainer.loss_module)
 
