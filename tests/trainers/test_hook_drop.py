@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -62,6 +63,21 @@ def test_the_dropped_student_acts_no_more() -> None:
     assert policy.update_acting(RunState(), dropped=["more"]) == pytest.approx(wanted)
     policy.acting = lambda state: 0.3
     assert policy.update_acting(RunState(), dropped=["more"])["more"] == 0.0
+
+
+def test_the_collector_hears_of_a_drop_at_once() -> None:
+    """No batch later: the probabilities are changed when the call returns."""
+    losses = students("cpu")
+    hook = RealTimeDistillTrainer(losses, optimizer=ADAM)
+    networks = {name: loss.student_network for name, loss in losses.items()}
+    trainer_with("cpu", hook.register)
+    policy = TeacherStudentPolicy(actor(1, 9, "cpu"), networks, acting=dict.fromkeys(losses, 0.2), seed=0)
+    heard: list[Any] = []
+    hook._collector = SimpleNamespace(
+        update_students=lambda state, dropped: heard.append(policy.update_acting(state, dropped=dropped)) or {}
+    )
+    hook.drop("pure")
+    assert heard == [pytest.approx({"paper": 0.2, "pure": 0.0})]
 
 
 def test_a_state_that_does_not_fit_drops_nobody() -> None:

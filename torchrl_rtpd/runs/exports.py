@@ -21,7 +21,7 @@ from torchrl_rtpd.runs.deployed import first_step, states_for
 from torchrl_rtpd.runs.environment import run_environment
 from torchrl_rtpd.runs.final import teacher_name
 
-__all__ = ["check_export", "expected_metadata", "export_students", "told_by"]
+__all__ = ["check_export", "expected_metadata", "export_students", "metadata_of", "told_by"]
 
 _INTEGERS = {"onnx_int8", "c"}  # formats that take ranges from states
 _OF_THE_NETWORK = {  # entries of results.json and their names on the card
@@ -103,7 +103,7 @@ def export_students(
                     formats=wanted,
                     calibration=_calibration(network, states, env, wanted),
                     example=first_step(network, env),
-                    metadata=_metadata(results, rows[name], env),
+                    metadata=metadata_of(results, rows[name], env),
                 )
                 break
             except Exception as error:  # of many libraries; results and weights are written already
@@ -160,11 +160,17 @@ def expected_metadata(about: Mapping[str, Any], env: EnvBase) -> dict[str, Any]:
     """
     number = -1_000 / 3  # as long as a float is written
     results = {**about, "random_score": number, "environment": run_environment()}
-    return _metadata(results, dict.fromkeys(_OF_THE_NETWORK, number), env)
+    return metadata_of(results, dict.fromkeys(_OF_THE_NETWORK, number), env)
 
 
-def _metadata(results: Mapping[str, Any], row: Mapping[str, Any], env: EnvBase) -> dict[str, Any]:
-    """What the card says of the run."""
+def metadata_of(results: Mapping[str, Any], row: Mapping[str, Any], env: EnvBase) -> dict[str, Any]:
+    """Return what a student's file and card say of its run.
+
+    Args:
+        results: the content of ``results.json``.
+        row: the student's.
+        env: an environment that the students play in.
+    """
     about = {key: results[key] for key in ("game", "algorithm", "method", "seed") if key in results}
     measured = {title: row[key] for key, title in _OF_THE_NETWORK.items() if row.get(key) is not None}
     origin = {key: results["environment"][key] for key in ("command", "commit")}

@@ -186,8 +186,9 @@ class RunMonitor(TrainerHookBase):
         return self._averages.last
 
     def drop(self, *names: str) -> None:
-        """Watch students no more that the hook has dropped; their rows end here, and their weights stay as saved."""
+        """Watch students no more that the hook has dropped; their rows end here, their best weights stay as saved."""
         for name in names:
+            (self.folder.path / "weights" / "last" / f"{name}.safetensors").unlink(missing_ok=True)  # of a cut run
             del self.networks[name], self.best[name]
             for scores in (self.best_scores, self.last_scores):
                 scores.pop(name, None)

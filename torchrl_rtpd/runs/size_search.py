@@ -30,7 +30,7 @@ from torchrl_rtpd.evaluation.shares import Candidate, may_be_smallest, share_of_
 from torchrl_rtpd.functional.checks import check_within
 from torchrl_rtpd.networks.towers import num_parameters
 from torchrl_rtpd.runs.deployed import first_step
-from torchrl_rtpd.runs.exports import expected_metadata
+from torchrl_rtpd.runs.exports import expected_metadata, metadata_of
 from torchrl_rtpd.runs.monitor import RunMonitor
 
 __all__ = ["SizeSearch", "sentence"]
@@ -122,7 +122,9 @@ class SizeSearch(TrainerHookBase):
             env: in which they play; it is reset where there are limits.
         """
         for name, network in networks.items():
-            self.ladder.setdefault(name, {"parameters": num_parameters(network)}).update(self._measured(network, env))
+            self.ladder.setdefault(name, {"parameters": num_parameters(network)}).update(
+                self._measured(name, network, env)
+            )
         within = [name for name in networks if self._is_within(self.ladder[name])]
         if not within:
             raise ValueError(
@@ -131,24 +133,24 @@ class SizeSearch(TrainerHookBase):
             )
         return within
 
-    def _measured(self, network: TensorDictModule, env: EnvBase) -> dict[str, Any]:
+    def _measured(self, name: str, network: TensorDictModule, env: EnvBase) -> dict[str, Any]:
         found: dict[str, Any] = {}
         example = first_step(network, env)
         if self.max_latency_ms is not None:
             found["latency_ms"] = deployed_latency(network, example).milliseconds
         if self.max_bytes is not None:
-            found["bytes"] = self._bytes(network, example, env)
+            found["bytes"] = self._bytes(name, network, example, expected_metadata(self._about, env))
         return found
 
-    def _bytes(self, network: TensorDictModule, example: TensorDictBase, env: EnvBase) -> int:
-        """Length of the exported file, with what the run will write into it about itself."""
+    def _bytes(self, name: str, network: TensorDictModule, example: TensorDictBase, metadata: Mapping[str, Any]) -> int:
+        """Length of the exported file, with what it says of its run."""
         with tempfile.TemporaryDirectory() as place:
             report = export_student(
                 network,
-                Path(place) / "student",
+                Path(place) / name,
                 formats=[self.format],
                 example=example,
-                metadata=expected_metadata(self._about, env),
+                metadata=metadata,
             )
             return report.files[self.format].bytes
 
@@ -295,15 +297,16 @@ class SizeSearch(TrainerHookBase):
                     chosen.append(student["name"])
         smallest = min(chosen, key=lambda name: rows[name]["parameters"], default=None)
         if smallest is not None and self._monitor is not None:
-            ladder[smallest] |= self._deployed(self._monitor, smallest, rows[smallest])
+            ladder[smallest] |= self._deployed(self._monitor, results, rows[smallest])
         order = sorted(ladder.values(), key=lambda row: row["parameters"])
         return {"chosen": smallest, "min_share": self.min_share, "confidence": self.confidence, "ladder": order}
 
-    def _deployed(self, monitor: RunMonitor, name: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    def _deployed(self, monitor: RunMonitor, results: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
         """Latency as the run's results have it, and bytes of the file of the weights that are kept."""
-        network, env, latency = monitor.best[name], monitor.evaluator.env, {"latency_ms": row["latency_ms"]}
+        network, env, latency = monitor.best[row["name"]], monitor.evaluator.env, {"latency_ms": row["latency_ms"]}
+        about = metadata_of(results, row, env)
         try:
-            return {**latency, "bytes": self._bytes(network, first_step(network, env), env)}
+            return {**latency, "bytes": self._bytes(row["name"], network, first_step(network, env), about)}
         except ImportError:  # a run without limits needs no extra
             return latency
 
@@ -353,7 +356,7 @@ def sentence(conclusion: Mapping[str, Any]) -> str:
     tried = [row for row in rows if row.get("share_at_least") is not None]
     if not tried:
         return (
-            f"No student holds {share} of its teacher: this one is no better than a random player, or has played a "
+            f"No student holds {share} of its teacher: the teacher is no better than a random player, or has played a "
             "single final game; train longer, play more."
         )
     best = max(tried, key=lambda row: row["share_at_least"])

@@ -272,8 +272,7 @@ class RealTimeDistillTrainer(TrainerHookBase):
     def _add_metrics(self, found: Mapping[str, list[Tensor | None]]) -> None:
         """Keep what students measured, in each of their updates on a minibatch."""
         for values in zip(*found.values(), strict=True):
-            measured = {name: value for name, value in zip(found, values, strict=True) if value is not None}
-            if measured:
+            if measured := {name: value for name, value in zip(found, values, strict=True) if value is not None}:
                 self._averages.add(measured)
 
     def prepare_batch(self, sub_batch: TensorDictBase) -> TensorDictBase:
@@ -325,6 +324,7 @@ class RealTimeDistillTrainer(TrainerHookBase):
             self.learners.pop(name, None)
             self._averages.forget(name)
         self.dropped = list(dict.fromkeys([*self.dropped, *names]))
+        self._update_collector({})  # they act no more
 
     # Logging
 
