@@ -50,7 +50,7 @@ def distiller(config: Any, losses: Mapping[str, DistillationLoss]) -> RealTimeDi
 
 
 def search_of(config: Any) -> SizeSearch:
-    """The search for the smallest student that will do; its rungs are the evaluations of :func:`with_ladder`."""
+    """The search for the smallest student that will do; ``command.spell_out`` lets evaluations fall on its rungs."""
     return SizeSearch(min_share=config.min_share, max_latency_ms=config.max_latency_ms, max_bytes=config.max_bytes)
 
 

@@ -76,6 +76,8 @@ def test_the_collector_hears_of_a_drop_at_once() -> None:
     hook._collector = SimpleNamespace(
         update_students=lambda state, dropped: heard.append(policy.update_acting(state, dropped=dropped)) or {}
     )
+    hook.load_state_dict(hook.state_dict())
+    assert heard == []  # of a state in which nobody was dropped
     hook.drop("pure")
     assert heard == [pytest.approx({"paper": 0.2, "pure": 0.0})]
 

@@ -100,11 +100,10 @@ class RealTimeDistillTrainer(TrainerHookBase):
     Examples:
         >>> from functools import partial
         >>> import torch
-        >>> from torch import nn
         >>> from torchrl.data import Categorical
         >>> from torchrl.modules import QValueActor
         >>> from torchrl_rtpd.objectives import DistillationLoss
-        >>> student = QValueActor(nn.Linear(4, 2), in_keys=["observation"], spec=Categorical(2))
+        >>> student = QValueActor(torch.nn.Linear(4, 2), in_keys=["observation"], spec=Categorical(2))
         >>> hook = RealTimeDistillTrainer({"tiny": DistillationLoss(student)}, optimizer=partial(torch.optim.Adam))
         >>> hook  # then hook.register(trainer)
         RealTimeDistillTrainer(students=['tiny'])
@@ -324,7 +323,8 @@ class RealTimeDistillTrainer(TrainerHookBase):
             self.learners.pop(name, None)
             self._averages.forget(name)
         self.dropped = list(dict.fromkeys([*self.dropped, *names]))
-        self._update_collector({})  # they act no more
+        if names:  # a run that is only restored sends nothing, and asks no schedule once more
+            self._update_collector({})
 
     # Logging
 
