@@ -6,10 +6,11 @@
     python examples/study.py classic --publish docs/results/classic     collect its CSV files, or add to them
 
 A study is a file in config/study/: the script, its games, seeds, common overrides, and for each row the overrides that
-make it. ``{out}``, ``{game}``, ``{seed}`` stand for the folder of the study and the run's own; so a row can begin from
-what an earlier row left. A run lies in ``<out>/<game>/<row>/seed<seed>`` and is done when it has its results.json; one
-that was cut goes on from its last checkpoint. Runs follow one another, each in a process of its own. Elsewhere, such as
-on a cluster, give the listed commands to whatever runs them there, or use Hydra's launchers (docs/studies.md).
+make it. Games are a list, or a mapping to what a game has of its own, ``seeds`` and ``overrides``. ``{out}``,
+``{game}``, ``{seed}`` stand for the folder of the study and the run's own; so a row can begin from what an earlier row
+left. A run lies in ``<out>/<game>/<row>/seed<seed>`` and is done when it has its results.json; one that was cut goes on
+from its last checkpoint. Runs follow one another, each in a process of its own. Elsewhere, such as on a cluster, give
+the listed commands to whatever runs them there, or use Hydra's launchers (docs/studies.md).
 """
 
 from __future__ import annotations
@@ -69,10 +70,12 @@ class Run:
 def runs_of(study: dict[str, Any], out: Path) -> Iterator[Run]:
     """All runs of a study in order: game by game, a row's runs after those of the rows above it."""
     for game in study["games"]:
+        special = study["games"][game] if isinstance(study["games"], dict) else {}
+        common = [*study["overrides"], *special.get("overrides", [])]
         for row, own in study["rows"].items():
-            for seed in study["seeds"]:
+            for seed in special.get("seeds", study["seeds"]):
                 folder = out / game / row / f"seed{seed}"
-                given = [*study["overrides"], *own, f"game={game}", f"seed={seed}", f"output_dir={folder}"]
+                given = [*common, *own, f"game={game}", f"seed={seed}", f"output_dir={folder}"]
                 values = {"out": out, "game": game, "seed": seed}
                 yield Run(row, game, seed, study["script"], tuple(text.format(**values) for text in given), folder)
 

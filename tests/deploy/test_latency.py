@@ -48,6 +48,7 @@ def test_integers_are_those_of_the_exported_file(tmp_path: Path) -> None:
     assert found.milliseconds > 0
     assert found.agreement == pytest.approx(wanted.agreement, abs=0.02) and found.agreement < 1
     assert found.regret == pytest.approx(wanted.regret, abs=0.002) and found.regret > 0
+    assert 0.95 * wanted.bytes < found.bytes < wanted.bytes  # without metadata
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import command  # noqa: F401, which registers the settings with Hydra
 import hydra
 import pytest
 import study
@@ -71,6 +72,18 @@ def test_runs_are_all_rows_games_and_seeds_with_their_folders_filled_in():
         "output_dir=o/cartpole/two_stage/seed3",
     )
     assert runs[2].command == f"python examples/rtpd_classic.py {' '.join(runs[2].overrides)}"
+
+
+def test_a_game_may_have_seeds_and_overrides_of_its_own():
+    """Its overrides stand between those of the study and the row's, which win."""
+    games = {"cartpole": {"overrides": ["total_steps=512"], "seeds": [5]}, "acrobot": {}}
+    runs = list(study.runs_of({**TINY, "games": games}, Path("o")))
+    found = {(run.game, run.seed) for run in runs}
+    assert found == {("cartpole", 5), ("acrobot", 0)}
+    cartpole, acrobot = runs[1].overrides, runs[3].overrides
+    place = cartpole.index("total_steps=512")
+    assert cartpole.index("progress_bar=false") < place < cartpole.index("method=two_stage")
+    assert "total_steps=512" not in acrobot
 
 
 def test_a_part_of_a_study_is_chosen_by_row_game_and_seed():

@@ -13,6 +13,7 @@ from torchrl.modules import QValueModule
 
 from torchrl_rtpd import AtariVecEnv
 from torchrl_rtpd import make_actor as make_tower
+from torchrl_rtpd.networks import num_parameters
 from torchrl_rtpd.runs.deployed import deployed_row, first_step
 
 pytest.importorskip("onnx", reason="needs the export extra")
@@ -46,7 +47,7 @@ def actor(env: EnvBase, *parts: TensorDictModule) -> TensorDictSequential:
 
 def test_a_network_is_timed_by_onnxruntime(env: EnvBase) -> None:
     row = deployed_row("small", make_actor(4, env, seed=0), env)
-    assert row.keys() == {"latency_ms", "latency_runtime"}
+    assert row.keys() == {"latency_ms", "latency_runtime", "file_bytes"}
     assert row["latency_runtime"] == "onnxruntime" and row["latency_ms"] > 0
 
 
@@ -95,5 +96,6 @@ def test_a_network_of_bytes_has_integers_beside_its_floats() -> None:
     network = make_tower("net17", env.action_spec, seed=0)
     row = deployed_row("net17", network, env, states)
     assert row["latency_int8_ms"] > 0 and 0.9 <= row["agreement_int8"] < 1 and 0 < row["regret_int8"] <= 0.01
+    assert num_parameters(network) < row["file_bytes_int8"] < 2 * num_parameters(network) < row["file_bytes"] / 1.9
     assert "latency_int8_ms" not in deployed_row("net17", network, env, states.rename_key_("pixels", "others"))
     env.close()

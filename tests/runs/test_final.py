@@ -12,11 +12,12 @@ from torch import nn
 from torchrl.modules import QValueModule
 
 from torchrl_rtpd import Evaluator
-from torchrl_rtpd.evaluation.scores import Scores
-from torchrl_rtpd.runs.final import compared_scores, final_results, network_sizes, teacher_name
+from torchrl_rtpd.evaluation.scores import Scores, agreement_with_teacher, regret_of_students
+from torchrl_rtpd.runs.final import _compared, compared_scores, final_results, network_sizes, teacher_name
 from torchrl_rtpd.runs.metrics import MetricsFile
 
 SAME = {"agreement": 1.0, "regret": 0.0}
+MEASURES = {"agreement": agreement_with_teacher, "regret": regret_of_students}
 PARAMETERS = {4: 4 * 4 + 4 + 4 * 4 + 4 + 4 * 2 + 2, 8: 4 * 8 + 8 + 8 * 8 + 8 + 8 * 2 + 2}
 
 
@@ -74,7 +75,22 @@ def test_scores_are_those_of_the_evaluator_and_stand_between_random_and_teacher(
 def test_policies_that_value_no_actions_are_compared_by_scores_alone(evaluator):
     policies = {"teacher": make_policy(8, seed=0), "student": make_policy(4, seed=1)}
     rows = compared_scores(policies, evaluator, seed=0)[1]["rows"]
-    assert not {"agreement", "regret"} & rows["student"].keys() and rows["student"]["percent_of_teacher"] > 0
+    assert not any("agreement" in key or "regret" in key for key in rows["student"])
+    assert rows["student"]["percent_of_teacher"] > 0
+
+
+def test_a_student_is_compared_in_the_teachers_states_and_in_its_own(evaluator, networks):
+    """On states that the evaluator keeps by itself, which differ: a student drifts from where its teacher goes."""
+    evaluator.quota = 20
+    scores, compared = compared_scores(networks, evaluator, seed=7)
+    teacher, small = networks["teacher"], {"small": networks["small"]}
+    for prefix, player in (("", teacher), ("own_", networks["small"])):
+        states = evaluator(player, seed=7, keep_observations=512).observations
+        wanted = {prefix + key: measure(teacher, small, states)["small"] for key, measure in MEASURES.items()}
+        assert wanted.items() <= compared["rows"]["small"].items()
+    assert compared["rows"]["small"]["own_regret"] != compared["rows"]["small"]["regret"]
+    assert compared["rows"]["teacher"].items() >= {**SAME, "own_agreement": 1.0, "own_regret": 0.0}.items()
+    assert scores["teacher"].observations is not None and scores["small"].observations is None
 
 
 def test_a_student_that_sees_something_else_has_no_agreement(evaluator, networks):
@@ -82,11 +98,9 @@ def test_a_student_that_sees_something_else_has_no_agreement(evaluator, networks
     other = make_actor(4, evaluator.env, seed=1)
     other.module[0].in_keys = ["seen"]
     other.in_keys = ["seen"]
-    assert "seen" not in evaluator.env.observation_spec.keys()
-    from torchrl_rtpd.runs.final import _compared
-
-    games = Scores((1.0,), 0, 1, evaluator.env.reset().select("observation"))
-    assert _compared({"teacher": networks["teacher"], "other": other}, "teacher", games) == {"teacher": SAME}
+    states = evaluator.env.reset().select("observation")
+    teacher = networks["teacher"]
+    assert _compared(teacher, "other", other, states) == {} and _compared(teacher, "teacher", teacher, states) == SAME
 
 
 def watched(evaluator, networks, folder):
@@ -127,7 +141,7 @@ def test_without_games_sizes_and_times_are_all(evaluator, networks, tmp_path):
     found, states = final_results(watched(evaluator, networks, tmp_path), games=None, seed=3)
     assert states is None
     assert list(found) == ["networks"]
-    times = {"latency_ms", "latency_runtime"}
+    times = {"latency_ms", "latency_runtime", "file_bytes"}
     assert {"name", "role", "parameters", "parameter_ratio"} | times == found["networks"][0].keys()
 
 
@@ -141,17 +155,13 @@ def test_the_games_do_not_touch_the_global_stream(evaluator, networks):
 
 def test_a_student_that_cannot_be_compared_is_left_out_of_the_report_with_a_warning() -> None:
     """A network of as many values in two choices: no run may end at its report."""
-    from torchrl_rtpd.runs.final import _compared
 
     def network(*parts: TensorDictModule) -> TensorDictSequential:
         values = TensorDictModule(nn.Identity(), in_keys=["observation"], out_keys=["action_value"])
         return TensorDictSequential(values, *parts)
 
-    networks = {
-        "teacher": network(),
-        "same": network(),
-        "several": network(QValueModule(action_space="mult_one_hot", var_nums=[2, 2])),
-    }
-    games = Scores((1.0,), 0, 1, TensorDict({"observation": torch.eye(4)}, [4]))
+    several = network(QValueModule(action_space="mult_one_hot", var_nums=[2, 2]))
+    states = TensorDict({"observation": torch.eye(4)}, [4])
+    assert _compared(network(), "same", network(), states) == SAME
     with pytest.warns(UserWarning, match=r"the report has no agreement of 'several': .* choices \(2, 2\)"):
-        assert _compared(networks, "teacher", games) == {"teacher": SAME, "same": SAME}
+        assert _compared(network(), "several", several, states) == {}

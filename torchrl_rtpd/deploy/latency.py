@@ -41,11 +41,13 @@ class IntegerFile(NamedTuple):
         agreement: share of the states in which both choose the same action.
         regret: mean of what the integers' action costs in the float network's values, in their standard deviations over
             actions.
+        bytes: of the ONNX file, without the metadata that :func:`~torchrl_rtpd.deploy.export_student` adds.
     """
 
     milliseconds: float
     agreement: float
     regret: float
+    bytes: int
 
 
 class Deployment(NamedTuple):
@@ -54,10 +56,12 @@ class Deployment(NamedTuple):
     Attributes:
         latency: in floats.
         integers: in 8-bit integers; None without onnxruntime or states, and for networks that cannot be quantised.
+        bytes: of the ONNX file in floats, likewise without metadata; None without onnxruntime.
     """
 
     latency: Latency
     integers: IntegerFile | None
+    bytes: int | None
 
 
 def deployed_latency(network: nn.Module, example: Example = None) -> Latency:
@@ -110,24 +114,26 @@ def measure_deployment(network: nn.Module, example: Example = None, states: Tens
         import onnx  # noqa: F401
         import onnxruntime
     except ImportError:
-        return Deployment(Latency(_eager_latency(program, single), "torch"), None)
+        return Deployment(Latency(_eager_latency(program, single), "torch"), None, None)
     chain = chain_of(traced(program), program.inputs[0].shape, program.inputs[0].dtype)
     if isinstance(chain, str) or not program.chooses_one:
         with tempfile.TemporaryDirectory() as folder:
             model = program_model(program, Path(folder) / "network.onnx")
     else:
         model = chain_model(chain, program)
-    session = onnx_session(onnxruntime, model.SerializeToString())
+    file = model.SerializeToString()
+    session = onnx_session(onnxruntime, file)
     given = {port.name: tensor.numpy() for port, tensor in zip(program.inputs, single, strict=True)}
     latency = Latency(_latency(lambda: session.run(None, given), []), "onnxruntime")
     if isinstance(chain, str) or states is None or not _can_quantise(chain, program, states):
-        return Deployment(latency, None)
-    model = quantised_model(quantise(chain, states.cpu(), ONNX_BITS), program)
-    integers = onnx_session(onnxruntime, model.SerializeToString())
+        return Deployment(latency, None, len(file))
+    small = quantised_model(quantise(chain, states.cpu(), ONNX_BITS), program).SerializeToString()
+    integers = onnx_session(onnxruntime, small)
     wanted, found = (_values(own, program, states) for own in (session, integers))
     agreement = (wanted.argmax(-1) == found.argmax(-1)).float().mean().item()
     regret = teacher_regret(wanted, found).mean().item()
-    return Deployment(latency, IntegerFile(_latency(lambda: integers.run(None, given), []), agreement, regret))
+    milliseconds = _latency(lambda: integers.run(None, given), [])
+    return Deployment(latency, IntegerFile(milliseconds, agreement, regret, len(small)), len(file))
 
 
 def _eager_latency(program: Program, single: list[Tensor]) -> float:

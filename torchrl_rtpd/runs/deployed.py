@@ -64,8 +64,9 @@ def deployed_row(
 
     Returns:
         ``latency_ms`` and ``latency_runtime``, "onnxruntime", or "torch" where that is not installed or cannot run the
-        network; both None without any. For networks of bytes also ``latency_int8_ms``, ``agreement_int8`` and
-        ``regret_int8``, in 8-bit integers against the network's own floats.
+        network; both None without any. By onnxruntime also ``file_bytes``. For networks of bytes also
+        ``latency_int8_ms``, ``file_bytes_int8``, and ``agreement_int8`` and ``regret_int8``, in 8-bit integers against
+        the network's own floats.
 
     Warns:
         UserWarning: a network that cannot be exported, whose latency is that of eager PyTorch; or one without any.
@@ -78,9 +79,11 @@ def deployed_row(
         )
         return _eager_row(name, network, env)
     row: dict[str, Any] = {"latency_ms": measured.latency.milliseconds, "latency_runtime": measured.latency.runtime}
-    if measured.integers is not None:
-        found = measured.integers
+    if measured.bytes is not None:
+        row["file_bytes"] = measured.bytes
+    if (found := measured.integers) is not None:
         row |= {"latency_int8_ms": found.milliseconds, "agreement_int8": found.agreement, "regret_int8": found.regret}
+        row["file_bytes_int8"] = found.bytes
     return row
 
 

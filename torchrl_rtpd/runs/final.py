@@ -5,6 +5,7 @@ Scores are raw returns of whole games; ``normalised`` is 0 for the random player
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -73,16 +74,23 @@ def compared_scores(
         Scores by name; and ``random_score``, ``random_standard_error`` and ``rows``, a mapping for each name with
         ``score_mean``, ``score_std``, ``score_standard_error``, ``episodes`` and ``cut_episodes``; if there is a
         teacher, also ``percent_of_teacher``, ``normalised`` and, where networks value actions and see what the teacher
-        sees, ``agreement`` and ``regret``. The first network's scores hold the states that it met.
+        sees, ``agreement`` and ``regret`` in states of the teacher's games, ``own_agreement`` and ``own_regret`` in
+        those of the network's own. The first network's scores hold the states that it met.
 
     Raises:
         EvaluationStopped: games that were given up.
     """
     teacher, first = teacher_name(networks), next(iter(networks))
-    scores = {
-        name: evaluator(network, seed=seed, keep_observations=_STATES if name == first else 0, should_stop=should_stop)
-        for name, network in networks.items()
-    }
+    scores: dict[str, Scores] = {}
+    compared: dict[str, dict[str, float]] = {name: {} for name in networks}
+    for name, network in networks.items():
+        kept = _STATES if teacher or name == first else 0
+        found = evaluator(network, seed=seed, keep_observations=kept, should_stop=should_stop)
+        scores[name] = found if name == first else dataclasses.replace(found, observations=None)
+        if teacher is not None:
+            compared[name] = _compared(networks[teacher], name, network, scores[teacher].observations)
+            own = _compared(networks[teacher], name, network, found.observations) if compared[name] else {}
+            compared[name] |= {f"own_{key}": value for key, value in own.items()}
     chance = evaluator(networks[first], seed=seed, epsilon=1.0, should_stop=should_stop)
     rows: dict[str, dict[str, Any]] = {
         name: {
@@ -92,12 +100,10 @@ def compared_scores(
             "episodes": found.episodes,
             "cut_episodes": found.cut,
             **({} if teacher is None else _beside_teacher(found.mean, scores[teacher].mean, chance.mean)),
+            **compared[name],
         }
         for name, found in scores.items()
     }
-    if teacher is not None:
-        for name, compared in _compared(networks, teacher, scores[teacher]).items():
-            rows[name] |= compared
     return scores, {"random_score": chance.mean, "random_standard_error": chance.standard_error, "rows": rows}
 
 
@@ -108,27 +114,20 @@ def _beside_teacher(score: float, teacher_score: float, random_score: float) -> 
     }
 
 
-def _compared(networks: Mapping[str, TensorDictModule], teacher: str, games: Scores) -> dict[str, dict[str, float]]:
-    """Agreement and regret of each network on the teacher's states, where they can be told."""
-    states = games.observations
-    if states is None or "action_value" not in networks[teacher].out_keys:
+def _compared(
+    teacher: TensorDictModule, name: str, network: TensorDictModule, states: TensorDictBase | None
+) -> dict[str, float]:
+    """Agreement and regret of a network in states ``[K]``, where they can be told."""
+    if states is None or not all("action_value" in each.out_keys for each in (teacher, network)):
         return {}
-    seen = set(states.keys(include_nested=True))
-    comparable = {
-        name: network
-        for name, network in networks.items()
-        if "action_value" in network.out_keys and seen.issuperset(network.in_keys)
-    }
+    if not set(states.keys(include_nested=True)).issuperset([*teacher.in_keys, *network.in_keys]):
+        return {}
     measures = {"agreement": agreement_with_teacher, "regret": regret_of_students}
-    found: dict[str, dict[str, float]] = {}
-    for name, network in comparable.items():
-        try:
-            found[name] = {
-                key: measure(networks[teacher], {name: network}, states)[name] for key, measure in measures.items()
-            }
-        except ValueError as error:  # a report of a run of days must not end here
-            warnings.warn(f"the report has no agreement of {name!r}: {error}", stacklevel=2)
-    return found
+    try:
+        return {key: measure(teacher, {name: network}, states)[name] for key, measure in measures.items()}
+    except ValueError as error:  # a report of a run of days must not end here
+        warnings.warn(f"the report has no agreement of {name!r}: {error}", stacklevel=2)
+        return {}
 
 
 def final_results(
