@@ -17,6 +17,7 @@ from torchrl_rtpd.runs.final import _compared, compared_scores, final_results, n
 from torchrl_rtpd.runs.metrics import MetricsFile
 
 SAME = {"agreement": 1.0, "regret": 0.0}
+KEYS = ("agreement", "regret", "own_agreement", "own_regret")
 MEASURES = {"agreement": agreement_with_teacher, "regret": regret_of_students}
 PARAMETERS = {4: 4 * 4 + 4 + 4 * 4 + 4 + 4 * 2 + 2, 8: 4 * 8 + 8 + 8 * 8 + 8 + 8 * 2 + 2}
 
@@ -119,7 +120,7 @@ def watched(evaluator, networks, folder):
 
 
 def test_kept_and_last_weights_play_the_same_games(evaluator, networks, tmp_path):
-    """Weights that are the kept ones are not played twice; scores of the run stand beside."""
+    """Those of the run stand beside, and last weights are compared with the teacher's last."""
     monitor = watched(evaluator, networks, tmp_path)
     monitor.networks["small"].load_state_dict(monitor.best["small"].state_dict())
     teacher, small = final_results(monitor, games=1, seed=3)[0]["networks"]
@@ -128,6 +129,24 @@ def test_kept_and_last_weights_play_the_same_games(evaluator, networks, tmp_path
     assert small["final_score"] == small["score_mean"]
     assert (teacher["kept_score"], teacher["last_score"]) == (50.0, 20.0)
     assert teacher["latency_ms"] > 0
+    last = compared_scores(networks, evaluator, seed=3)[1]["rows"]["small"]
+    assert [small[f"final_{key}"] for key in KEYS] == [last[key] for key in KEYS]
+    assert small["final_agreement"] != small["agreement"] and teacher["final_own_regret"] == 0.0
+
+
+def test_last_weights_that_were_kept_are_not_played_twice(evaluator, networks, tmp_path, monkeypatch):
+    monitor = watched(evaluator, networks, tmp_path)
+    for name, network in networks.items():
+        network.load_state_dict(monitor.best[name].state_dict())
+    played = []
+    monkeypatch.setattr(
+        monitor, "evaluator", lambda *given, **options: played.append(1) or evaluator(*given, **options)
+    )
+    for name in ("env", "quota"):
+        setattr(monitor.evaluator, name, getattr(evaluator, name))
+    small = final_results(monitor, games=1, seed=3)[0]["networks"][1]
+    assert len(played) == len(networks) + 1  # and the random player
+    assert [small[f"final_{key}"] for key in KEYS] == [small[key] for key in KEYS]
 
 
 def test_max_and_mean_come_from_the_evaluations_of_the_run(evaluator, networks, tmp_path):

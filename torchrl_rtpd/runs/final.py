@@ -26,7 +26,8 @@ from torchrl_rtpd.runs.monitor import RunMonitor
 
 __all__ = ["compared_scores", "final_results", "network_sizes", "teacher_name"]
 
-_STATES = 512  # of the first network's games: agreement, regret, and ranges of 8-bit integers
+_STATES = 512  # of a network's games: agreement, regret, and ranges of 8-bit integers
+_COMPARED = ("agreement", "regret", "own_agreement", "own_regret")
 
 
 def teacher_name(networks: Mapping[str, TensorDictModule]) -> str | None:
@@ -80,17 +81,8 @@ def compared_scores(
     Raises:
         EvaluationStopped: games that were given up.
     """
+    scores, compared = _played(networks, evaluator, seed, should_stop)
     teacher, first = teacher_name(networks), next(iter(networks))
-    scores: dict[str, Scores] = {}
-    compared: dict[str, dict[str, float]] = {name: {} for name in networks}
-    for name, network in networks.items():
-        kept = _STATES if teacher or name == first else 0
-        found = evaluator(network, seed=seed, keep_observations=kept, should_stop=should_stop)
-        scores[name] = found if name == first else dataclasses.replace(found, observations=None)
-        if teacher is not None:
-            compared[name] = _compared(networks[teacher], name, network, scores[teacher].observations)
-            own = _compared(networks[teacher], name, network, found.observations) if compared[name] else {}
-            compared[name] |= {f"own_{key}": value for key, value in own.items()}
     chance = evaluator(networks[first], seed=seed, epsilon=1.0, should_stop=should_stop)
     rows: dict[str, dict[str, Any]] = {
         name: {
@@ -105,6 +97,24 @@ def compared_scores(
         for name, found in scores.items()
     }
     return scores, {"random_score": chance.mean, "random_standard_error": chance.standard_error, "rows": rows}
+
+
+def _played(
+    networks: Mapping[str, TensorDictModule], evaluator: Evaluator, seed: int, should_stop: Callable[[], bool] | None
+) -> tuple[dict[str, Scores], dict[str, dict[str, float]]]:
+    """Scores of each network on the same games, and how it compares with the teacher, in its states and its own."""
+    teacher, first = teacher_name(networks), next(iter(networks))
+    scores: dict[str, Scores] = {}
+    compared: dict[str, dict[str, float]] = {name: {} for name in networks}
+    for name, network in networks.items():
+        kept = _STATES if teacher or name == first else 0
+        found = evaluator(network, seed=seed, keep_observations=kept, should_stop=should_stop)
+        scores[name] = found if name == first else dataclasses.replace(found, observations=None)
+        if teacher is not None:
+            compared[name] = _compared(networks[teacher], name, network, scores[teacher].observations)
+            own = _compared(networks[teacher], name, network, found.observations) if compared[name] else {}
+            compared[name] |= {f"own_{key}": value for key, value in own.items()}
+    return scores, compared
 
 
 def _beside_teacher(score: float, teacher_score: float, random_score: float) -> dict[str, float | None]:
@@ -136,7 +146,8 @@ def final_results(
     """Entries of ``results.json`` on the networks that a run has kept, a row each under ``networks``.
 
     ``kept_score`` is the score for which a network was kept, ``last_score`` that of the last evaluation, and
-    ``final_score`` that of the last weights in the final games. Latencies are those of
+    ``final_score`` that of the last weights in the final games; so are ``final_agreement`` and others that begin with
+    ``final_``, of the last weights of network and teacher. Latencies are those of
     :func:`~torchrl_rtpd.runs.deployed.deployed_row`.
 
     Args:
@@ -158,9 +169,9 @@ def final_results(
         monitor.evaluator.quota = games
         scores, played = compared_scores(monitor.best, monitor.evaluator, seed=seed, should_stop=should_stop)
         states = next(iter(scores.values())).observations
+        last = _of_last_weights(monitor, scores, played["rows"], seed, should_stop)
         for name, row in played["rows"].items():
-            last = _of_last_weights(monitor, name, scores, seed, should_stop)
-            row.update(_scores_of_the_run(monitor, name), final_score=last)
+            row.update(_scores_of_the_run(monitor, name), **last[name])
     rows = played.pop("rows")
     ratios = _during_training(monitor, played.get("random_score"))
     networks = []
@@ -176,14 +187,28 @@ def _scores_of_the_run(monitor: RunMonitor, name: str) -> dict[str, float | None
 
 
 def _of_last_weights(
-    monitor: RunMonitor, name: str, kept: Mapping[str, Scores], seed: int, should_stop: Callable[[], bool] | None
-) -> float:
-    """Score of the last weights, which often are the kept ones."""
-    state, last = monitor.best[name].state_dict(), monitor.networks[name].state_dict()
-    same = all(torch.equal(state[key], value) for key, value in last.items())
-    if same:
-        return kept[name].mean
-    return monitor.evaluator(monitor.networks[name], seed=seed, should_stop=should_stop).mean
+    monitor: RunMonitor,
+    kept: Mapping[str, Scores],
+    rows: Mapping[str, Mapping[str, float]],
+    seed: int,
+    should_stop: Callable[[], bool] | None,
+) -> dict[str, dict[str, float]]:
+    """Score of the last weights, and how they compare with the teacher's last; they often are the kept ones."""
+    scores, compared = kept, rows
+    if not all(_same(network, monitor.best[name]) for name, network in monitor.networks.items()):
+        scores, compared = _played(monitor.networks, monitor.evaluator, seed, should_stop)
+    return {
+        name: {
+            "final_score": found.mean,
+            **{f"final_{key}": compared[name][key] for key in _COMPARED if key in compared[name]},
+        }
+        for name, found in scores.items()
+    }
+
+
+def _same(network: TensorDictModule, kept: TensorDictModule) -> bool:
+    state = kept.state_dict()
+    return all(torch.equal(state[key], value) for key, value in network.state_dict().items())
 
 
 def _during_training(monitor: RunMonitor, random_score: float | None) -> dict[str, dict[str, float | None]]:
