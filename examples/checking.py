@@ -86,3 +86,8 @@ def _check_device(config: Config) -> None:
         )
     if config.cudagraph and not config.device.startswith("cuda"):
         raise ValueError(f"cudagraph=true needs device=cuda: got device={config.device}; use compile=true on a CPU.")
+    if config.cudagraph and config.student_updates != 1:
+        raise ValueError(
+            f"a captured update holds one update of each student: got cudagraph=true and student_updates="
+            f"{config.student_updates}; use student_updates=1."
+        )

@@ -32,7 +32,7 @@ from torchrl_rtpd.runs.threads import all_processors, free_processors
 
 _CONFIG = Path(__file__).parent / "config"
 _PRESETS = {
-    "rtpd_atari": {"dqn": ("quick", "paper"), "pqn": ("pqn_quick", "pqn")},
+    "rtpd_atari": {"dqn": ("quick", "expert", "paper"), "pqn": ("pqn_quick", "pqn")},
     "rtpd_classic": {"dqn": ("dqn_classic",), "pqn": ("pqn_classic",)},
 }
 """Presets by script and teacher; the first is taken where none is named."""
@@ -131,7 +131,7 @@ def spell_out(config: Config, task: Task) -> None:
         raise ValueError(f"export must be auto or a list such as [onnx,c]: got {config.export!r}.")
     if config.search and config.resume is None and config.evaluate_every_steps:
         config.evaluate_every_steps = -(-config.total_steps // (8 * batch_steps(config))) * batch_steps(config)
-        config.evaluate_from_steps = 2 * config.evaluate_every_steps
+        config.evaluate_from_steps, config.keep_from_steps = 2 * config.evaluate_every_steps, 0
         print(f"A search evaluates at its rungs: every {config.evaluate_every_steps:,} steps from the second time on.")
 
 

@@ -44,6 +44,7 @@ def distiller(config: Any, losses: Mapping[str, DistillationLoss]) -> RealTimeDi
     return RealTimeDistillTrainer(
         losses,
         optimizer=student_optimizer(config),
+        updates_per_step=config.student_updates,
         checks=[DormancyCheck(warning=1.0 if config.search else 0.9), *recycling],  # a search drops those that die
         teacher=TEACHERS[config.learn_from](),
     )

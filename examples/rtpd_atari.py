@@ -195,6 +195,7 @@ def build(config: Config, folder: RunFolder, task: Task = ATARI, *, whole: str |
         folder,
         evaluate_every_steps=config.evaluate_every_steps,
         evaluate_from_steps=config.evaluate_from_steps,
+        keep_from_steps=config.keep_from_steps,
         protection=protection(config, whole or config.output_dir),
         about={"game": config.game, "algorithm": config.teacher, "method": config.method, "seed": config.seed},
         spent_before=spent_before,

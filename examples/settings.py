@@ -106,6 +106,7 @@ class Config:
     distill_coeff: float = setting(
         1.0, "weight of the divergence (paper: 1); 0 leaves the TD error, on the teacher's games", within="[0, 1e12]"
     )
+    student_updates: int = setting(1, "updates of each student on a minibatch (paper: 1)", within=MANY)
     learn_from: str = setting(
         "latest", "version of the teacher to learn from; best is that of the best evaluation", choices=list(TEACHERS)
     )
@@ -159,9 +160,10 @@ class Config:
     evaluate_every_steps: int | None = setting(
         help="0: only at the end, null: never", within="[0, 1e12]", may_change=True
     )
-    evaluate_from_steps: int = setting(
+    evaluate_from_steps: int = setting(0, "no evaluation before", within="[0, 1e12]", may_change=True)
+    keep_from_steps: int = setting(
         0,
-        "no evaluation before: while the teacher has not settled scores say little",
+        "no network is kept from an evaluation before: while the teacher has not settled scores say little",
         within="[0, 1e12]",
         may_change=True,
     )

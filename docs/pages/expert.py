@@ -36,9 +36,8 @@ COLUMNS = (
 def expert_block(results: Path) -> str:
     """A table for each game."""
     study, people = load(results / STUDY), human_scores(results / "human.csv")
-    return "\n".join(
-        part for game in study.games for part in (_heading(study, game), "", _table(study, game, people), "")
-    )
+    parts = [(_heading(study, game), "", _table(study, game, people[game]), "") for game in study.games]
+    return "\n".join(line for part in parts for line in part)
 
 
 def human_scores(path: Path) -> dict[str, tuple[float, float]]:

@@ -11,7 +11,14 @@ from docs.pages.study_verdicts import smallest
 from docs.pages.tables import interval, with_interval
 from torchrl_rtpd.evaluation.comparison import interquartile_mean
 
-GAMES = {"cartpole": "CartPole", "acrobot": "Acrobot", "road_runner": "Road Runner"}
+GAMES = {
+    "cartpole": "CartPole",
+    "acrobot": "Acrobot",
+    "road_runner": "Road Runner",
+    "pong": "Pong",
+    "krull": "Krull",
+    "boxing": "Boxing",
+}
 LINES = {  # rows of the chart: label, colour
     "rtpd": ("student, learns while its teacher does", "#0072b2"),
     "two_stage": ("two phases: the teacher first, then the student", "#d55e00"),

@@ -120,6 +120,7 @@ def test_scratch_has_a_student_and_no_teacher(made):
         ["learn_from=lagging"],
         ["temperature=auto"],
         ["student_temperature=1"],
+        ["student_updates=2"],
     ],
 )
 def test_an_option_of_the_students_changes_the_student_alone(made, tmp_path, overrides):

@@ -206,6 +206,14 @@ def test_bad_values_fail_before_the_first_step(tmp_path, monkeypatch, override, 
         EXAMPLE.run(_config(tmp_path / "run", override))
 
 
+def test_a_captured_update_has_one_update_of_each_student(tmp_path, monkeypatch):
+    """Also where the second one comes from the preset."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    config = _config(tmp_path, "device=cuda", "cudagraph=true", "student_updates=2")
+    with pytest.raises(ValueError, match=r"got cudagraph=true and student_updates=2; use student_updates=1\."):
+        EXAMPLE.run(config)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
 def test_missing_gpu_is_an_early_error(tmp_path):
     """device=cuda without a GPU names the remedy."""

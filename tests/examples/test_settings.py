@@ -28,7 +28,9 @@ epsilon_end epsilon_steps loss_function evaluate_from_steps final_episodes evalu
 evaluation_seconds checkpoint_every_steps checkpoint_keep checkpoint_replay on_divergence
 stop_after_evaluations""".split()
 OURS = ["rtpd_atari.yaml", "rtpd_classic.yaml"]
-OURS += [f"preset/{name}.yaml" for name in ("paper", "quick", "dqn_classic", "pqn", "pqn_quick", "pqn_classic")]
+OURS += [
+    f"preset/{name}.yaml" for name in ("paper", "quick", "expert", "dqn_classic", "pqn", "pqn_quick", "pqn_classic")
+]
 OURS += ["teacher/pqn.yaml"]
 
 
@@ -46,7 +48,7 @@ def test_all_keys_that_users_know_are_there():
 @pytest.mark.parametrize(
     ("script", "overrides"),
     [
-        *(("rtpd_atari", [f"preset={name}"]) for name in ("quick", "paper", "pqn_quick", "pqn")),
+        *(("rtpd_atari", [f"preset={name}"]) for name in ("quick", "expert", "paper", "pqn_quick", "pqn")),
         ("rtpd_classic", []),
         ("rtpd_classic", ["teacher=pqn"]),
     ],

@@ -103,6 +103,21 @@ def test_evaluations_come_at_the_asked_steps(tmp_path):
         assert all(torch.equal(tensor, saved[key]) for key, tensor in network.state_dict().items())
 
 
+def test_only_evaluations_of_settled_networks_choose_the_kept_ones(tmp_path):
+    """Games of so few steps all score alike, so that the first one that counts chooses; the last always counts."""
+    kept = {}
+    for first in (0, 60, 1_000):
+        monitor = _run(tmp_path / str(first), evaluate_every_steps=20, keep_from_steps=first)
+        metrics = read_metrics(tmp_path / str(first) / "metrics.csv")
+        scores = [score for score in metrics["net17/score"] if not math.isnan(score)]
+        assert len(scores) == 4 and len(set(scores)) == 1
+        kept[first] = monitor.best["net17"].state_dict()
+    last = monitor.networks["net17"].state_dict()
+    key = next(iter(last))
+    assert torch.equal(kept[1_000][key], last[key])
+    assert not torch.equal(kept[0][key], kept[60][key]) and not torch.equal(kept[60][key], last[key])
+
+
 def test_kept_network_is_the_best_not_the_last(tmp_path):
     """A later, worse evaluation changes neither the kept copy nor its file."""
     monitor = _run(tmp_path, evaluate_every_steps=20)
@@ -212,7 +227,7 @@ def test_state_round_trip(tmp_path):
         assert all(torch.equal(tensor, wanted[key]) for key, tensor in network.state_dict().items())
 
 
-@pytest.mark.parametrize("option", [{"log_every_steps": 0}, {"evaluate_every_steps": -1}, {"evaluate_from_steps": -5}])
+@pytest.mark.parametrize("option", [{"log_every_steps": 0}, {"evaluate_every_steps": -1}, {"keep_from_steps": -5}])
 def test_intervals_out_of_range_are_refused(tmp_path, option):
     """The message names the interval and its value."""
     name, value = next(iter(option.items()))

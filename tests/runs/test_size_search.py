@@ -150,6 +150,14 @@ def test_a_cut_search_goes_on_to_the_same_answer(searched: tuple[Path, dict[str,
     assert json.loads((tmp_path / "results.json").read_text())["search"].keys() == results["search"].keys()
 
 
+def test_a_search_keeps_networks_from_its_first_rung_on(searched: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """Its own evaluations choose what is kept, whatever a preset says; a run that goes on may not change that."""
+    run(tmp_path, "students=auto", "keep_from_steps=512", "total_steps=256", "warmup_steps=64")
+    assert "keep_from_steps: 0" in (tmp_path / "config.yaml").read_text()
+    with pytest.raises(ValueError, match="from its first rung on: got keep_from_steps=512; leave it out"):
+        run(tmp_path, f"resume={tmp_path}", "students=auto", "keep_from_steps=512", "total_steps=512")
+
+
 def conclusion(scores: dict[str, tuple[float, float]], **options: Any) -> dict[str, Any]:
     """The answer from final scores and their errors, by name; a teacher of 100 +- 0 comes first, random scores 0."""
     search = SizeSearch(**options)

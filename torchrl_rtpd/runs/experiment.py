@@ -66,7 +66,8 @@ class Experiment:
 
     Keyword Args:
         evaluate_every_steps: agent steps between two evaluations. 0 plays the final games only, None no games at all.
-        evaluate_from_steps: no evaluation comes before, since a network that is kept should be a settled one.
+        evaluate_from_steps: no evaluation comes before.
+        keep_from_steps: no network is kept from an evaluation before, since one that is kept should be a settled one.
         protection: options of checkpoints, guards and stoppers; see :class:`~torchrl_rtpd.runs.Protection`.
         about: entries that head ``results.json``, such as ``game`` and ``seed``, which the figures name.
         spent_before: steps, updates and seconds of an earlier phase; see :class:`~torchrl_rtpd.runs.RunMonitor`.
@@ -130,6 +131,7 @@ class Experiment:
         *,
         evaluate_every_steps: int | None = 0,
         evaluate_from_steps: int = 0,
+        keep_from_steps: int = 0,
         protection: Protection | None = None,
         about: Mapping[str, Any] | None = None,
         spent_before: Mapping[str, float] | None = None,
@@ -150,6 +152,7 @@ class Experiment:
             distiller=distiller_of(trainer),
             evaluate_every_steps=evaluate_every_steps,
             evaluate_from_steps=evaluate_from_steps,
+            keep_from_steps=keep_from_steps,
             logger=trainer.logger,
             progress_bar=progress_bar,
             spent_before=spent_before,
@@ -159,6 +162,11 @@ class Experiment:
                 raise ValueError(
                     f"a search drops students by their scores: got evaluate_every_steps={evaluate_every_steps}; "
                     "evaluate at its rungs."
+                )
+            if keep_from_steps:
+                raise ValueError(
+                    f"a search compares networks by their best scores from its first rung on: got keep_from_steps="
+                    f"{keep_from_steps}; leave it out."
                 )
             self._search.follow(self.monitor, self.about)
             first = max(evaluate_from_steps, evaluate_every_steps)

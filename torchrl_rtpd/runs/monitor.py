@@ -69,6 +69,7 @@ class RunMonitor(TrainerHookBase):
             evaluates during the run.
         log_every_steps: agent steps between rows of ``metrics.csv``.
         evaluate_from_steps: no evaluation before this step.
+        keep_from_steps: none before this step counts for the best weights, as of networks that still learn fast.
         logger: receives the scores, as TorchRL's trainers log everything else.
         progress_bar: draw one if True.
         spent_before: ``steps``, ``updates``, ``training_seconds`` and ``cpu_seconds`` that an earlier run took without
@@ -108,6 +109,7 @@ class RunMonitor(TrainerHookBase):
         evaluate_every_steps: int | None = None,
         log_every_steps: int = 1_000,
         evaluate_from_steps: int = 0,
+        keep_from_steps: int = 0,
         logger: Logger | None = None,
         progress_bar: bool = True,
         spent_before: Mapping[str, float] | None = None,
@@ -116,8 +118,9 @@ class RunMonitor(TrainerHookBase):
             "log_every_steps": log_every_steps,
             "evaluate_every_steps": evaluate_every_steps,
             "evaluate_from_steps": evaluate_from_steps,
+            "keep_from_steps": keep_from_steps,
         }
-        check_ranges(intervals, {"[1, inf)": "log_every_steps", "[0, inf)": "evaluate_every_steps evaluate_from_steps"})
+        check_ranges(intervals, {"[1, inf)": "log_every_steps", "[0, inf)": " ".join(list(intervals)[1:])})
         self.clock = RunClock(spent_before)
         self.networks = dict(networks)
         self.evaluator = evaluator
@@ -134,6 +137,7 @@ class RunMonitor(TrainerHookBase):
         self.metrics = MetricsFile(self.folder.path / "metrics.csv", columns)
         self._logging = _Interval(log_every_steps)
         self._evaluation = _Interval(evaluate_every_steps or 0, first=evaluate_from_steps)
+        self._keep_from = keep_from_steps
         self._averages = Averages(students)
         self._progress_bar = progress_bar
         self._bar: tqdm | None = None
@@ -248,7 +252,8 @@ class RunMonitor(TrainerHookBase):
             return {}
         self.evaluated_steps = steps
         for name, found in scores.items():
-            self._keep_if_best(name, found)
+            if steps >= min(self._keep_from, self._trainer.total_frames):
+                self._keep_if_best(name, found)
             if self.logger is not None:
                 self.logger.log_scalar(f"score/{name}", found.mean, step=steps)
         means = {f"{name}/score": found.mean for name, found in scores.items()}

@@ -21,11 +21,8 @@ _COLUMNS = (
     ("agreement", "agreement", "{:.3f}"),
     ("regret", "regret", "{:.3f}"),
     ("own agreement", "own_agreement", "{:.3f}"),
-    ("own regret", "own_regret", "{:.3f}"),
     ("CPU ms", "latency_ms", "{:.2f}"),
-    ("bytes", "file_bytes", "{:,}"),
     ("int8 ms", "latency_int8_ms", "{:.3f}"),
-    ("int8 bytes", "file_bytes_int8", "{:,}"),
     ("int8 agreement", "agreement_int8", "{:.3f}"),
     ("int8 regret", "regret_int8", "{:.4f}"),
     ("front", "front", "{}"),
@@ -37,7 +34,7 @@ def results_table(results: Mapping[str, Any]) -> str:
 
     With several students those on the :func:`pareto_front` are marked. The time of a decision says its runtime in its
     title, or in each row where runtimes differ. Agreement and regret of ``int8`` are against the network's own floats,
-    all others against the teacher: in states of the teacher's games, and *own* in those of the network's own.
+    all others against the teacher: in states of the teacher's games, and ``own`` in those of the network's own.
 
     Args:
         results: the content of ``results.json``. A column that would be empty is left out.
