@@ -5,8 +5,9 @@
 
 A DQN teacher plays. It and one student, of 1.8 % of its size, learn from the same minibatches (Sun & Fazli 2019,
 https://arxiv.org/abs/1912.12630). Left out is what a run of days needs: checkpoints, several students, evaluations on a
-schedule, guards. The settings are those of the quick preset of ``rtpd_atari.py``, without its n-step returns, falling
-learning rates and recycling. Shapes: ``B`` samples, ``A`` actions, ``N`` games side by side.
+schedule, guards. The settings are those of the quick preset of ``rtpd_atari.py``, but for fewer steps and one update of
+the student; n-step returns, falling learning rates and recycling are left out. Shapes: ``B`` samples, ``A`` actions,
+``N`` games side by side.
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from docs.pages.expert import COLUMNS, expert_block, human_scores, of_a_human
+from docs.pages.expert import COLUMNS, expert_block
+from docs.pages.people import of_a_human, references
 
-RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 COMPARED = ("final_agreement", "final_own_agreement", "final_regret", "final_own_regret")
 
 
@@ -35,12 +35,11 @@ def results(tmp_path: Path) -> Path:
         writer.writeheader()
         writer.writerows(lines)
     (tmp_path / "atari_expert" / "evaluations.csv").write_text("row,game,seed,network,score\n")
-    (tmp_path / "human.csv").write_text("game,random,human\npong,-20.0,20.0\n")
     return tmp_path
 
 
 def test_each_network_stands_beside_the_human_and_its_own_teacher(results: Path) -> None:
-    """By hand: 20 is a human's score; 10 is three quarters of the way from -20 to 20, 5 five eighths."""
+    """By hand: a human has 14.6 points and a random player -20.7."""
     text = expert_block(results).splitlines()
     assert text[0].startswith("**Pong**: 1,000 agent steps and 500 updates a run, seeds 0, 1; the last weights on 30")
     cells = {
@@ -49,7 +48,8 @@ def test_each_network_stands_beside_the_human_and_its_own_teacher(results: Path)
     }
     teacher, student, alone = cells["teacher"], cells["rtpd"], cells["scratch_net17"]
     assert (teacher["scores"], teacher["of the teacher"], teacher["agreement"]) == ("20.0, 10.0", "1", "-")
-    assert teacher["of a human"].startswith("0.88 [") and student["of a human"].startswith("0.69 [")
+    assert teacher["of a human"].startswith("1.01 [")  # mean of 40.7 and 30.7, over 35.3
+    assert student["of a human"].startswith("0.80 [")
     assert student["of the teacher"].startswith("0.79 [")  # mean of 30 / 40 and 25 / 30
     assert [student[key] for key in ("agreement", "own agreement", "regret", "own regret")] == ["0.50"] * 4
     assert (student["of the teacher's parameters"], student["int8 file, kB"], student["int8, ms"]) == (
@@ -64,8 +64,9 @@ def test_each_network_stands_beside_the_human_and_its_own_teacher(results: Path)
     )
 
 
-def test_reference_scores_are_of_the_games_of_the_study() -> None:
-    """A player worse than random has less than nothing."""
-    people = human_scores(RESULTS / "human.csv")
-    assert of_a_human(people["pong"][1], people["pong"]) == 1.0 and of_a_human(-21.0, people["pong"]) < 0
-    assert all(low < high for low, high in people.values())
+def test_a_human_is_one_and_a_random_player_nothing() -> None:
+    """A player worse than random has less than nothing; of a game without references nothing is said."""
+    low, high = references()["pong"]
+    assert (of_a_human(low, "pong"), of_a_human(high, "pong")) == (0.0, 1.0)
+    assert (of_a_human(low - 1.0, "pong") or 0.0) < 0 and of_a_human(1.0, "chess") is None
+    assert all(random < human for random, human in references().values())

@@ -14,10 +14,11 @@ from torchrl_rtpd.evaluation.comparison import interquartile_mean
 GAMES = {
     "cartpole": "CartPole",
     "acrobot": "Acrobot",
-    "road_runner": "Road Runner",
-    "pong": "Pong",
+    "assault": "Assault",
+    "atlantis": "Atlantis",
     "krull": "Krull",
-    "boxing": "Boxing",
+    "pong": "Pong",
+    "road_runner": "Road Runner",
 }
 LINES = {  # rows of the chart: label, colour
     "rtpd": ("student, learns while its teacher does", "#0072b2"),

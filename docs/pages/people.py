@@ -1,0 +1,28 @@
+"""Scores of a random player and of a human, for a scale on which a game's results can be understood.
+
+``results/human.csv`` holds those of Wang et al. 2016 (https://arxiv.org/abs/1511.06581): after null-op starts, in games
+of up to 30 minutes.
+"""
+
+from __future__ import annotations
+
+import csv
+from functools import cache
+from pathlib import Path
+
+from torchrl_rtpd.functional.scores import normalised_score
+
+HUMAN = Path(__file__).resolve().parents[1] / "results" / "human.csv"
+
+
+@cache
+def references(path: Path = HUMAN) -> dict[str, tuple[float, float]]:
+    """Scores of a random player and of a human, by game."""
+    with path.open(newline="") as file:
+        return {line["game"]: (float(line["random"]), float(line["human"])) for line in csv.DictReader(file)}
+
+
+def of_a_human(score: float, game: str) -> float | None:
+    """A score on the scale on which a random player is 0 and a human 1; None for a game without references."""
+    known = references().get(game)
+    return None if known is None else normalised_score(score, *known)
