@@ -113,10 +113,13 @@ def test_a_glance_is_ten_lines_with_a_link_each() -> None:
 
 
 def test_the_front_door_says_what_the_files_say() -> None:
-    """Claim, cost and limit, each with the number it stands on."""
-    claim, cost, limit = front.front_block(RESULTS).splitlines()
+    """Claim, quick run, cost and limit, each with the number it stands on."""
+    claim, quick, cost, limit = front.front_block(RESULTS).splitlines()
     gpu = json.loads((RESULTS / "gpu.json").read_text())["update_ms"]
     ratio = gpu["the paper's five"]["captured"] / gpu["teacher"]["captured"]
+    found = runs.load_runs(RESULTS / "quick")
+    best = max(network["score_mean"] for run in found for network in run["networks"] if network["name"] == "net17")
+    assert f"to {(best - 12_850.0) / (29_028.1 - 12_850.0):.2f} with 1.8 % of its parameters" in quick
     assert "1.01 [0.99, 1.03]" in claim and "0.73 [0.53, 0.81]" in claim
     assert f"takes {ratio:.1f} times as long" in cost
     assert "does not show yet" in limit and "1.11 [0.97, 1.37]" in limit

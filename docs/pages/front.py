@@ -6,6 +6,8 @@ import json
 import statistics
 from pathlib import Path
 
+from docs.pages.people import of_a_human
+from docs.pages.runs import Run, load_runs
 from docs.pages.study_data import Study, load
 from docs.pages.study_verdicts import smallest
 from docs.pages.tables import interval, with_interval
@@ -40,11 +42,12 @@ def size(study: Study) -> str:
 
 
 def front_block(results: Path) -> str:
-    """Three sentences with their intervals: the claim, the cost, the limit."""
+    """Four sentences: the claim, what minutes of Atari make, the cost, the limit."""
     return "\n".join(
         f"- {sentence}"
         for sentence in (
             _claim(load(results / "classic")),
+            _minutes(load_runs(results / "quick")),
             _cost(json.loads((results / "gpu.json").read_text())),
             _limit(load(results / "atari_cpu_longer")),
         )
@@ -59,6 +62,26 @@ def _claim(study: Study) -> str:
         f"the same network that learns alone ends at {share(study, 'scratch')} ({games}, {runs} runs each; "
         "interquartile means with 95 % intervals, 0 is a random player and 1 the teacher)."
     )
+
+
+def _minutes(runs: list[Run]) -> str:
+    (teacher, human), (student, copied) = (_of_humans(runs, name) for name in ("teacher", "net17"))
+    agreement = 100 * statistics.median(network["agreement"] for network in student)
+    minutes = max(run["seconds"] for run in runs) / 60
+    size = f"{100 * student[0]['parameter_ratio']:.1f} %"
+    return (
+        f"**{minutes:.0f} minutes on two CPU cores make a teacher of {human} of a human in {GAMES[runs[0]['game']]}, "
+        f"and a student of {copied} with {size} of its parameters**; they prefer the same action in {agreement:.0f} % "
+        f"of the states (the main command below, {len(runs)} seeds, {teacher[0]['episodes']} games each; 0 is a random "
+        "player and 1 a human)."
+    )
+
+
+def _of_humans(runs: list[Run], name: str) -> tuple[list[Run], str]:
+    """Entries of a network in every run, and their scores' range, 1 being a human."""
+    found = [network for run in runs for network in run["networks"] if network["name"] == name]
+    shares = [share for own in found if (share := of_a_human(own["score_mean"], runs[0]["game"])) is not None]
+    return found, f"{min(shares):.2f} to {max(shares):.2f}"
 
 
 def _cost(gpu: dict) -> str:

@@ -74,7 +74,7 @@ def _quick(runs: list[dict[str, Any]]) -> str:
     found = [student["normalised"] for student in students]
     agreement = statistics.median(student["agreement"] for student in students)
     return (
-        f"**Ten minutes of {GAMES[runs[0]['game']]}.** The smallest student ends at {min(found):.2f} to "
+        f"**Minutes of {GAMES[runs[0]['game']]}.** The smallest student ends at {min(found):.2f} to "
         f"{max(found):.2f} of its teacher in {len(found)} runs, median {statistics.median(found):.2f}, and prefers the "
         f"same action in {100 * agreement:.0f} % of the states ([Atari](atari.md))."
     )

@@ -7,6 +7,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from docs.pages.people import of_a_human
 from docs.pages.tables import made_by, markdown, table_block, with_interval
 from torchrl_rtpd.evaluation.comparison import probability_of_improvement
 
@@ -27,22 +28,13 @@ def errors_above_random(run: Run, network: dict[str, Any]) -> float:
 
 
 def seed_rows(runs: list[Run]) -> list[list[str]]:
-    """One row a network and seed."""
-    heading = [
-        "seed",
-        "network",
-        "parameters",
-        "score",
-        "std",
-        "games",
-        "normalised",
-        "agreement",
-        "above random",
-        "seconds",
-    ]
-    rows = [heading]
+    """One row a network and seed; regret where it was measured."""
+    titles = ["seed", "network", "parameters", "score", "std", "games", "of a human", "normalised", "agreement"]
+    regret = all("regret" in network for run in runs for network in run["networks"])
+    rows = [[*titles, *(["regret"] if regret else []), "above random", "seconds"]]
     for run in runs:
         for network in run["networks"]:
+            human = of_a_human(network["score_mean"], run["game"])
             rows.append(
                 [
                     str(run["seed"]),
@@ -51,8 +43,9 @@ def seed_rows(runs: list[Run]) -> list[list[str]]:
                     f"{network['score_mean']:,.0f}",
                     f"{network['score_std']:,.0f}",
                     str(network["episodes"]),
-                    "-" if network["normalised"] is None else f"{network['normalised']:.2f}",
+                    *("-" if share is None else f"{share:.2f}" for share in (human, network["normalised"])),
                     f"{network['agreement']:.2f}",
+                    *([f"{network['regret']:.2f}"] if regret else []),
                     f"{errors_above_random(run, network):.1f} SE",
                     f"{run['seconds']:.0f}",
                 ]

@@ -22,7 +22,7 @@ PROGRAMS = {
 TASKS = {
     "student": "**One student.** A teacher and net17, which learns by the divergence alone: batch {batch}, an update "
     "every {every} steps.",
-    "quick": "**The quick preset.** A teacher, net1 and net17 with all terms of their loss, in a shorter run.",
+    "quick": "**The quick preset, with net1 and net17 and all terms of their loss**, in a shorter run.",
     "fleet": "**Six students.** A teacher and net1, net2, net3, net4, net5 and net17 with the paper's loss: batch "
     "{batch}, an update every {every} steps.",
 }
@@ -226,8 +226,9 @@ def threads_block(result: dict[str, Any]) -> str:
         runs = {way: ", ".join(f"{speed:.0f}" for speed in found) for way, found in ways.items()}
         rows.append([name, *(f"{medians[name][way]:.0f} ({runs[way]})" for way in ways)])
     text = (
-        "Agent steps a second of the quick preset, from the first update on, beside a program that computes without "
-        f"end in one thread; medians of {result['options']['repeats']} rounds, and each round's."
+        "Agent steps a second of the quick preset with net1 and net17 and all terms of their loss, from the first "
+        "update on, beside a program that computes without end in one thread; medians of "
+        f"{result['options']['repeats']} rounds, and each round's."
     )
     return table_block(text, rows, made_by(result["environment"]))
 

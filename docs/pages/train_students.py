@@ -4,9 +4,9 @@
     python -m docs.pages.train_students --study students_norm ...   with LayerNorm and without, in a folder of its own
     python -m docs.pages                                            and their blocks in the pages
 
-The run is the quick preset of ``examples/rtpd_atari.py`` with one hook a variant. Hooks do not disturb each other or
-the teacher, so every variant of a seed follows the same teacher through the same minibatches and differs in one
-setting only. All networks are played at the end, on the same games.
+The run is the quick preset of ``examples/rtpd_atari.py`` on Road Runner with one hook a variant. Hooks do not disturb
+each other or the teacher, so every variant of a seed follows the same teacher through the same minibatches and differs
+in one setting only. All networks are played at the end, on the same games.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from torchrl_rtpd.runs.metrics import write_json
 from torchrl_rtpd.schedules import KLGate
 
 ROOT = Path(__file__).resolve().parents[2]
+ALONE = ["method=teacher_only", "game=road_runner"]
 sys.path.insert(0, str(ROOT / "examples"))
 import rtpd_atari  # noqa: E402
 
@@ -134,7 +135,7 @@ def run(seed: int, threads: int, overrides: list[str], variants: Mapping[str, Va
     """Train one teacher and all variants; play them."""
     start = time.perf_counter()
     with initialize_config_dir(str(ROOT / "examples" / "config"), version_base="1.3"):
-        config = compose("rtpd_atari", [f"seed={seed}", f"threads={threads}", "method=teacher_only", *overrides])
+        config = compose("rtpd_atari", [*ALONE, f"seed={seed}", f"threads={threads}", *overrides])
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     env = AtariVecEnv(config.game, config.num_envs, num_threads=threads, seed=1_000 * seed)

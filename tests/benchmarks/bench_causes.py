@@ -43,9 +43,10 @@ from torchrl_rtpd.runs import process
 from torchrl_rtpd.runs.environment import run_environment
 from torchrl_rtpd.runs.metrics import write_json
 
+QUICK = ["preset=quick", "game=road_runner", "student_updates=1"]
 TASKS = {
-    "quick": ["preset=quick", "batch_size=16", "students=[net1,net17]"],
-    "student": ["preset=quick", "batch_size=32", "students=[net17]", "td_coeff=0", "n_step=1", "steps_per_update=4"],
+    "quick": [*QUICK, "batch_size=16", "students=[net1,net17]", "td_coeff=1"],
+    "student": [*QUICK, "batch_size=32", "students=[net17]", "td_coeff=0", "n_step=1", "steps_per_update=4"],
 }
 MEMORY = ("large pages", "small pages", "given back")
 AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}

@@ -47,11 +47,11 @@ NUMBERS = {
     "rollout_steps": 8,  # ours only
 }
 TASKS: dict[str, dict[str, object]] = {
-    "student": {"students": "[net17]", "td_coeff": 0, "n_step": 1},
-    "quick": {},
-    "fleet": {"students": "[net1,net2,net3,net4,net5,net17]", "n_step": 1},
+    "student": {"students": "[net17]", "td_coeff": 0, "student_updates": 1, "n_step": 1},
+    "quick": {"students": "[net1,net17]", "td_coeff": 1, "student_updates": 1},
+    "fleet": {"students": "[net1,net2,net3,net4,net5,net17]", "td_coeff": 1, "student_updates": 1, "n_step": 1},
 }
-"""Keys of the main example. All but those of ``quick`` are completed by the numbers above."""
+"""Keys of the main example. All but those of ``quick``, which has its preset's, are completed by the numbers above."""
 NEIGHBOURS = {"none": None, "10": 10, "0": 0}
 """Niceness of the neighbour."""
 HERE = Path(__file__).parent

@@ -179,7 +179,8 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="keys of the example's configuration")
     options = parser.parse_args()
     keep_freed_memory()
-    common = ["td_coeff=0", "recycle_every_updates=null", "evaluate_every_steps=null", "students=[net17]", "threads=2"]
+    common = ["td_coeff=0", "student_updates=1", "recycle_every_updates=null", "evaluate_every_steps=null"]
+    common += ["students=[net17]", "game=road_runner", "threads=2"]
     with initialize_config_dir(str(ROOT / "examples" / "config"), version_base="1.3"):
         config = compose("rtpd_atari", [*common, *SETTINGS[options.teacher], *options.overrides, "output_dir=unused"])
     seconds, updates, flops = profiled(config)

@@ -59,7 +59,8 @@ def main() -> None:
     for name, default in NUMBERS.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
-    run = {"total_steps": options.steps, "warmup_steps": options.start, "replay_capacity": options.steps}
+    run = {"game": "road_runner", "students": "[net1,net17]", "td_coeff": 1, "student_updates": 1}
+    run |= {"total_steps": options.steps, "warmup_steps": options.start, "replay_capacity": options.steps}
     speeds: dict[str, dict[str, list[float]]] = {name: {way: [] for way in WAYS} for name in NEIGHBOURS}
     for _ in range(options.repeats):
         for name, niceness in NEIGHBOURS.items():
