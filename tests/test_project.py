@@ -134,11 +134,12 @@ def test_readme_lists_every_wing_in_at_most_ten_rows() -> None:
 
 
 def test_readme_opens_with_the_claim_the_flow_and_a_chart() -> None:
-    """In this order: first line, drawing, chart, three generated sentences, drop-in, commands, parts."""
+    """In this order: first line, drawing, chart, video, four generated sentences, drop-in, commands, parts."""
     marks = (
         "**A student that is ready the moment the teacher is.**",
         "](docs/images/flow.svg)",
         "](docs/images/front.png)",
+        "](docs/results/quick/seed0/play.gif)",
         "<!-- generated: front -->",
         "<!-- start: drop-in -->",
         "<!-- main-command -->",

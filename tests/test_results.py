@@ -157,6 +157,18 @@ def test_standard_errors_above_random_by_hand():
     assert runs.errors_above_random(run, network) == pytest.approx(1.2)
 
 
+def test_a_network_of_a_run_stands_beside_a_human_where_there_are_references():
+    """In Pong a human has 14.6 points and a random player -20.7; chess has no references, older runs no regret."""
+    scores = {"score_mean": -3.05, "score_std": 1.0, "score_standard_error": 0.0, "episodes": 8}
+    network = {"name": "net17", "parameter_ratio": 0.018, "normalised": None, "agreement": 0.9, **scores}
+    run = {"seed": 0, "game": "pong", "seconds": 9.0, "random_score": 0.0, "random_standard_error": 1.0}
+    titles, cells = runs.seed_rows([{**run, "networks": [{**network, "regret": 0.123}]}])
+    found = dict(zip(titles, cells, strict=True))
+    assert (found["of a human"], found["normalised"], found["regret"]) == ("0.50", "-", "0.12")
+    titles, cells = runs.seed_rows([{**run, "game": "chess", "networks": [network]}])
+    assert dict(zip(titles, cells, strict=True))["of a human"] == "-" and "regret" not in titles
+
+
 def test_summary_counts_the_seeds_that_reach_ninety_percent():
     """Three seeds at 0.95, 0.90 and 0.50: two reach it, the median is 0.90."""
     entries = [

@@ -40,7 +40,7 @@ FIGURES: dict[str, Draw] = {
     "images/front.png": front.front_figure,
     "images/direction.png": choosing.direction_figure,
     "images/temperature.png": choosing.growth_figure,
-    "results/quick/seed2/curves.png": partial(_run_curves, "quick/seed2"),
+    "results/quick/seed0/curves.png": partial(_run_curves, "quick/seed0"),
     "results/six_students/seed0/front.png": partial(_run_front, "six_students/seed0"),
     "results/search/front.png": partial(_run_front, "search"),
     "results/gpu_pong/curves.png": gpu.pong_figure,

@@ -95,8 +95,8 @@ def runs_block(study: Path) -> str:
     return "\n".join(
         [
             f"Game {first['game']}, {first['steps']:,} agent steps and {first['updates']:,} updates a run, seeds "
-            f"{', '.join(str(run['seed']) for run in runs)}. Each network is the best by evaluation "
-            f"during the run, played again on {first['networks'][0]['episodes']} games; the random "
+            f"{', '.join(str(run['seed']) for run in runs)}. Each network is the one that the run "
+            f"kept, played again on {first['networks'][0]['episodes']} games; the random "
             f"player scored {randoms}. Runs took {min(seconds):.0f} to {max(seconds):.0f} s.",
             "",
             markdown(summary_rows(runs)),
