@@ -72,8 +72,8 @@ def _minutes(runs: list[Run]) -> str:
     return (
         f"**{minutes:.0f} minutes on two CPU cores make a teacher of {human} of a human in {GAMES[runs[0]['game']]}, "
         f"and a student of {copied} with {size} of its parameters**; they prefer the same action in {agreement:.0f} % "
-        f"of the states (`python examples/rtpd_atari.py`, {len(runs)} seeds, {teacher[0]['episodes']} games each; 0 is a random "
-        "player and 1 a human)."
+        f"of the states (`python examples/rtpd_atari.py`, {len(runs)} seeds, {teacher[0]['episodes']} games each; "
+        "0 is a random player and 1 a human)."
     )
 
 
