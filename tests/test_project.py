@@ -150,7 +150,7 @@ def test_readme_opens_with_the_claim_the_flow_and_a_chart() -> None:
     found = [README.find(mark) for mark in marks[:-1]]
     assert found == sorted(found) and found[0] > 0 and marks[-1] in README
     block = README.partition("<!-- generated: front -->\n")[2].partition("<!-- end: front -->")[0]
-    assert len(block.strip().splitlines()) == 3
+    assert len(block.strip().splitlines()) == 4
 
 
 def test_the_drop_in_is_eight_lines() -> None:
