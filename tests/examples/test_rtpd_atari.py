@@ -78,7 +78,7 @@ def test_students_are_exported_with_their_run_on_the_card(finished):
     for row in results["networks"][1:]:
         card = json.loads((folder / "deployed" / f"{row['name']}.json").read_text())
         told = card["metadata"]
-        assert (told["game"], told["method"], told["seed"], told["frame_skip"]) == ("road_runner", "rtpd", 0, 4)
+        assert (told["game"], told["method"], told["seed"], told["frame_skip"]) == ("atlantis", "rtpd", 0, 4)
         assert told["score"] == row["score_mean"] and told["action_meanings"][0] == "NOOP"
         assert card["compared_on_states"] == 512 and card["files"]["onnx_int8"]["agreement"] > 0.8
 

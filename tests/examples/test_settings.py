@@ -142,9 +142,11 @@ def test_the_papers_preset_is_its_protocol():
 
 
 def test_defaults_are_the_papers_where_it_has_them():
-    config = composed("rtpd_atari")
-    assert (config.divergence, config.imitation, config.td_coeff, config.distill_coeff) == ("forward_kl", True, 1, 1)
-    assert (config.learn_from, config.acting, config.students) == ("latest", "teacher", ["net1", "net17"])
+    for preset in ("paper", "expert"):
+        config = composed("rtpd_atari", f"preset={preset}")
+        assert (config.divergence, config.imitation, config.td_coeff) == ("forward_kl", True, 1)
+        assert (config.distill_coeff, config.temperature, config.student_updates) == (1, 0.1, 1)
+        assert (config.learn_from, config.acting, config.students) == ("latest", "teacher", ["net3", "net17"])
 
 
 def test_a_resumed_run_may_change_how_it_is_run_and_not_what_it_learns():
