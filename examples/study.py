@@ -70,7 +70,7 @@ class Run:
 def runs_of(study: dict[str, Any], out: Path) -> Iterator[Run]:
     """All runs of a study in order: game by game, a row's runs after those of the rows above it."""
     for game in study["games"]:
-        special = study["games"][game] if isinstance(study["games"], dict) else {}
+        special = own_of(study, game)
         common = [*study["overrides"], *special.get("overrides", [])]
         for row, own in study["rows"].items():
             for seed in special.get("seeds", study["seeds"]):
@@ -80,21 +80,38 @@ def runs_of(study: dict[str, Any], out: Path) -> Iterator[Run]:
                 yield Run(row, game, seed, study["script"], tuple(text.format(**values) for text in given), folder)
 
 
+def own_of(study: dict[str, Any], game: str) -> dict[str, list[Any]]:
+    """Seeds and overrides that a game has of its own.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if not isinstance(study["games"], dict):
+        return {}
+    found = study["games"][game] or {}
+    if not isinstance(found, dict) or not set(found) <= {"seeds", "overrides"}:
+        raise ValueError(f"a game may have seeds and overrides of its own: got {game}: {found}; name them so.")
+    for key, values in found.items():
+        if not isinstance(values, list) or (key == "seeds" and not values):
+            raise ValueError(f"{key} of a game are a list that is not empty: got {game}: {values!r}; write [...].")
+    return found
+
+
 def chosen(runs: Iterator[Run], **wanted: list[Any] | None) -> list[Run]:
     """Choose the runs whose row, game and seed are wanted; None wants all.
 
     Raises:
         ValueError: something that no run of the study has.
     """
-    found = list(runs)
+    every = list(runs)
     for name, values in wanted.items():
-        known = list(dict.fromkeys(getattr(run, name) for run in found))
+        known = list(dict.fromkeys(getattr(run, name) for run in every))
         unknown = set(values or []) - set(known)
         if unknown:
             raise ValueError(f"the study has {name}s {', '.join(map(str, known))}: got {', '.join(map(str, unknown))}.")
-        if values is not None:
-            found = [run for run in found if getattr(run, name) in values]
-    return found
+    return [
+        run for run in every if all(values is None or getattr(run, name) in values for name, values in wanted.items())
+    ]
 
 
 def make(run: Run) -> bool:
@@ -189,7 +206,10 @@ def main() -> None:
     options = parser.parse_args()
     study: Any = OmegaConf.to_container(OmegaConf.load(CONFIG / "study" / f"{options.study}.yaml"))
     out = options.out or Path("outputs") / options.study
-    runs = chosen(runs_of(study, out), row=options.rows, game=options.games, seed=options.seeds)
+    try:
+        runs = chosen(runs_of(study, out), row=options.rows, game=options.games, seed=options.seeds)
+    except ValueError as error:
+        parser.error(str(error))
     if options.list:
         print("\n".join(run.command for run in runs))
     elif options.publish:

@@ -14,6 +14,7 @@ from docs.pages.people import of_a_human
 from docs.pages.study_data import Study, label, load
 from docs.pages.tables import markdown, with_interval
 from torchrl_rtpd.evaluation.comparison import interquartile_mean
+from torchrl_rtpd.functional.scores import normalised_score
 
 STUDY = "atari_expert"
 COLUMNS = (
@@ -32,9 +33,10 @@ COLUMNS = (
 
 
 def expert_block(results: Path) -> str:
-    """A table for each game."""
+    """A table for each game that rtpd has runs of."""
     study = load(results / STUDY)
-    parts = [(_heading(study, game), "", _table(study, game), "") for game in study.games]
+    games = [game for game in study.games if study.seeds("rtpd", game)]
+    parts = [(_heading(study, game), "", _table(study, game), "") for game in games]
     return "\n".join(line for part in parts for line in part)
 
 
@@ -43,38 +45,43 @@ def _heading(study: Study, game: str) -> str:
     seeds = sorted({seed for _, _, seed, _ in runs})
     steps, updates = ({f"{float(study.runs[key][count]):,.0f}" for key in runs} for count in ("steps", "updates"))
     games = {study.runs[key]["episodes"] for key in runs}
+    length = f"{', '.join(sorted(steps))} agent steps and {', '.join(sorted(updates))} updates a run"
     return (
-        f"**{GAMES[game]}**: {', '.join(sorted(steps))} agent steps and {', '.join(sorted(updates))} updates a run, "
-        f"seeds {', '.join(map(str, seeds))}; the last weights on {', '.join(sorted(games))} games."
+        f"**{GAMES.get(game, game)}**: {length}, seeds {', '.join(map(str, seeds))}; the last weights on "
+        f"{', '.join(sorted(games))} games. *Of a human*: 0 is the runs' own random player."
     )
 
 
 def _table(study: Study, game: str) -> str:
-    every = [(study.measure, "teacher"), *((row, network) for row in study.rows for network in study.students(row))]
-    names = [name for name in every if study.seeds(name[0], game)]
-    return markdown([COLUMNS, *(_row(study, game, *name) for name in names)])
+    played = list(dict.fromkeys((row, name) for row, where, _, name in study.runs if where == game))
+    teacher = (study.measure, "teacher")
+    return markdown(
+        [COLUMNS, *(_row(study, game, *name) for name in [teacher, *played] if name[1] != "teacher" or name is teacher)]
+    )
 
 
 def _row(study: Study, game: str, row: str, network: str) -> list[str]:
-    lines = [study.runs[row, game, seed, network] for seed in study.seeds(row, game)]
+    seeds = [seed for seed in study.seeds(row, game) if (row, game, seed, network) in study.runs]
+    lines = [study.runs[row, game, seed, network] for seed in seeds]
     scores = [float(line["final_score"]) for line in lines]
-    shares, people = study.normalised(row, network, [game]), [of_a_human(score, game) for score in scores]
+    levels = [study.level(game, seed) for seed in seeds]
+    human = [of_a_human(score, low, game) for score, (low, _) in zip(scores, levels, strict=True)]
+    shares = [normalised_score(score, *level) for score, level in zip(scores, levels, strict=True)]
     return [
         "teacher" if network == "teacher" else label(study, row, network),
-        _mean((line["parameter_ratio"] for line in lines), "{:.1%}"),
-        _mean((line["file_bytes_int8"] for line in lines), "{:,.0f}", divisor=1_000),
-        _mean((line["latency_int8_ms"] for line in lines), "{:.3f}"),
+        _mean(lines, "parameter_ratio", "{:.1%}"),
+        _mean(lines, "file_bytes_int8", "{:,.0f}", divisor=1_000),
+        _mean(lines, "latency_int8_ms", "{:.3f}"),
         ", ".join(f"{score:,.1f}" for score in scores),
-        "-" if None in people else with_interval(interquartile_mean, [people]),
-        "1" if network == "teacher" else with_interval(interquartile_mean, shares),
+        *("-" if None in found else with_interval(interquartile_mean, [found]) for found in (human, shares)),
         *(
-            "-" if network == "teacher" else _mean((line[key] for line in lines), "{:.2f}")
-            for key in ("final_agreement", "final_own_agreement", "final_regret", "final_own_regret")
+            "-" if network == "teacher" else _mean(lines, f"final_{key}", "{:.2f}")
+            for key in ("agreement", "own_agreement", "regret", "own_regret")
         ),
     ]
 
 
-def _mean(texts: Iterable[str], form: str, divisor: float = 1.0) -> str:
-    """Mean of numbers as a file holds them; a dash where a run has none, as one without a teacher has no agreement."""
-    found = [float(text) / divisor for text in texts if text]
+def _mean(lines: Iterable[dict[str, str]], key: str, form: str, divisor: float = 1.0) -> str:
+    """Mean of an entry; a dash where no run has it, as one without a teacher has no agreement."""
+    found = [float(text) / divisor for line in lines if (text := line.get(key))]
     return form.format(statistics.fmean(found)) if found else "-"

@@ -73,15 +73,15 @@ def _minutes(runs: list[Run]) -> str:
         f"**{minutes:.0f} minutes on two CPU cores make a teacher of {human} of a human in {GAMES[runs[0]['game']]}, "
         f"and a student of {copied} with {size} of its parameters**; they prefer the same action in {agreement:.0f} % "
         f"of the states (`python examples/rtpd_atari.py`, {len(runs)} seeds, {teacher[0]['episodes']} games each; "
-        "0 is a random player and 1 a human)."
+        "0 is their random player and 1 a human; the share is a median)."
     )
 
 
 def _of_humans(runs: list[Run], name: str) -> tuple[list[Run], str]:
     """Entries of a network in every run, and their scores' range, 1 being a human."""
-    found = [network for run in runs for network in run["networks"] if network["name"] == name]
-    shares = [share for own in found if (share := of_a_human(own["score_mean"], runs[0]["game"])) is not None]
-    return found, f"{min(shares):.2f} to {max(shares):.2f}"
+    found = [(run, network) for run in runs for network in run["networks"] if network["name"] == name]
+    shares = [of_a_human(own["score_mean"], run["random_score"], run["game"]) or 0.0 for run, own in found]
+    return [own for _, own in found], f"{min(shares):.2f} to {max(shares):.2f}"
 
 
 def _cost(gpu: dict) -> str:

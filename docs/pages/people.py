@@ -1,7 +1,8 @@
-"""Scores of a random player and of a human, for a scale on which a game's results can be understood.
+"""Scores of a human, for a scale on which a game's results can be understood.
 
 ``results/human.csv`` holds those of Wang et al. 2016 (https://arxiv.org/abs/1511.06581): after null-op starts, in games
-of up to 30 minutes. Their random player acts every six frames: one with a frame skip of four scores more in some games.
+of up to 30 minutes. Nothing on the scale is a run's own random player. The random players of the literature act every
+six frames, and one with a frame skip of four scores more than they do in some games.
 """
 
 from __future__ import annotations
@@ -16,13 +17,12 @@ HUMAN = Path(__file__).resolve().parents[1] / "results" / "human.csv"
 
 
 @cache
-def references(path: Path = HUMAN) -> dict[str, tuple[float, float]]:
-    """Scores of a random player and of a human, by game."""
+def humans(path: Path = HUMAN) -> dict[str, float]:
+    """Score of a human by game."""
     with path.open(newline="") as file:
-        return {line["game"]: (float(line["random"]), float(line["human"])) for line in csv.DictReader(file)}
+        return {line["game"]: float(line["human"]) for line in csv.DictReader(file)}
 
 
-def of_a_human(score: float, game: str) -> float | None:
-    """A score on the scale on which a random player is 0 and a human 1; None for a game without references."""
-    known = references().get(game)
-    return None if known is None else normalised_score(score, *known)
+def of_a_human(score: float, random_score: float, game: str) -> float | None:
+    """A score on the scale on which a run's random player is 0 and a human 1; None for a game without a reference."""
+    return None if game not in humans() else normalised_score(score, random_score, humans()[game])

@@ -34,7 +34,7 @@ def seed_rows(runs: list[Run]) -> list[list[str]]:
     rows = [[*titles, *(["regret"] if regret else []), "above random", "seconds"]]
     for run in runs:
         for network in run["networks"]:
-            human = of_a_human(network["score_mean"], run["game"])
+            human = of_a_human(network["score_mean"], run["random_score"], run["game"])
             rows.append(
                 [
                     str(run["seed"]),

@@ -151,6 +151,15 @@ def test_one_seed_gives_one_csv(made, tmp_path, method):
     assert any(row["mlp16/score"] for row in cells(tmp_path))
 
 
+def test_a_finished_run_that_nothing_evaluated_reports_its_last_networks_again(tmp_path):
+    """Its checkpoint holds no best ones; a resumed run that trains no more once reported networks as they began."""
+    first = _run(tmp_path, "evaluate_every_steps=0")
+    again = _run(tmp_path, "evaluate_every_steps=0", f"resume={tmp_path}")
+    keys = ("name", "score_mean", "score_std", "final_score", "agreement", "regret")
+    told = [[[network[key] for key in keys] for network in results["networks"]] for results in (first, again)]
+    assert told[0] == told[1] and all(row[1] == row[3] for row in told[0])
+
+
 def test_scratch_recycles_as_students_do(tmp_path):
     """With units recycled after every update the student ends elsewhere."""
     for every in ("null", "1"):

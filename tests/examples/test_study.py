@@ -84,12 +84,36 @@ def test_a_game_may_have_seeds_and_overrides_of_its_own():
     place = cartpole.index("total_steps=512")
     assert cartpole.index("progress_bar=false") < place < cartpole.index("method=two_stage")
     assert "total_steps=512" not in acrobot
+    bare = list(study.runs_of({**TINY, "games": {"cartpole": None}}, Path("o")))
+    assert [run.command for run in bare] == [run.command for run in study.runs_of(TINY, Path("o"))]
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        (
+            {"seed": [5]},
+            r"a game may have seeds and overrides of its own: got cartpole: \{'seed': \[5\]\}; name them so",
+        ),
+        (["b=2"], r"a game may have seeds and overrides of its own: got cartpole: \['b=2'\]; name them so"),
+        ({"overrides": "b=2"}, r"overrides of a game are a list that is not empty: got cartpole: 'b=2'; write \[...\]"),
+        ({"seeds": 5}, r"seeds of a game are a list that is not empty: got cartpole: 5; write \[...\]"),
+        ({"seeds": []}, r"seeds of a game are a list that is not empty: got cartpole: \[\]; write \[...\]"),
+        ({"overrides": None}, r"overrides of a game are a list that is not empty: got cartpole: None; write \[...\]"),
+    ],
+)
+def test_what_a_game_cannot_have_of_its_own_is_refused(own, message):
+    with pytest.raises(ValueError, match=message):
+        list(study.runs_of({**TINY, "games": {"cartpole": own}}, Path("o")))
 
 
 def test_a_part_of_a_study_is_chosen_by_row_game_and_seed():
     runs = study.runs_of({**TINY, "seeds": [0, 1]}, Path("o"))
     found = study.chosen(runs, row=["two_stage"], game=None, seed=[1])
     assert [(run.row, run.seed) for run in found] == [("two_stage", 1)]
+    games = {"cartpole": {"seeds": [7]}, "acrobot": {}}
+    found = study.chosen(study.runs_of({**TINY, "games": games}, Path("o")), game=["cartpole", "acrobot"], seed=[0])
+    assert {(run.game, run.seed) for run in found} == {("acrobot", 0)}
     with pytest.raises(ValueError, match="the study has rows teacher_only, two_stage: got three_stage"):
         study.chosen(study.runs_of(TINY, Path("o")), row=["three_stage"])
 

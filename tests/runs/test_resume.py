@@ -298,7 +298,7 @@ def test_the_state_of_the_first_version_is_upgraded(tmp_path):
     path = VerifiedCheckpoint(**{"trainer_module.run_monitor": Old()}).save(tmp_path / "old")
     _set_version(path, 1)
     resumed = small_run(tmp_path, 48)
-    resumed.monitor.best_scores = {}
+    resumed.monitor.best_scores.clear()
     VerifiedCheckpoint(**{"trainer_module.run_monitor": resumed.monitor}).load(path)
     assert resumed.monitor.best_scores["net17"].scores == run.monitor.best_scores["net17"].scores
 

@@ -6,7 +6,6 @@ training.
 
 from __future__ import annotations
 
-import copy
 import os
 import warnings
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from torchrl_rtpd.evaluation.scores import Scores
 from torchrl_rtpd.files.weights import save_weights
 from torchrl_rtpd.runs.clock import SPENT, RunClock
 from torchrl_rtpd.runs.folder import RunFolder
+from torchrl_rtpd.runs.kept import KeptNetworks, plain, restored
 from torchrl_rtpd.runs.metrics import Averages, MetricsFile
 from torchrl_rtpd.runs.ranges import check_ranges
 from torchrl_rtpd.trainers._torchrl import stopping
@@ -69,7 +69,8 @@ class RunMonitor(TrainerHookBase):
             evaluates during the run.
         log_every_steps: agent steps between rows of ``metrics.csv``.
         evaluate_from_steps: no evaluation before this step.
-        keep_from_steps: none before this step counts for the best weights, as of networks that still learn fast.
+        keep_from_steps: none before this step counts for the best weights, as of networks that still learn fast; the
+            last one of a run always does.
         logger: receives the scores, as TorchRL's trainers log everything else.
         progress_bar: draw one if True.
         spent_before: ``steps``, ``updates``, ``training_seconds`` and ``cpu_seconds`` that an earlier run took without
@@ -84,9 +85,7 @@ class RunMonitor(TrainerHookBase):
 
     Attributes:
         clock: steps, updates and seconds of the run.
-        best: copies of the networks with their best weights, by name.
         last_scores: scores of each network's last evaluation, by name.
-        best_scores: scores of the evaluation that each network is kept from, by name.
         evaluated_steps: agent steps at the last evaluation, -1 before.
 
     Raises:
@@ -127,8 +126,6 @@ class RunMonitor(TrainerHookBase):
         self.folder = output_dir if isinstance(output_dir, RunFolder) else RunFolder(output_dir)
         self.distiller = distiller
         self.logger = logger
-        self.best = {name: copy.deepcopy(network) for name, network in self.networks.items()}
-        self.best_scores: dict[str, Scores] = {}
         self.last_scores: dict[str, Scores] = {}
         self.evaluated_steps = -1
         students = [f"{name}/{metric}" for name in list(self.networks)[1:] for metric in _STUDENT_METRICS]
@@ -137,7 +134,7 @@ class RunMonitor(TrainerHookBase):
         self.metrics = MetricsFile(self.folder.path / "metrics.csv", columns)
         self._logging = _Interval(log_every_steps)
         self._evaluation = _Interval(evaluate_every_steps or 0, first=evaluate_from_steps)
-        self._keep_from = keep_from_steps
+        self._kept = KeptNetworks(self.networks, keep_from_steps)
         self._averages = Averages(students)
         self._progress_bar = progress_bar
         self._bar: tqdm | None = None
@@ -193,9 +190,19 @@ class RunMonitor(TrainerHookBase):
         """Watch students no more that the hook has dropped; their rows end here, their best weights stay as saved."""
         for name in names:
             (self.folder.path / "weights" / "last" / f"{name}.safetensors").unlink(missing_ok=True)  # of a cut run
-            del self.networks[name], self.best[name]
-            for scores in (self.best_scores, self.last_scores):
-                scores.pop(name, None)
+            del self.networks[name]
+            self._kept.drop(name)
+            self.last_scores.pop(name, None)
+
+    @property
+    def best(self) -> dict[str, TensorDictModule]:
+        """Copies of the networks with their best weights, by name."""
+        return self._kept.networks
+
+    @property
+    def best_scores(self) -> dict[str, Scores]:
+        """Scores of the evaluation that each network is kept from, by name."""
+        return self._kept.scores
 
     @property
     def student_score(self) -> float | None:
@@ -252,8 +259,8 @@ class RunMonitor(TrainerHookBase):
             return {}
         self.evaluated_steps = steps
         for name, found in scores.items():
-            if steps >= min(self._keep_from, self._trainer.total_frames):
-                self._keep_if_best(name, found)
+            if self._kept.offer(name, self.networks[name], found, steps, self._trainer.total_frames):
+                self._save_best(name)
             if self.logger is not None:
                 self.logger.log_scalar(f"score/{name}", found.mean, step=steps)
         means = {f"{name}/score": found.mean for name, found in scores.items()}
@@ -270,15 +277,11 @@ class RunMonitor(TrainerHookBase):
         returns = {name: self.last_scores[name].mean for name in students}
         self.distiller.report_returns(returns, self.last_scores[teacher].mean, self._random_return)
 
-    def _keep_if_best(self, name: str, scores: Scores) -> None:
-        if name not in self.best_scores or scores.mean > self.best_scores[name].mean:
-            network = self.networks[name]
-            self.best_scores[name] = scores
-            self.best[name].load_state_dict(network.state_dict())
-            try:
-                save_weights(network, self.folder.path / "weights" / f"{name}.safetensors")
-            except OSError as error:  # checkpoints hold it as well
-                warnings.warn(f"the best {name} is kept in memory only: {error}; free some space.", stacklevel=2)
+    def _save_best(self, name: str) -> None:
+        try:
+            save_weights(self.networks[name], self.folder.path / "weights" / f"{name}.safetensors")
+        except OSError as error:  # checkpoints hold it as well
+            warnings.warn(f"the best {name} is kept in memory only: {error}; free some space.", stacklevel=2)
 
     def _show(self) -> None:
         shown = {f"{name} score": f"{scores.mean:.0f}" for name, scores in self.last_scores.items()}
@@ -291,15 +294,17 @@ class RunMonitor(TrainerHookBase):
             self._bar.set_postfix(shown, refresh=False)
 
     def save_last(self) -> None:
-        """Write the weights as they are now to ``weights/last``; where nothing was evaluated, as the best ones as well.
+        """Write the weights as they are now to ``weights/last``; where no evaluation counted, as the best ones as well.
 
         Before the end of the first batch nothing is written, since nothing has been learned. In a folder that was lost
         to another run nothing is written either, and a warning says so.
         """
-        if not self.folder.begun:
-            return
         if self.distiller is not None:
             self.distiller.wait()  # where training failed while students learn beside their teacher
+        steps = self._trainer.collected_frames
+        filled = self._kept.fill(self.networks, self.last_scores if self.evaluated_steps == steps else {}, steps)
+        if not self.folder.begun:
+            return
         try:
             self.folder.check()
         except RuntimeError as error:
@@ -308,16 +313,14 @@ class RunMonitor(TrainerHookBase):
         weights = self.folder.path / "weights"
         for name, network in self.networks.items():
             save_weights(network, weights / "last" / f"{name}.safetensors")
-            if name not in self.best_scores:
-                self.best[name].load_state_dict(network.state_dict())
+            if name in filled:
                 save_weights(network, weights / f"{name}.safetensors")
 
     def state_dict(self) -> dict[str, Any]:
         """Return best networks, all scores, clocks, sums of the next row, and its place in the metrics file."""
         return {
-            "best": {name: network.state_dict() for name, network in self.best.items()},
-            "best_scores": _plain(self.best_scores),
-            "last_scores": _plain(self.last_scores),
+            **self._kept.state_dict(),
+            "last_scores": plain(self.last_scores),
             "random_return": self._random_return,
             "evaluated_steps": self.evaluated_steps,
             "steps": self._trainer.collected_frames,
@@ -332,13 +335,11 @@ class RunMonitor(TrainerHookBase):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned; later rows of the metrics file are cut off with the next one."""
         self.drop(*(name for name in self.networks if name not in state_dict["best"]))
-        for name, network in self.best.items():
-            network.load_state_dict(state_dict["best"][name])
-        self.best_scores = _scores(state_dict["best_scores"])
+        self._kept.load_state_dict(state_dict)
         self._restored = True
         if "metrics" not in state_dict:  # of the first version of checkpoints
             return
-        self.last_scores = _scores(state_dict["last_scores"])
+        self.last_scores = restored(state_dict["last_scores"])
         self._random_return = state_dict["random_return"]
         self.evaluated_steps = state_dict["evaluated_steps"]
         self.clock.load_state_dict(state_dict["clock"])
@@ -384,14 +385,3 @@ class _Interval:
 
     def done(self, steps: int) -> None:
         self.next = steps - steps % self.steps + self.steps
-
-
-def _plain(scores: Mapping[str, Scores]) -> dict[str, dict[str, Any]]:
-    """Scores as plain values."""
-    return {
-        name: {"scores": list(found.scores), "cut": found.cut, "steps": found.steps} for name, found in scores.items()
-    }
-
-
-def _scores(plain: Mapping[str, Mapping[str, Any]]) -> dict[str, Scores]:
-    return {name: Scores(tuple(saved["scores"]), saved["cut"], saved["steps"]) for name, saved in plain.items()}
