@@ -10,7 +10,8 @@ scratch         the student                      one student, by DQN alone      
 teacher_only    the teacher                      the teacher                                     one run
 ==============  ===============================  ==============================================  ==================
 
-Networks, replay, updates and their number are the same everywhere, and the teacher of a seed is, bit for bit.
+Networks, replay, updates and, with ``student_updates=1``, their number are the same everywhere, and the teacher of a
+seed is, bit for bit.
 """
 
 from __future__ import annotations

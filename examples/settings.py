@@ -163,13 +163,13 @@ class Config:
     evaluate_from_steps: int = setting(0, "no evaluation before", within="[0, 1e12]", may_change=True)
     keep_from_steps: int = setting(
         0,
-        "no network is kept from an evaluation before: while the teacher has not settled scores say little",
+        "no network is kept from an evaluation before, but for the last one: until all settle scores say little",
         within="[0, 1e12]",
         may_change=True,
     )
     evaluation_episodes: int = setting(help="games of each network at each evaluation", within=MANY)
     final_episodes: int = setting(help="games of each kept network at the end", within=MANY)
-    evaluation_epsilon: float = setting(0.05, "random actions in evaluation (the paper's)", within=SHARE)
+    evaluation_epsilon: float = setting(0.05, "random actions in evaluation (paper: 0.05)", within=SHARE)
     max_episode_steps: int = setting(help="bound on a game in evaluation; cut games are reported", within=MANY)
     evaluation_seconds: float | None = setting(3_600.0, "give up longer evaluations; null: never", within="(0, 1e12]")
 

@@ -76,7 +76,8 @@ def compared_scores(
         ``score_mean``, ``score_std``, ``score_standard_error``, ``episodes`` and ``cut_episodes``; if there is a
         teacher, also ``percent_of_teacher``, ``normalised`` and, where networks value actions and see what the teacher
         sees, ``agreement`` and ``regret`` in states of the teacher's games, ``own_agreement`` and ``own_regret`` in
-        those of the network's own. The first network's scores hold the states that it met.
+        those of the network's own, where these hold what the teacher reads. The first network's scores hold the states
+        that it met.
 
     Raises:
         EvaluationStopped: games that were given up.
