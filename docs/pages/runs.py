@@ -29,7 +29,7 @@ def errors_above_random(run: Run, network: dict[str, Any]) -> float:
 
 def seed_rows(runs: list[Run]) -> list[list[str]]:
     """One row a network and seed; regret where it was measured."""
-    titles = ["seed", "network", "parameters", "score", "std", "games", "of a human", "normalised", "agreement"]
+    titles = ["seed", "network", "parameters", "score", "std", "of a human", "normalised", "agreement"]
     regret = all("regret" in network for run in runs for network in run["networks"])
     rows = [[*titles, *(["regret"] if regret else []), "above random", "seconds"]]
     for run in runs:
@@ -42,7 +42,6 @@ def seed_rows(runs: list[Run]) -> list[list[str]]:
                     f"{network['parameter_ratio']:.1%}",
                     f"{network['score_mean']:,.0f}",
                     f"{network['score_std']:,.0f}",
-                    str(network["episodes"]),
                     *("-" if share is None else f"{share:.2f}" for share in (human, network["normalised"])),
                     f"{network['agreement']:.2f}",
                     *([f"{network['regret']:.2f}"] if regret else []),
