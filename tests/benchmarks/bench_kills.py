@@ -111,6 +111,8 @@ class Life:
         """Wait for its end; the exit code."""
         code = self.process.wait(timeout=900)
         self._reader.join()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
         return code
 
 
