@@ -53,11 +53,9 @@ def _heading(study: Study, game: str) -> str:
 
 
 def _table(study: Study, game: str) -> str:
-    played = list(dict.fromkeys((row, name) for row, where, _, name in study.runs if where == game))
-    teacher = (study.measure, "teacher")
-    return markdown(
-        [COLUMNS, *(_row(study, game, *name) for name in [teacher, *played] if name[1] != "teacher" or name is teacher)]
-    )
+    every = dict.fromkeys((row, name) for row, where, _, name in study.runs if where == game)
+    students = [(row, name) for row, name in every if name != "teacher"]
+    return markdown([COLUMNS, *(_row(study, game, *name) for name in [(study.measure, "teacher"), *students])])
 
 
 def _row(study: Study, game: str, row: str, network: str) -> list[str]:

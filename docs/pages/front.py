@@ -80,7 +80,9 @@ def _minutes(runs: list[Run]) -> str:
 def _of_humans(runs: list[Run], name: str) -> tuple[list[Run], str]:
     """Entries of a network in every run, and their scores' range, 1 being a human."""
     found = [(run, network) for run in runs for network in run["networks"] if network["name"] == name]
-    shares = [of_a_human(own["score_mean"], run["random_score"], run["game"]) or 0.0 for run, own in found]
+    known = (of_a_human(own["score_mean"], run["random_score"], run["game"]) for run, own in found)
+    shares = [share for share in known if share is not None]
+    assert len(shares) == len(found), f"nobody has told how a human plays {runs[0]['game']}"
     return [own for _, own in found], f"{min(shares):.2f} to {max(shares):.2f}"
 
 

@@ -119,7 +119,8 @@ class RunMonitor(TrainerHookBase):
             "evaluate_from_steps": evaluate_from_steps,
             "keep_from_steps": keep_from_steps,
         }
-        check_ranges(intervals, {"[1, inf)": "log_every_steps", "[0, inf)": " ".join(list(intervals)[1:])})
+        may_be_zero = "evaluate_every_steps evaluate_from_steps keep_from_steps"
+        check_ranges(intervals, {"[1, inf)": "log_every_steps", "[0, inf)": may_be_zero})
         self.clock = RunClock(spent_before)
         self.networks = dict(networks)
         self.evaluator = evaluator
