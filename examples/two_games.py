@@ -42,7 +42,7 @@ from torchrl_rtpd import (
     TeacherByKey,
     make_actor,
 )
-from torchrl_rtpd.evaluation import agreement_with_teacher, regret_of_students
+from torchrl_rtpd.evaluation import agreement_with_teacher, favourite_action_share, regret_of_students
 
 GAMES = ("demon_attack", "crazy_climber")  # in which a young teacher has preferences within minutes
 SLOTS = 4  # games of each kind, side by side
@@ -138,10 +138,9 @@ def followed(
     teacher, student = networks[games[number]], {"net17": networks["net17"]}
     states = evaluator(teacher, seed=20_000_000 + seed, keep_observations=1_024).observations
     evaluator.close()
-    counts = teacher(states.copy())["action"].bincount()
     return {
         "agreement": agreement_with_teacher(teacher, student, states)["net17"],
-        "favourite": counts.max().item() / len(states),
+        "favourite": favourite_action_share(teacher, states),
         "regret": regret_of_students(teacher, student, states)["net17"],
     }
 

@@ -26,7 +26,9 @@ COLUMNS = (
     "of a human",
     "of the teacher",
     "agreement",
+    "favourite action",
     "own agreement",
+    "own favourite",
     "regret",
     "own regret",
 )
@@ -74,7 +76,7 @@ def _row(study: Study, game: str, row: str, network: str) -> list[str]:
         *("-" if None in found else with_interval(interquartile_mean, [found]) for found in (human, shares)),
         *(
             "-" if network == "teacher" else _mean(lines, f"final_{key}", "{:.2f}")
-            for key in ("agreement", "own_agreement", "regret", "own_regret")
+            for key in ("agreement", "favourite", "own_agreement", "own_favourite", "regret", "own_regret")
         ),
     ]
 

@@ -28,10 +28,11 @@ def errors_above_random(run: Run, network: dict[str, Any]) -> float:
 
 
 def seed_rows(runs: list[Run]) -> list[list[str]]:
-    """One row a network and seed; regret where it was measured."""
+    """One row a network and seed; the favourite action's agreement and regret where they were measured."""
     titles = ["seed", "network", "parameters", "score", "std", "of a human", "normalised", "agreement"]
-    regret = all("regret" in network for run in runs for network in run["networks"])
-    rows = [[*titles, *(["regret"] if regret else []), "above random", "seconds"]]
+    later = {"favourite action": "favourite", "regret": "regret"}  # older runs have none
+    later = {title: key for title, key in later.items() if all(key in each for run in runs for each in run["networks"])}
+    rows = [[*titles, *later, "above random", "seconds"]]
     for run in runs:
         for network in run["networks"]:
             human = of_a_human(network["score_mean"], run["random_score"], run["game"])
@@ -44,7 +45,7 @@ def seed_rows(runs: list[Run]) -> list[list[str]]:
                     f"{network['score_std']:,.0f}",
                     *("-" if share is None else f"{share:.2f}" for share in (human, network["normalised"])),
                     f"{network['agreement']:.2f}",
-                    *([f"{network['regret']:.2f}"] if regret else []),
+                    *(f"{network[key]:.2f}" for key in later.values()),
                     f"{errors_above_random(run, network):.1f} SE",
                     f"{run['seconds']:.0f}",
                 ]

@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from torchrl.data import Categorical
 from torchrl.modules import QValueActor, QValueModule
 
-from torchrl_rtpd.evaluation.scores import Scores, agreement_with_teacher, latency_ms, regret_of_students
+from torchrl_rtpd.evaluation.scores import (
+    Scores,
+    agreement_with_teacher,
+    favourite_action_share,
+    latency_ms,
+    regret_of_students,
+)
 from torchrl_rtpd.functional.scores import normalised_score
 from torchrl_rtpd.networks.towers import make_actor
 
@@ -62,6 +68,52 @@ def test_agreement_is_the_share_of_equal_greedy_actions() -> None:
     assert agreement_with_teacher(teacher, {"itself": teacher, "net": student}, states) == {"itself": 1.0, "net": 0.75}
     assert (states == before).all()
     assert set(states.keys()) == {"observation", "other"}
+
+
+def constant(values: list[float], **parts: list[int]) -> TensorDictModule:
+    """A student that knows one action, of several choices with ``var_nums``."""
+    module = TensorDictModule(
+        lambda seen: torch.tensor(values).expand(len(seen), -1), in_keys=["observation"], out_keys=["action_value"]
+    )
+    return TensorDictSequential(module, QValueModule(action_space="mult_one_hot", **parts)) if parts else module
+
+
+@pytest.mark.parametrize("parts", [{}, {"var_nums": [2, 3]}])
+def test_the_favourite_actions_share_is_the_best_agreement_of_a_student_that_knows_one_action(
+    parts: dict[str, list[int]],
+) -> None:
+    """Of all students that always take the same action, of one choice of five or of two and three."""
+    generator = torch.Generator().manual_seed(0)
+    states = TensorDict({"observation": torch.randn(200, 5, generator=generator).add(torch.arange(5) / 4)}, [200])
+    teacher = TensorDictModule(nn.Identity(), in_keys=["observation"], out_keys=["action_value"])
+    taken = [[i, 2 + j] for i in range(2) for j in range(3)] if parts else [[i] for i in range(5)]
+    students = {str(ones): constant([float(i in ones) for i in range(5)], **parts) for ones in taken}
+    if parts:
+        teacher = TensorDictSequential(teacher, QValueModule(action_space="mult_one_hot", **parts))
+    best = max(agreement_with_teacher(teacher, students, states).values())
+    assert favourite_action_share(teacher, states) == pytest.approx(best)
+    assert 1 / len(taken) < best < 1.0
+
+
+def test_a_favourite_action_is_an_allowed_one() -> None:
+    """The third action is the best in all states and allowed in one of four; then it is the first in two of them."""
+    seen = torch.tensor([[2.0, 1.0, 3.0], [2.0, 1.0, 3.0], [1.0, 2.0, 3.0], [2.0, 1.0, 3.0]])
+    states = TensorDict({"observation": seen}, [4])
+    teacher = TensorDictModule(nn.Identity(), in_keys=["observation"], out_keys=["action_value"])
+    assert favourite_action_share(teacher, states) == 1.0
+    states["action_mask"] = torch.tensor([[1, 1, 0], [1, 1, 0], [1, 1, 0], [1, 1, 1]], dtype=torch.bool)
+    assert favourite_action_share(teacher, states) == 0.5
+
+
+def test_the_favourite_action_of_several_agents_is_one_for_all_of_them() -> None:
+    """Two agents: (0, 1) in two states of four, while each agent alone has an action that it takes in three."""
+    left, right = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    taken = [(left, right), (left, right), (left, left), (right, right)]
+    states = TensorDict({"agents": {"observation": torch.stack([torch.stack(pair) for pair in taken])}}, [4])
+    teacher = TensorDictModule(
+        nn.Identity(), in_keys=[("agents", "observation")], out_keys=[("agents", "action_value")]
+    )
+    assert favourite_action_share(teacher, states) == 0.5
 
 
 def test_agreement_is_measured_in_eval_mode() -> None:

@@ -12,12 +12,17 @@ from torch import nn
 from torchrl.modules import QValueModule
 
 from torchrl_rtpd import Evaluator
-from torchrl_rtpd.evaluation.scores import Scores, agreement_with_teacher, regret_of_students
+from torchrl_rtpd.evaluation.scores import (
+    Scores,
+    agreement_with_teacher,
+    favourite_action_share,
+    regret_of_students,
+)
 from torchrl_rtpd.runs.final import _compared, compared_scores, final_results, network_sizes, teacher_name
 from torchrl_rtpd.runs.metrics import MetricsFile
 
 SAME = {"agreement": 1.0, "regret": 0.0}
-KEYS = ("agreement", "regret", "own_agreement", "own_regret")
+KEYS = ("agreement", "regret", "favourite", "own_agreement", "own_regret", "own_favourite")
 MEASURES = {"agreement": agreement_with_teacher, "regret": regret_of_students}
 PARAMETERS = {4: 4 * 4 + 4 + 4 * 4 + 4 + 4 * 2 + 2, 8: 4 * 8 + 8 + 8 * 8 + 8 + 8 * 2 + 2}
 
@@ -88,6 +93,7 @@ def test_a_student_is_compared_in_the_teachers_states_and_in_its_own(evaluator, 
     for prefix, player in (("", teacher), ("own_", networks["small"])):
         states = evaluator(player, seed=7, keep_observations=512).observations
         wanted = {prefix + key: measure(teacher, small, states)["small"] for key, measure in MEASURES.items()}
+        wanted[f"{prefix}favourite"] = favourite_action_share(teacher, states)
         assert wanted.items() <= compared["rows"]["small"].items()
     assert compared["rows"]["small"]["own_regret"] != compared["rows"]["small"]["regret"]
     assert compared["rows"]["teacher"].items() >= {**SAME, "own_agreement": 1.0, "own_regret": 0.0}.items()
@@ -101,7 +107,8 @@ def test_a_student_that_sees_something_else_has_no_agreement(evaluator, networks
     other.in_keys = ["seen"]
     states = evaluator.env.reset().select("observation")
     teacher = networks["teacher"]
-    assert _compared(teacher, "other", other, states) == {} and _compared(teacher, "teacher", teacher, states) == SAME
+    assert _compared(teacher, "other", other, states) == {}
+    assert _compared(teacher, "teacher", teacher, states).items() > SAME.items()
 
 
 def watched(evaluator, networks, folder):
@@ -181,6 +188,6 @@ def test_a_student_that_cannot_be_compared_is_left_out_of_the_report_with_a_warn
 
     several = network(QValueModule(action_space="mult_one_hot", var_nums=[2, 2]))
     states = TensorDict({"observation": torch.eye(4)}, [4])
-    assert _compared(network(), "same", network(), states) == SAME
+    assert _compared(network(), "same", network(), states) == {**SAME, "favourite": 0.25}
     with pytest.warns(UserWarning, match=r"the report has no agreement of 'several': .* choices \(2, 2\)"):
         assert _compared(network(), "several", several, states) == {}

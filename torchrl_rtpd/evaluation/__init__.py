@@ -10,7 +10,13 @@ from torchrl_rtpd.evaluation.comparison import (
 )
 from torchrl_rtpd.evaluation.evaluator import EvaluationStopped, Evaluator
 from torchrl_rtpd.evaluation.recording import RecordedGame, record_games
-from torchrl_rtpd.evaluation.scores import Scores, agreement_with_teacher, latency_ms, regret_of_students
+from torchrl_rtpd.evaluation.scores import (
+    Scores,
+    agreement_with_teacher,
+    favourite_action_share,
+    latency_ms,
+    regret_of_students,
+)
 from torchrl_rtpd.evaluation.shares import Candidate, Share, may_be_smallest, share_of_teacher
 
 __all__ = [
@@ -22,6 +28,7 @@ __all__ = [
     "Share",
     "agreement_with_teacher",
     "bootstrap_interval",
+    "favourite_action_share",
     "first_held",
     "interquartile_mean",
     "latency_ms",

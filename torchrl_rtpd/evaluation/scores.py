@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -16,13 +17,14 @@ from tensordict.utils import NestedKey
 from torch import Tensor
 
 from torchrl_rtpd.envs.streams import streams_kept
+from torchrl_rtpd.functional.choices import split_choices
 from torchrl_rtpd.functional.discrete import greedy_agreement, teacher_regret
 from torchrl_rtpd.networks.choices import declared_var_nums
 from torchrl_rtpd.networks.keys import last_part, policy_inputs
 from torchrl_rtpd.networks.memory import START_KEY, Memory, memory_keys
 from torchrl_rtpd.networks.running import bare_network, eval_mode
 
-__all__ = ["Scores", "agreement_with_teacher", "latency_ms", "regret_of_students"]
+__all__ = ["Scores", "agreement_with_teacher", "favourite_action_share", "latency_ms", "regret_of_students"]
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,44 @@ def regret_of_students(
         {'net': 1.0}
     """
     return _compared(teacher_regret, teacher, students, observations, action_mask_key, worst="amax")
+
+
+@torch.no_grad()
+def favourite_action_share(
+    teacher: TensorDictModule, observations: TensorDictBase, *, action_mask_key: NestedKey = "action_mask"
+) -> float:
+    """Share of states in which the teacher's greedy action is the one that it takes most often.
+
+    It is the agreement of a student that knows nothing but that action, the least that
+    :func:`agreement_with_teacher` must exceed before it says anything. Several choices, or agents, count as one action.
+
+    Args:
+        teacher: as for :func:`agreement_with_teacher`.
+        observations: likewise.
+        action_mask_key: likewise.
+
+    Returns:
+        Share in (0, 1].
+
+    Raises:
+        ValueError: as :func:`agreement_with_teacher`.
+
+    Examples:
+        >>> states = TensorDict({"observation": torch.tensor([[1.0, 2.0], [4.0, 3.0], [0.0, 1.0]])}, [3])
+        >>> teacher = TensorDictModule(torch.nn.Identity(), in_keys=["observation"], out_keys=["action_value"])
+        >>> round(favourite_action_share(teacher, states), 2)  # the second action in two states of three
+        0.67
+    """
+    with eval_mode(teacher):
+        values = _values("teacher", teacher, observations)
+    mask = observations.get(action_mask_key, None)
+    if mask is not None:
+        values = torch.where(mask.to(values.device), values, -math.inf)
+    var_nums = declared_var_nums(teacher)
+    choices = [(values,)] if var_nums is None else split_choices(var_nums, values)
+    actions = torch.stack([choice[0].argmax(-1).reshape(len(values), -1) for choice in choices], -1)
+    _, counts = actions.flatten(1).unique(dim=0, return_counts=True)
+    return counts.max().item() / len(values)
 
 
 @torch.no_grad()

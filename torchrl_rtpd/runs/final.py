@@ -17,7 +17,12 @@ from tensordict.nn import TensorDictModule
 
 from torchrl_rtpd.evaluation.comparison import paper_percentages
 from torchrl_rtpd.evaluation.evaluator import Evaluator
-from torchrl_rtpd.evaluation.scores import Scores, agreement_with_teacher, regret_of_students
+from torchrl_rtpd.evaluation.scores import (
+    Scores,
+    agreement_with_teacher,
+    favourite_action_share,
+    regret_of_students,
+)
 from torchrl_rtpd.functional.scores import normalised_score
 from torchrl_rtpd.networks.towers import num_parameters
 from torchrl_rtpd.runs.deployed import deployed_row
@@ -27,7 +32,7 @@ from torchrl_rtpd.runs.monitor import RunMonitor
 __all__ = ["compared_scores", "final_results", "network_sizes", "teacher_name"]
 
 _STATES = 512  # of a network's games: agreement, regret, and ranges of 8-bit integers
-_COMPARED = ("agreement", "regret", "own_agreement", "own_regret")
+_COMPARED = tuple(f"{whose}{measure}" for whose in ("", "own_") for measure in ("agreement", "favourite", "regret"))
 
 
 def teacher_name(networks: Mapping[str, TensorDictModule]) -> str | None:
@@ -75,9 +80,10 @@ def compared_scores(
         Scores by name; and ``random_score``, ``random_standard_error`` and ``rows``, a mapping for each name with
         ``score_mean``, ``score_std``, ``score_standard_error``, ``episodes`` and ``cut_episodes``; if there is a
         teacher, also ``percent_of_teacher``, ``normalised`` and, where networks value actions and see what the teacher
-        sees, ``agreement`` and ``regret`` in states of the teacher's games, ``own_agreement`` and ``own_regret`` in
-        those of the network's own, where these hold what the teacher reads. The first network's scores hold the states
-        that it met.
+        sees, ``agreement``, ``regret`` and ``favourite`` in states of the teacher's games: the last is the agreement of
+        a network that always takes the teacher's favourite action there. ``own_agreement``, ``own_regret`` and
+        ``own_favourite`` are those in states of the network's own games, where these hold what the teacher reads. The
+        first network's scores hold the states that it met.
 
     Raises:
         EvaluationStopped: games that were given up.
@@ -112,9 +118,11 @@ def _played(
         found = evaluator(network, seed=seed, keep_observations=kept, should_stop=should_stop)
         scores[name] = found if name == first else dataclasses.replace(found, observations=None)
         if teacher is not None:
-            compared[name] = _compared(networks[teacher], name, network, scores[teacher].observations)
-            own = _compared(networks[teacher], name, network, found.observations) if compared[name] else {}
-            compared[name] |= {f"own_{key}": value for key, value in own.items()}
+            there = _compared(networks[teacher], name, network, scores[teacher].observations)
+            own = (
+                _compared(networks[teacher], name, network, found.observations) if there and name != teacher else there
+            )
+            compared[name] = there | {f"own_{key}": value for key, value in own.items()}
     return scores, compared
 
 
@@ -128,14 +136,18 @@ def _beside_teacher(score: float, teacher_score: float, random_score: float) -> 
 def _compared(
     teacher: TensorDictModule, name: str, network: TensorDictModule, states: TensorDictBase | None
 ) -> dict[str, float]:
-    """Agreement and regret of a network in states ``[K]``, where they can be told."""
+    """Agreement, its least, and regret of a network in states ``[K]``, where they can be told."""
     if states is None or not all("action_value" in each.out_keys for each in (teacher, network)):
         return {}
     if not set(states.keys(include_nested=True)).issuperset([*teacher.in_keys, *network.in_keys]):
         return {}
-    measures = {"agreement": agreement_with_teacher, "regret": regret_of_students}
+    student = {name: network}
     try:
-        return {key: measure(teacher, {name: network}, states)[name] for key, measure in measures.items()}
+        return {
+            "agreement": agreement_with_teacher(teacher, student, states)[name],
+            "favourite": favourite_action_share(teacher, states),
+            "regret": regret_of_students(teacher, student, states)[name],
+        }
     except ValueError as error:  # a report of a run of days must not end here
         warnings.warn(f"the report has no agreement of {name!r}: {error}", stacklevel=2)
         return {}

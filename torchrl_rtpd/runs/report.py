@@ -19,6 +19,7 @@ _COLUMNS = (
     ("Max %", "max_percent", "{:.1f}"),
     ("Mean %", "mean_percent", "{:.1f}"),
     ("agreement", "agreement", "{:.3f}"),
+    ("favourite action", "favourite", "{:.3f}"),
     ("regret", "regret", "{:.3f}"),
     ("own agreement", "own_agreement", "{:.3f}"),
     ("CPU ms", "latency_ms", "{:.2f}"),
@@ -34,7 +35,8 @@ def results_table(results: Mapping[str, Any]) -> str:
 
     With several students those on the :func:`pareto_front` are marked. The time of a decision says its runtime in its
     title, or in each row where runtimes differ. Agreement and regret of ``int8`` are against the network's own floats,
-    all others against the teacher: in states of the teacher's games, and ``own`` in those of the network's own.
+    all others against the teacher: in states of the teacher's games, and ``own`` in those of the network's own. The
+    favourite action's is the agreement of a network that always takes the action that the teacher takes most often.
 
     Args:
         results: the content of ``results.json``. A column that would be empty is left out.
