@@ -166,7 +166,7 @@ def favourite_action_share(
     if mask is not None:
         values = torch.where(mask.to(values.device), values, -math.inf)
     var_nums = declared_var_nums(teacher)
-    choices = [(values,)] if var_nums is None else split_choices(var_nums, values)
+    choices: list[tuple[Tensor, ...]] = [(values,)] if var_nums is None else split_choices(var_nums, values)
     actions = torch.stack([choice[0].argmax(-1).reshape(len(values), -1) for choice in choices], -1)
     _, counts = actions.flatten(1).unique(dim=0, return_counts=True)
     return counts.max().item() / len(values)
