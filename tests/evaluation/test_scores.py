@@ -95,6 +95,22 @@ def test_the_favourite_actions_share_is_the_best_agreement_of_a_student_that_kno
     assert 1 / len(taken) < best < 1.0
 
 
+def test_one_number_for_all_choices_is_that_of_each() -> None:
+    """TorchRL's QValueModule takes ``var_nums=2`` for any number of choices of two."""
+    values = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    states = TensorDict({"observation": values}, [50])
+    one, each = (
+        TensorDictSequential(
+            TensorDictModule(nn.Identity(), in_keys=["observation"], out_keys=["action_value"]),
+            QValueModule(action_space="mult_one_hot", var_nums=var_nums),
+        )
+        for var_nums in (2, [2, 2])
+    )
+    assert agreement_with_teacher(one, {"net": one}, states) == {"net": 1.0}
+    assert regret_of_students(one, {"net": one}, states) == {"net": 0.0}
+    assert favourite_action_share(one, states) == favourite_action_share(each, states)
+
+
 def test_a_favourite_action_is_an_allowed_one() -> None:
     """The third action is the best in all states and allowed in one of four; then it is the first in two of them."""
     seen = torch.tensor([[2.0, 1.0, 3.0], [2.0, 1.0, 3.0], [1.0, 2.0, 3.0], [2.0, 1.0, 3.0]])

@@ -9,15 +9,15 @@ from torch import Tensor
 
 __all__ = ["VarNums", "split_choices"]
 
-VarNums = Sequence[int]
-"""Number of actions of each choice, in order."""
+VarNums = Sequence[int] | int
+"""Number of actions of each choice, in order; one number where all choices have that many."""
 
 
 def split_choices(var_nums: VarNums, *tensors: Tensor | None) -> list[tuple[Any, ...]]:
     """Split tensors over actions into those of each choice.
 
     Args:
-        var_nums: actions of each choice, which add up to ``A``.
+        var_nums: actions of each choice, which add up to ``A``; or the number that each has.
         tensors: ``[*B, A]``, or None, which stays None in every choice.
 
     Returns:
@@ -30,8 +30,11 @@ def split_choices(var_nums: VarNums, *tensors: Tensor | None) -> list[tuple[Any,
         >>> import torch
         >>> split_choices((2, 1), torch.tensor([1, 2, 3]), None)
         [(tensor([1, 2]), None), (tensor([3]), None)]
+        >>> split_choices(2, torch.tensor([1, 2, 3, 4]))
+        [(tensor([1, 2]),), (tensor([3, 4]),)]
     """
-    sizes = list(var_nums)
+    width = next(tensor.shape[-1] for tensor in tensors if tensor is not None)
+    sizes = [var_nums] * (width // var_nums) if isinstance(var_nums, int) else list(var_nums)
     for tensor in tensors:
         if tensor is not None and tensor.shape[-1] != sum(sizes):
             raise ValueError(
