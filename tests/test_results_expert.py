@@ -11,7 +11,7 @@ from docs.pages.expert import COLUMNS, expert_block
 from docs.pages.people import humans, of_a_human
 from docs.pages.study_data import load
 
-COMPARED = ("final_agreement", "final_own_agreement", "final_regret", "final_own_regret")
+COMPARED = tuple(f"final_{own}{key}" for own in ("", "own_") for key in ("agreement", "favourite", "regret"))
 
 
 def line(row: str, seed: int, network: str, score: float, **more: object) -> dict[str, object]:
@@ -43,6 +43,12 @@ def test_each_network_stands_beside_the_human_and_its_own_teacher(results: Path)
     """By hand: a human has 14.6 points, the random player of the runs -20."""
     text = expert_block(results).splitlines()
     assert text[0].startswith("**Pong**: 1,000 agent steps and 500 updates a run, seeds 0, 1; the last weights on 30")
+    assert text[2:5] == [
+        "- **18 points or more?** teacher in 1 and net17 in 0 of 2 seeds.",
+        "- **Is the teacher as good as a human?** Yes: 1.01 [0.87, 1.16].",
+        "- **Does net17 end at 95 % of its teacher or more, the interval above 85 %?** No: 0.79 [0.75, 0.83] of what the "
+        "teacher has above a random player.",
+    ]
     cells = {
         row[0]: dict(zip(COLUMNS, row, strict=True))
         for row in ([cell.strip() for cell in one.strip("|").split("|")] for one in text if one.startswith("|"))
@@ -56,7 +62,7 @@ def test_each_network_stands_beside_the_human_and_its_own_teacher(results: Path)
     assert teacher["of a human"].startswith("1.01 [")  # mean of 40 and 30, over 34.6
     assert student["of a human"].startswith("0.79 [")
     assert student["of the teacher"].startswith("0.79 [")  # mean of 30 / 40 and 25 / 30
-    assert [student[key] for key in ("agreement", "own agreement", "regret", "own regret")] == ["0.50"] * 4
+    assert [student[key] for key in COLUMNS[-6:]] == ["0.50"] * 6
     assert (student["of the teacher's parameters"], student["int8 file, kB"], student["int8, ms"]) == (
         "1.8%",
         "35",

@@ -12,11 +12,14 @@ from pathlib import Path
 from docs.pages.front import GAMES
 from docs.pages.people import of_a_human
 from docs.pages.study_data import Study, label, load
+from docs.pages.study_verdicts import level_verdict, smallest
 from docs.pages.tables import markdown, with_interval
 from torchrl_rtpd.evaluation.comparison import interquartile_mean
 from torchrl_rtpd.functional.scores import normalised_score
 
 STUDY = "atari_expert"
+SOLVED = {"pong": 18.0}
+"""Scores at which a game counts as solved, of 21 points that end one of Pong."""
 COLUMNS = (
     "network",
     "of the teacher's parameters",
@@ -38,7 +41,7 @@ def expert_block(results: Path) -> str:
     """A table for each game that rtpd has runs of."""
     study = load(results / STUDY)
     games = [game for game in study.games if study.seeds("rtpd", game)]
-    parts = [(_heading(study, game), "", _table(study, game), "") for game in games]
+    parts = [(_heading(study, game), "", *_claims(study, game), "", _table(study, game), "") for game in games]
     return "\n".join(line for part in parts for line in part)
 
 
@@ -52,6 +55,28 @@ def _heading(study: Study, game: str) -> str:
         f"**{GAMES.get(game, game)}**: {length}, seeds {', '.join(map(str, seeds))}; the last weights on "
         f"{', '.join(sorted(games))} games. *Of a human*: 0 is the runs' own random player."
     )
+
+
+def _claims(study: Study, game: str) -> list[str]:
+    """Lines on the level of teacher and smallest student: in points, beside a human and beside each other."""
+    student, seeds = smallest(study), study.seeds("rtpd", game)
+    lines = []
+    if game in SOLVED:
+        ends = {name: [_final(study, game, seed, name) for seed in seeds] for name in ("teacher", student)}
+        reached = [f"{name} in {sum(score >= SOLVED[game] for score in ends[name])}" for name in ends]
+        lines = [f"- **{SOLVED[game]:.0f} points or more?** {' and '.join(reached)} of {len(seeds)} seeds."]
+    shares = [of_a_human(_final(study, game, seed, "teacher"), study.level(game, seed)[0], game) for seed in seeds]
+    known = [share for share in shares if share is not None]
+    if known:
+        answer = "Yes" if interquartile_mean([known]) >= 1 else "No"
+        lines += [f"- **Is the teacher as good as a human?** {answer}: {with_interval(interquartile_mean, [known])}."]
+    if len(seeds) > 1:
+        lines += [f"- {level_verdict(study.of_game(game), student)}"]
+    return lines
+
+
+def _final(study: Study, game: str, seed: int, network: str) -> float:
+    return float(study.runs["rtpd", game, seed, network]["final_score"])
 
 
 def _table(study: Study, game: str) -> str:

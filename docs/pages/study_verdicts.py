@@ -17,7 +17,7 @@ def verdicts(study: Study) -> list[str]:
         return []
     lines = [
         *(_time_saved(study, game) for game in study.games_of("two_stage")),
-        *(_level(study, network) for network in study.students("rtpd")),
+        *(level_verdict(study, network) for network in study.students("rtpd")),
     ]
     lines += [_against(study, row, QUESTIONS[kind]) for kind in QUESTIONS for row in study.rows if kind_of(row) == kind]
     return [*lines, _before_the_teacher(study)]
@@ -58,7 +58,8 @@ def _time_saved(study: Study, game: str) -> str:
     )
 
 
-def _level(study: Study, network: str) -> str:
+def level_verdict(study: Study, network: str) -> str:
+    """Whether a student ends at the level of its teacher, over the games that the study has."""
     scores = study.normalised("rtpd", network)
     low, high = interval(interquartile_mean, scores)
     middle = interquartile_mean(scores)
