@@ -93,7 +93,8 @@ def own_of(study: dict[str, Any], game: str) -> dict[str, list[Any]]:
         raise ValueError(f"a game may have seeds and overrides of its own: got {game}: {found}; name them so.")
     for key, values in found.items():
         if not isinstance(values, list) or (key == "seeds" and not values):
-            raise ValueError(f"{key} of a game are a list that is not empty: got {game}: {values!r}; write [...].")
+            wanted = "a list that is not empty" if key == "seeds" else "a list"
+            raise ValueError(f"{key} of a game are {wanted}: got {game}: {values!r}; write [...].")
     return found
 
 

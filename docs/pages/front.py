@@ -7,7 +7,7 @@ import statistics
 from pathlib import Path
 
 from docs.pages.people import of_a_human
-from docs.pages.runs import Run, load_runs
+from docs.pages.runs import Run, entries, load_runs
 from docs.pages.study_data import Study, load
 from docs.pages.study_verdicts import smallest
 from docs.pages.tables import interval, with_interval
@@ -79,7 +79,7 @@ def _minutes(runs: list[Run]) -> str:
 
 def _of_humans(runs: list[Run], name: str) -> tuple[list[Run], str]:
     """Entries of a network in every run, and their scores' range, 1 being a human."""
-    found = [(run, network) for run in runs for network in run["networks"] if network["name"] == name]
+    found = entries(runs, name)
     known = (of_a_human(own["score_mean"], run["random_score"], run["game"]) for run, own in found)
     shares = [share for share in known if share is not None]
     assert len(shares) == len(found), f"nobody has told how a human plays {runs[0]['game']}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from docs.pages.front import GAMES, share, size
-from docs.pages.runs import drop_in_runs, load_runs
+from docs.pages.runs import drop_in_runs, entries, load_runs
 from docs.pages.study_data import Study, load, temperature_of
 from docs.pages.study_tables import steps_saved
 from docs.pages.study_verdicts import smallest
@@ -70,7 +70,7 @@ def _stock(runs: dict[str, dict[str, Any]]) -> str:
 
 
 def _quick(runs: list[dict[str, Any]]) -> str:
-    students = [network for run in runs for network in run["networks"] if network["name"] == "net17"]
+    students = [student for _, student in entries(runs, "net17")]
     found = [student["normalised"] for student in students]
     agreement = statistics.median(student["agreement"] for student in students)
     return (

@@ -21,6 +21,11 @@ def load_runs(study: Path) -> list[Run]:
     return sorted(runs, key=lambda run: run["seed"])
 
 
+def entries(runs: list[Run], name: str) -> list[tuple[Run, dict[str, Any]]]:
+    """Each run with what it says of a network."""
+    return [(run, network) for run in runs for network in run["networks"] if network["name"] == name]
+
+
 def errors_above_random(run: Run, network: dict[str, Any]) -> float:
     """Distance of a network's mean score from the random player's, in standard errors of the difference."""
     error = (network["score_standard_error"] ** 2 + run["random_standard_error"] ** 2) ** 0.5
@@ -67,17 +72,17 @@ def summary_rows(runs: list[Run]) -> list[list[str]]:
         ]
     ]
     for name in [network["name"] for network in runs[0]["networks"]]:
-        entries = [(run, network) for run in runs for network in run["networks"] if network["name"] == name]
-        shares = [network["normalised"] for _, network in entries if network["normalised"] is not None]
+        found = entries(runs, name)
+        shares = [network["normalised"] for _, network in found if network["normalised"] is not None]
         rows.append(
             [
                 name,
-                f"{statistics.median(network['score_mean'] for _, network in entries):,.0f}",
+                f"{statistics.median(network['score_mean'] for _, network in found):,.0f}",
                 f"{statistics.median(shares):.2f}",
                 f"{min(shares):.2f}",
                 f"{max(shares):.2f}",
-                f"{sum(share >= 0.9 for share in shares)} of {len(entries)}",
-                f"{min(errors_above_random(run, network) for run, network in entries):.1f}",
+                f"{sum(share >= 0.9 for share in shares)} of {len(found)}",
+                f"{min(errors_above_random(run, network) for run, network in found):.1f}",
             ]
         )
     return rows
