@@ -59,7 +59,7 @@ def _time_saved(study: Study, game: str) -> str:
 
 
 def level_verdict(study: Study, network: str) -> str:
-    """Whether a student ends at the level of its teacher, over the games that the study has."""
+    """Sentence on the level at which a student ends, over the games that the study has."""
     scores = study.normalised("rtpd", network)
     low, high = interval(interquartile_mean, scores)
     middle = interquartile_mean(scores)
