@@ -46,8 +46,8 @@ def test_each_network_stands_beside_the_human_and_its_own_teacher(results: Path)
     assert text[2:5] == [
         "- **18 points or more?** teacher in 1 and net17 in 0 of 2 seeds.",
         "- **Is the teacher as good as a human?** Yes: 1.01 [0.87, 1.16].",
-        "- **Does net17 end at 95 % of its teacher or more, the interval above 85 %?** No: 0.79 [0.75, 0.83] of what the "
-        "teacher has above a random player.",
+        "- **Does net17 end at 95 % of its teacher or more, the interval above 85 %?** No: 0.79 [0.75, 0.83] "
+        "of what the teacher has above a random player.",
     ]
     cells = {
         row[0]: dict(zip(COLUMNS, row, strict=True))

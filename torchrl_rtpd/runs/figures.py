@@ -80,6 +80,8 @@ def plot_curves(
 ) -> Path:
     """Learning curves in one figure: scores, agreement and KL to the teacher, dormant units, against agent steps.
 
+    Scores of the games that ended while training are drawn in grey, where metrics have them.
+
     Args:
         metrics: columns, as :func:`read_metrics` gives them.
         networks: names, the teacher first.
@@ -103,6 +105,8 @@ def plot_curves(
     )
     named: dict[str, Any] = {}
     for axes, (metric, label) in zip(figure.subplots(2, 2).flat, panels, strict=True):
+        if metric == "score":
+            _draw(axes, metrics, "training_score", color="lightgrey", width=1.0)
         for index, name in enumerate(networks):
             _draw(axes, metrics, f"{name}/{metric}", color=f"C{index}", width=2.5 if index == 0 else 1.5)
         if metric == "score" and random_score is not None:
@@ -125,7 +129,13 @@ def _draw(axes: Any, metrics: Mapping[str, Sequence[float]], column: str, *, col
         if not math.isnan(value)
     ]
     if points:
-        axes.plot(*zip(*points, strict=True), color=color, linewidth=width, marker=".", label=column.split("/")[0])
+        axes.plot(
+            *zip(*points, strict=True),
+            color=color,
+            linewidth=width,
+            marker=".",
+            label=column.split("/")[0].replace("_", " "),
+        )
 
 
 def _figure(size: tuple[float, float]) -> Any:

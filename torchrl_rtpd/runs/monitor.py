@@ -23,6 +23,7 @@ from torchrl_rtpd.runs.clock import SPENT, RunClock
 from torchrl_rtpd.runs.folder import RunFolder
 from torchrl_rtpd.runs.kept import KeptNetworks, plain, restored
 from torchrl_rtpd.runs.metrics import Averages, MetricsFile
+from torchrl_rtpd.runs.played import PlayedGames
 from torchrl_rtpd.runs.ranges import check_ranges
 from torchrl_rtpd.trainers._torchrl import stopping
 from torchrl_rtpd.trainers.hook import RealTimeDistillTrainer
@@ -78,7 +79,8 @@ class RunMonitor(TrainerHookBase):
 
     ``metrics.csv`` counts ``steps``, ``updates``, ``seconds`` by the clock, and ``training_seconds``, those without
     evaluations. ``cpu_seconds`` are the processor's, of all threads and without evaluations, which say more than the
-    clock where other work shares a CPU.
+    clock where other work shares a CPU. ``training_score`` is the mean score of the ``training_games`` that ended since
+    the row before, by whoever acts, with exploration.
 
     An evaluation that was given up (:class:`~torchrl_rtpd.evaluation.EvaluationStopped`) leaves its cells empty. If it
     took too long, a warning says so. If the run is to end, the evaluation is made up for when the run is resumed.
@@ -131,7 +133,8 @@ class RunMonitor(TrainerHookBase):
         self.evaluated_steps = -1
         students = [f"{name}/{metric}" for name in list(self.networks)[1:] for metric in _STUDENT_METRICS]
         scores = [f"{name}/{metric}" for name in self.networks for metric in ("score", "score_std")]
-        columns = [*SPENT[:2], "seconds", *SPENT[2:], "steps_per_second", *scores, *students]
+        self._played = PlayedGames(getattr(evaluator, "score_key", None))  # any callable may evaluate
+        columns = [*SPENT[:2], "seconds", *SPENT[2:], "steps_per_second", *self._played.COLUMNS, *scores, *students]
         self.metrics = MetricsFile(self.folder.path / "metrics.csv", columns)
         self._logging = _Interval(log_every_steps)
         self._evaluation = _Interval(evaluate_every_steps or 0, first=evaluate_from_steps)
@@ -148,6 +151,7 @@ class RunMonitor(TrainerHookBase):
         self.clock.attach(trainer)
         self._bar = tqdm(total=trainer.total_frames, unit="step", disable=not self._progress_bar, dynamic_ncols=True)
         trainer.register_op("setup", self.claim)
+        trainer.register_op("pre_steps_log", self._played.add)
         trainer.register_op("post_steps", self.watch)
         trainer.register_op("shutdown", self.end)
         trainer.register_module(name, self)
@@ -173,7 +177,7 @@ class RunMonitor(TrainerHookBase):
                 self._evaluation.done(steps)
         if row or self._logging.due(steps):
             self._logging.done(steps)
-            self.metrics.append({**self.clock.counters(), **row, **self._averages.take()})
+            self.metrics.append({**self.clock.counters(), **self._played.take(), **row, **self._averages.take()})
             self._show()
 
     def end(self) -> None:
@@ -285,7 +289,8 @@ class RunMonitor(TrainerHookBase):
             warnings.warn(f"the best {name} is kept in memory only: {error}; free some space.", stacklevel=2)
 
     def _show(self) -> None:
-        shown = {f"{name} score": f"{scores.mean:.0f}" for name, scores in self.last_scores.items()}
+        shown = {} if self._played.last is None else {"training score": f"{self._played.last:.0f}"}
+        shown.update((f"{name} score", f"{scores.mean:.0f}") for name, scores in self.last_scores.items())
         shown.update(
             (f"{name.split('/')[0]} agrees", f"{value:.0%}")
             for name, value in self._averages.last.items()
@@ -327,6 +332,7 @@ class RunMonitor(TrainerHookBase):
             "steps": self._trainer.collected_frames,
             "clock": self.clock.state_dict(),
             "averages": self._averages.state_dict(),
+            "played": self._played.state_dict(),
             "next_log": self._logging.next,
             "next_evaluation": self._evaluation.next,
             # A state that is asked for before the run begins writes nothing.
@@ -345,6 +351,8 @@ class RunMonitor(TrainerHookBase):
         self.evaluated_steps = state_dict["evaluated_steps"]
         self.clock.load_state_dict(state_dict["clock"])
         self._averages.load_state_dict(state_dict["averages"])
+        if "played" in state_dict:  # not yet in the third version
+            self._played.load_state_dict(state_dict["played"])
         self._logging.next, self._evaluation.next = state_dict["next_log"], state_dict["next_evaluation"]
         if self._bar is not None:
             self._bar.reset()  # time and steps count from here
