@@ -106,8 +106,8 @@ def test_one_number_for_all_choices_is_that_of_each() -> None:
         )
         for var_nums in (2, [2, 2])
     )
-    assert agreement_with_teacher(one, {"net": one}, states) == {"net": 1.0}
-    assert regret_of_students(one, {"net": one}, states) == {"net": 0.0}
+    assert agreement_with_teacher(one, {"itself": one, "each": each}, states) == {"itself": 1.0, "each": 1.0}
+    assert regret_of_students(each, {"net": one}, states) == {"net": 0.0}
     assert favourite_action_share(one, states) == favourite_action_share(each, states)
 
 
@@ -119,6 +119,40 @@ def test_a_favourite_action_is_an_allowed_one() -> None:
     assert favourite_action_share(teacher, states) == 1.0
     states["action_mask"] = torch.tensor([[1, 1, 0], [1, 1, 0], [1, 1, 0], [1, 1, 1]], dtype=torch.bool)
     assert favourite_action_share(teacher, states) == 0.5
+
+
+def agreement_with_itself(network: TensorDictModule, states: TensorDict) -> float:
+    return agreement_with_teacher(network, {"itself": network}, states)["itself"]
+
+
+def test_nobody_agrees_where_no_action_is_allowed() -> None:
+    """So the favourite action's share is no larger than the teacher's agreement with itself, with choices as well."""
+    generator = torch.Generator().manual_seed(0)
+    for parts in ({}, {"var_nums": 2}):
+        states = TensorDict({"observation": torch.randn(200, 4, generator=generator)}, [200])
+        teacher = TensorDictModule(nn.Identity(), in_keys=["observation"], out_keys=["action_value"])
+        if parts:
+            teacher = TensorDictSequential(teacher, QValueModule(action_space="mult_one_hot", **parts))
+        for allowed in (0.3, 0.0):
+            states["action_mask"] = torch.rand(200, 4, generator=generator) < allowed
+            itself = agreement_with_itself(teacher, states)
+            share = favourite_action_share(teacher, states)
+            assert share < itself < 1.0 if allowed else share == itself == 0.0
+
+
+@pytest.mark.parametrize("measure", [agreement_with_itself, favourite_action_share])
+def test_states_come_in_any_batch_but_an_empty_one(measure: Callable[..., object]) -> None:
+    """A rollout ``[N, T]`` counts as its steps; masks have the shape of the values."""
+    teacher = TensorDictModule(nn.Identity(), in_keys=["observation"], out_keys=["action_value"])
+    states = TensorDict({"observation": torch.randn(6, 3, generator=torch.Generator().manual_seed(0))}, [6])
+    assert measure(teacher, states.reshape(2, 3)) == measure(teacher, states)
+    with pytest.raises(
+        ValueError, match=r"compared in one state or more: got states of batch \[0\]; .*keep_observations"
+    ):
+        measure(teacher, states[:0])
+    states["action_mask"] = torch.ones(6, 1, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"action_mask must have the shape of values: got \[6, 1\] and \[6, 3\]"):
+        measure(teacher, states)
 
 
 def test_the_favourite_action_of_several_agents_is_one_for_all_of_them() -> None:

@@ -153,3 +153,9 @@ def test_regret_of_a_choice_without_possible_actions_is_that_of_the_others(by_ma
     teacher, student = torch.tensor([1.0, 3.0, forbidden, forbidden]), torch.tensor([1.0, 0.0, 0.0, 1.0])
     mask = torch.tensor([True, True, False, False]) if by_mask else None
     assert RF.teacher_regret(teacher, student, mask, (2, 2)).item() == 2.0
+
+
+@pytest.mark.parametrize(("var_nums", "told"), [(0, [0]), (-2, [-2]), (7, [7]), (4, [4]), ([4, 1], [4, 1])])
+def test_choices_that_do_not_fit_are_told_as_they_were_given(var_nums: int | list[int], told: list[int]) -> None:
+    with pytest.raises(ValueError, match=rf"must add up to its values: got var_nums={re.escape(str(told))}"):
+        split_choices(var_nums, torch.zeros(2, 6))

@@ -193,16 +193,33 @@ class TestWhereTheChoicesComeFrom:
         with pytest.raises(ValueError, match=re.escape("disagree on the choices of an action: (4, 4) and (5, 3)")):
             DistillationLoss(two_choices(), two_choices(var_nums=[4, 4]))
 
+    @pytest.mark.parametrize("declared", [4, [4, 4]])
+    @pytest.mark.parametrize("given", [None, 4, [4, 4]])
+    def test_one_number_for_all_choices_is_that_of_each(self, declared: Any, given: Any) -> None:
+        """As TorchRL's QValueModule takes it, beside a network that names each, and from the user."""
+        shift = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.5, 0.0, 0.0, 0.0])
+        loss = DistillationLoss(two_choices(shift, [4, 4]), two_choices(var_nums=declared), var_nums=given)
+        each = DistillationLoss(two_choices(shift, [4, 4]), two_choices(var_nums=[4, 4]))
+        batch = states().exclude("teacher")
+        assert loss.var_nums(torch.zeros(1, 8)) == (4, 4)
+        assert loss(batch)["loss_distill"].item() == each(batch)["loss_distill"].item() > 0
+
+    @pytest.mark.parametrize("numbers", [(4, 2), ([5, 3], 4), (4, [2] * 4)])
+    def test_one_number_beside_others_is_refused(self, numbers: Any) -> None:
+        with pytest.raises(ValueError, match="disagree on the choices of an action"):
+            DistillationLoss(*(two_choices(var_nums=each) for each in numbers))
+
     @pytest.mark.parametrize(
         ("var_nums", "message"),
         [
+            (0, "var_nums must be an integer of at least 1: got 0; the actions of each choice"),
             ([], "one a choice: got none"),
             ([5, 0], "var_nums[1] must be an integer of at least 1: got 0"),
             ([-1, 9], "var_nums[0] must be an integer of at least 1: got -1"),
             ([5.0, 3.0], "var_nums[0] must be an integer of at least 1: got 5.0"),
         ],
     )
-    def test_numbers_of_actions_must_be_positive(self, var_nums: list[int], message: str) -> None:
+    def test_numbers_of_actions_must_be_positive(self, var_nums: Any, message: str) -> None:
         with pytest.raises(ValueError, match=re.escape(message)):
             DistillationLoss(table(), var_nums=var_nums)
 

@@ -11,9 +11,15 @@ import torch
 from parts import small_run
 from tensordict import TensorDict, TensorDictBase
 from torchrl.collectors import Collector
+from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.data.postprocs import MultiStep
 from torchrl.envs import GymEnv, RewardSum, TransformedEnv
+from torchrl.modules import MLP, QValueActor
+from torchrl.objectives import DQNLoss, SoftUpdate
+from torchrl.trainers.algorithms.dqn import DQNTrainer
 
+from torchrl_rtpd import Evaluator
+from torchrl_rtpd.runs import RunMonitor
 from torchrl_rtpd.runs.metrics import read_metrics
 from torchrl_rtpd.runs.played import PlayedGames
 
@@ -61,13 +67,23 @@ def test_a_game_counts_once_where_returns_go_over_several_steps() -> None:
     assert several.take() == one.take() != {}
 
 
+def test_without_a_key_the_usual_entries_are_read() -> None:
+    """Raw scores first: those of an environment that clips rewards are others."""
+    ends = {"done": torch.ones(2, 1, dtype=torch.int8), "episode_reward": torch.ones(2, 1)}
+    for entries, score in ((ends, 1.0), ({**ends, "raw_episode_reward": torch.full((2, 1), 5.0)}, 5.0)):
+        games = PlayedGames(None)
+        games.add(TensorDict({"next": entries}, [2]))
+        assert games.take() == {"training_score": score, "training_games": 2}
+
+
 @pytest.mark.parametrize("key", [None, "missing", ("agents", "episode_reward")])
 def test_batches_that_tell_no_scores_tell_of_no_games(key: str | tuple[str, ...] | None) -> None:
-    """Scores of several agents do not fit the ends of their common game."""
+    """Scores of several agents do not fit the ends of their common game; asynchronous trainers show no batch at all."""
     scores = {"done": torch.ones(2, 1, dtype=torch.bool), "agents": {"episode_reward": torch.ones(2, 3, 1)}}
     games = PlayedGames(key)
     games.add(TensorDict({"next": scores}, [2]))
     games.add(TensorDict({}, [2]))
+    games.add(None)
     assert games.take() == {} and games.last is None
 
 
@@ -102,3 +118,42 @@ def test_a_run_writes_the_games_of_each_row(tmp_path: Path) -> None:
         told += len(own)
         before = steps
     assert told == len(ended) > 2
+
+
+def test_a_run_that_collects_asynchronously_is_watched_without_its_games(tmp_path: Path) -> None:
+    """TorchRL's trainer has no batch to show there; evaluations and metrics come as ever."""
+
+    def make_env() -> TransformedEnv:
+        return TransformedEnv(GymEnv("CartPole-v1", categorical_action_encoding=True), RewardSum())
+
+    env = make_env()
+    actor = QValueActor(MLP(4, 2, num_cells=[8]), in_keys=["observation"], spec=env.action_spec)
+    loss = DQNLoss(actor, action_space="categorical", delay_value=True)
+    replay_buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(1_000), batch_size=16)
+    trainer = DQNTrainer(
+        collector=Collector(
+            env,
+            actor,
+            frames_per_batch=32,
+            total_frames=256,
+            replay_buffer=replay_buffer,
+            auto_register_policy_transforms=False,
+        ),
+        total_frames=256,
+        frame_skip=1,
+        optim_steps_per_batch=1,
+        loss_module=loss,
+        optimizer=torch.optim.Adam(loss.parameters()),
+        target_net_updater=SoftUpdate(loss, tau=0.1),
+        replay_buffer=replay_buffer,
+        async_collection=True,
+        enable_logging=False,
+        progress_bar=False,
+    )
+    evaluator = Evaluator(make_env, episodes=1)
+    monitor = RunMonitor({"teacher": actor}, evaluator, tmp_path, evaluate_every_steps=128, progress_bar=False)
+    monitor.register(trainer)
+    trainer.train()
+    evaluator.close()
+    metrics = read_metrics(tmp_path / "metrics.csv")
+    assert not math.isnan(metrics["teacher/score"][-1]) and all(map(math.isnan, metrics["training_games"]))

@@ -17,7 +17,8 @@ from tensordict.utils import NestedKey
 from torch import Tensor
 
 from torchrl_rtpd.envs.streams import streams_kept
-from torchrl_rtpd.functional.choices import split_choices
+from torchrl_rtpd.functional.checks import check_same_shape
+from torchrl_rtpd.functional.choices import choice_sizes, split_choices
 from torchrl_rtpd.functional.discrete import greedy_agreement, teacher_regret
 from torchrl_rtpd.networks.choices import declared_var_nums
 from torchrl_rtpd.networks.keys import last_part, policy_inputs
@@ -79,7 +80,7 @@ def agreement_with_teacher(
         teacher: writes ``action_value`` or ``logits`` ``[K, A]``, of several agents ``[K, agents, A]``. It may be
             recurrent if ``observations`` hold what it remembered, as those of its own evaluation do.
         students: networks by name, likewise, but without a memory.
-        observations: states ``[K]`` that no network learned from, such as :attr:`Scores.observations`.
+        observations: states ``[*B]`` that no network learned from, such as :attr:`Scores.observations`.
         action_mask_key: boolean entry of the states, True where an action is allowed, if they have it.
 
     Returns:
@@ -87,7 +88,8 @@ def agreement_with_teacher(
 
     Raises:
         ValueError: a network that writes neither action values nor logits, such as one of continuous actions; values
-            that are no single number an action; a student that chooses among others than the teacher, or remembers.
+            that are no single number an action; a student that chooses among others than the teacher, or remembers; a
+            mask of another shape than the values; no states.
 
     Examples:
         >>> states = TensorDict({"observation": torch.tensor([[1.0, 2.0], [4.0, 3.0]])}, [2])
@@ -149,7 +151,7 @@ def favourite_action_share(
         action_mask_key: likewise.
 
     Returns:
-        Share in (0, 1].
+        Share in [0, 1]. A state in which no action is allowed has none, and counts as one where nobody agrees.
 
     Raises:
         ValueError: as :func:`agreement_with_teacher`.
@@ -160,16 +162,22 @@ def favourite_action_share(
         >>> round(favourite_action_share(teacher, states), 2)  # the second action in two states of three
         0.67
     """
+    states = _listed(observations)
     with eval_mode(teacher):
-        values = _values("teacher", teacher, observations)
-    mask = observations.get(action_mask_key, None)
-    if mask is not None:
-        values = torch.where(mask.to(values.device), values, -math.inf)
-    var_nums = declared_var_nums(teacher)
-    choices: list[tuple[Tensor, ...]] = [(values,)] if var_nums is None else split_choices(var_nums, values)
-    actions = torch.stack([choice[0].argmax(-1).reshape(len(values), -1) for choice in choices], -1)
-    _, counts = actions.flatten(1).unique(dim=0, return_counts=True)
-    return counts.max().item() / len(values)
+        values = _values("teacher", teacher, states)
+    mask = _mask(states, action_mask_key, values)
+    var_nums = _sizes(teacher, values)
+    choices: list[tuple[Tensor, Tensor | None]] = (
+        [(values, mask)] if var_nums is None else split_choices(var_nums, values, mask)
+    )
+    actions, possible = [], torch.ones(len(values), dtype=torch.bool, device=values.device)
+    for own, allowed in choices:
+        if allowed is not None:
+            own = torch.where(allowed, own, -math.inf)
+            possible &= allowed.any(-1).reshape(len(values), -1).all(-1)
+        actions.append(own.argmax(-1).reshape(len(values), -1))
+    _, counts = torch.cat(actions, -1)[possible].unique(dim=0, return_counts=True)
+    return counts.max().item() / len(values) if len(counts) else 0.0
 
 
 @torch.no_grad()
@@ -182,28 +190,51 @@ def _compared(
     worst: Literal["amin", "amax"],
 ) -> dict[str, float]:
     """Mean of a measure of teacher and student over states, of several agents that of the worst."""
-    var_nums = declared_var_nums(teacher)
+    states = _listed(observations)
     results = {}
     with eval_mode(teacher, *students.values()):
-        values = _values("teacher", teacher, observations)
-        mask = observations.get(action_mask_key, None)
-        mask = None if mask is None else mask.to(values.device)
+        values = _values("teacher", teacher, states)
+        mask = _mask(states, action_mask_key, values)
+        var_nums = _sizes(teacher, values)
         for name, student in students.items():
             if student is not teacher and memory_keys(student):
                 raise ValueError(
                     f"single states do not say what a network remembers: got {memory_keys(student)} read by {name!r}; "
                     "compare scores instead."
                 )
-            own = _values(name, student, observations).to(values.device)
-            if own.shape != values.shape or declared_var_nums(student) not in (None, var_nums):
+            own = _values(name, student, states).to(values.device)
+            if own.shape != values.shape or _sizes(student, own) not in (None, var_nums):
                 raise ValueError(
                     f"{name!r} must choose among the teacher's actions: got {list(own.shape)} "
-                    f"and choices {declared_var_nums(student)}, the teacher's are {list(values.shape)} and {var_nums}; "
+                    f"and choices {_sizes(student, own)}, the teacher's are {list(values.shape)} and {var_nums}; "
                     "build both from one action spec."
                 )
             measured = measure(values, own, mask, var_nums)
             results[name] = getattr(measured.reshape(len(values), -1), worst)(-1).mean().item()
     return results
+
+
+def _listed(observations: TensorDictBase) -> TensorDictBase:
+    """States ``[*B]`` as ``[K]``."""
+    if not observations.batch_size.numel():
+        raise ValueError(
+            f"networks are compared in one state or more: got states of batch {list(observations.batch_size)}; an "
+            "evaluation with keep_observations collects some."
+        )
+    return observations.reshape(-1)
+
+
+def _mask(states: TensorDictBase, key: NestedKey, values: Tensor) -> Tensor | None:
+    mask = states.get(key, None)
+    if mask is not None:
+        check_same_shape("action_mask", mask, "values", values)
+    return None if mask is None else mask.to(values.device)
+
+
+def _sizes(network: TensorDictModule, values: Tensor) -> tuple[int, ...] | None:
+    """Actions of each choice among values ``[K, A]``, None for a single choice."""
+    var_nums = declared_var_nums(network)
+    return None if var_nums is None else choice_sizes(var_nums, values.shape[-1])
 
 
 def _values(name: str, network: TensorDictModule, observations: TensorDictBase) -> Tensor:

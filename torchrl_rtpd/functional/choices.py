@@ -7,10 +7,26 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["VarNums", "split_choices"]
+__all__ = ["VarNums", "choice_sizes", "split_choices"]
 
 VarNums = Sequence[int] | int
 """Number of actions of each choice, in order; one number where all choices have that many."""
+
+
+def choice_sizes(var_nums: VarNums, width: int) -> tuple[int, ...]:
+    """Return the actions of each choice.
+
+    Args:
+        var_nums: actions of each choice; or the number that each has, as TorchRL's QValueModule takes it.
+        width: values of all choices together.
+
+    Examples:
+        >>> choice_sizes(2, 6), choice_sizes([5, 1], 6)
+        ((2, 2, 2), (5, 1))
+    """
+    if isinstance(var_nums, int):
+        return (var_nums,) * (max(width // var_nums, 1) if var_nums > 0 else 1)
+    return tuple(var_nums)
 
 
 def split_choices(var_nums: VarNums, *tensors: Tensor | None) -> list[tuple[Any, ...]]:
@@ -34,7 +50,7 @@ def split_choices(var_nums: VarNums, *tensors: Tensor | None) -> list[tuple[Any,
         [(tensor([1, 2]),), (tensor([3, 4]),)]
     """
     width = next(tensor.shape[-1] for tensor in tensors if tensor is not None)
-    sizes = [var_nums] * (width // var_nums) if isinstance(var_nums, int) else list(var_nums)
+    sizes = list(choice_sizes(var_nums, width))
     for tensor in tensors:
         if tensor is not None and tensor.shape[-1] != sum(sizes):
             raise ValueError(

@@ -17,6 +17,7 @@ from tensordict.utils import NestedKey
 from torch import Tensor, nn
 
 from torchrl_rtpd import functional as RF
+from torchrl_rtpd.functional.choices import choice_sizes
 from torchrl_rtpd.networks.keys import last_part
 from torchrl_rtpd.objectives.base import PolicyDistillationLoss, positive
 from torchrl_rtpd.objectives.values import (
@@ -77,9 +78,9 @@ class DistillationLoss(PolicyDistillationLoss):
             outputs ``[*B, N, A]`` if it predicts returns by their distribution: log-probabilities of returns with this
             support ``[N]`` (C51) or ``"quantiles"``; they are reduced to action values. ``"auto"`` finds the support of
             a teacher network that is a :class:`~torchrl.modules.DistributionalQValueActor`. Default: ``"auto"``.
-        var_nums (sequence of int, optional): actions of each choice, where an action consists of several choices whose
-            values lie side by side. Default: those of a network's ``QValueModule``, ``MultiOneHot`` or
-            ``MultiCategorical`` spec, and otherwise a single choice.
+        var_nums (sequence of int or int, optional): actions of each choice, or the number that each has, where an
+            action consists of several choices whose values lie side by side. Default: those of a network's
+            ``QValueModule``, ``MultiOneHot`` or ``MultiCategorical`` spec, and otherwise a single choice.
         reduction (str, optional): ``"none"`` | ``"mean"`` | ``"sum"``. Default: ``"mean"``.
         use_prioritized_weights (bool or "auto", optional): weight the loss by the batch's importance weights;
             ``"auto"`` if it holds any. Default: ``"auto"``.
@@ -183,7 +184,7 @@ class DistillationLoss(PolicyDistillationLoss):
         teacher_temperature: float | Literal["auto"] = NotGiven(0.01),
         student_temperature: float | None = 1.0,
         teacher_support: Tensor | Sequence[float] | Literal["quantiles", "auto"] | None = "auto",
-        var_nums: Sequence[int] | None = None,
+        var_nums: Sequence[int] | int | None = None,
         reduction: str | None = None,
         use_prioritized_weights: str | bool = "auto",
         burn_in: int = 0,
@@ -307,9 +308,7 @@ class DistillationLoss(PolicyDistillationLoss):
 
     def var_nums(self, q_values: Tensor) -> tuple[int, ...] | None:
         """Return the actions of each choice in values ``[*B, A]``, None for a single choice."""
-        if isinstance(self._var_nums, int):
-            return (self._var_nums,) * (q_values.shape[-1] // self._var_nums)
-        return self._var_nums
+        return None if self._var_nums is None else choice_sizes(self._var_nums, q_values.shape[-1])
 
     def student_q_values(
         self, tensordict: TensorDictBase, params: TensorDictParams | None = None, place: str = "batch"

@@ -260,7 +260,7 @@ class StudentPQNLoss(DistillationLoss):
         teacher_temperature: float | Literal["auto"] = 0.1,
         student_temperature: float | None = None,
         teacher_support: Tensor | Sequence[float] | Literal["quantiles", "auto"] | None = "auto",
-        var_nums: Sequence[int] | None = None,
+        var_nums: Sequence[int] | int | None = None,
         reduction: str | None = None,
         use_prioritized_weights: str | bool = "auto",
         burn_in: int = 0,

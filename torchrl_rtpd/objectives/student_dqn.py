@@ -128,7 +128,7 @@ class StudentDQNLoss(DistillationLoss):
         teacher_temperature: float | Literal["auto"] = 0.1,
         student_temperature: float | None = None,
         teacher_support: Tensor | Sequence[float] | Literal["quantiles", "auto"] | None = "auto",
-        var_nums: Sequence[int] | None = None,
+        var_nums: Sequence[int] | int | None = None,
         reduction: str | None = None,
         use_prioritized_weights: str | bool = "auto",
     ) -> None:

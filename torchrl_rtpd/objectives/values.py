@@ -94,7 +94,7 @@ def check_same_actions(teacher_network: nn.Module | None, student_network: nn.Mo
 
 
 def agreed_var_nums(
-    teacher_network: nn.Module | None, student_network: nn.Module, given: Sequence[int] | None
+    teacher_network: nn.Module | None, student_network: nn.Module, given: Sequence[int] | int | None
 ) -> tuple[int, ...] | int | None:
     """Return the actions of each choice, as the user or the networks say, or refuse networks that disagree."""
     found = {
@@ -102,18 +102,29 @@ def agreed_var_nums(
         for role, network in (("teacher", teacher_network), ("student", student_network))
         if network is not None
     }
+    if isinstance(given, int):
+        check_integers(1, "the actions of each choice", var_nums=given)
+        return given
     if given is not None:
         if not given:
             raise ValueError("var_nums must be numbers of actions, one a choice: got none; None is a single choice.")
         check_integers(1, "one a choice", **{f"var_nums[{place}]": number for place, number in enumerate(given)})
         return tuple(given)
     known = {role: var_nums for role, var_nums in found.items() if var_nums is not None}
-    if len(set(known.values())) > 1:
+    if len(set(known.values())) > 1 and not _same_choices(*known.values()):
         raise ValueError(
             f"teacher and student disagree on the choices of an action: {known['teacher']} and {known['student']}; "
             "build both from the same action spec."
         )
     return next(iter(known.values()), None)
+
+
+def _same_choices(one: Sequence[int] | int, other: Sequence[int] | int) -> bool:
+    """True if a number that all choices have stands beside as many of them as there are, each with that number."""
+    if isinstance(one, int) and isinstance(other, int):
+        return one == other
+    numbers = [{each} if isinstance(each, int) else set(each) for each in (one, other)]
+    return isinstance(one, int) != isinstance(other, int) and numbers[0] == numbers[1]
 
 
 class Distributional:

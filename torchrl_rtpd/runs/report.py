@@ -22,6 +22,7 @@ _COLUMNS = (
     ("favourite action", "favourite", "{:.3f}"),
     ("regret", "regret", "{:.3f}"),
     ("own agreement", "own_agreement", "{:.3f}"),
+    ("own favourite", "own_favourite", "{:.3f}"),
     ("CPU ms", "latency_ms", "{:.2f}"),
     ("int8 ms", "latency_int8_ms", "{:.3f}"),
     ("int8 agreement", "agreement_int8", "{:.3f}"),
