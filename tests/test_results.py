@@ -92,8 +92,9 @@ def test_every_image_of_a_page_is_there_and_every_figure_stands_in_a_page() -> N
             shown.add((path.parent / target).resolve())
     drawn = {ROOT / "docs" / name for name in figures.FIGURES}
     images, run = ROOT / "docs" / "images", ROOT / "docs" / "results" / "quick" / "seed0"
-    # in this order by hand, by examples/deploy.py and by a run of the main example
-    assert drawn <= shown == drawn | {images / "flow.svg", images / "deploy.gif", run / "play.gif"}
+    played = {run / "play.gif", ROOT / "docs" / "results" / "atari_expert" / "play.gif"}  # by runs of the main example
+    # the other two by hand and by examples/deploy.py
+    assert drawn <= shown == drawn | played | {images / "flow.svg", images / "deploy.gif"}
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -105,15 +106,15 @@ def test_a_page_is_whole_as_github_shows_it(name: str) -> None:
         assert (PAGES[name].parent / target).exists(), f"{name} links to {target}"
 
 
-def test_a_glance_is_ten_lines_with_a_link_each() -> None:
+def test_a_glance_is_eleven_lines_with_a_link_each() -> None:
     lines = glance.glance_block(RESULTS).splitlines()
-    assert [line.partition(".")[0] for line in lines] == [str(number) for number in range(1, 11)]
+    assert [line.partition(".")[0] for line in lines] == [str(number) for number in range(1, 12)]
     assert all(re.search(r"\d.*\]\([\w#-]+\.md(#[\w-]+)?\)", line) for line in lines)
 
 
 def test_the_front_door_says_what_the_files_say() -> None:
-    """Claim, quick run, cost and limit, each with the number it stands on."""
-    claim, quick, cost, limit = front.front_block(RESULTS).splitlines()
+    """A learned game, claim, quick run, cost and limit, each with the number it stands on."""
+    learned, claim, quick, cost, limit = front.front_block(RESULTS).splitlines()
     gpu = json.loads((RESULTS / "gpu.json").read_text())["update_ms"]
     ratio = gpu["the paper's five"]["captured"] / gpu["teacher"]["captured"]
     found = runs.load_runs(RESULTS / "quick")
@@ -122,9 +123,15 @@ def test_the_front_door_says_what_the_files_say() -> None:
         (run["networks"][2]["score_mean"] - zero) / (29_028.1 - zero) for run, zero in zip(found, low, strict=True)
     ]
     assert f"of {min(shares):.2f} to {max(shares):.2f} with 1.7 % of its parameters" in quick
+    study = study_data.load(RESULTS / "atari_expert")
+    for row, name in (("rtpd", "net17"), ("rtpd", "teacher"), ("scratch_net17", "net17")):
+        wanted = (row, front.GAME, name)
+        ends = [float(run["final_score"]) for key, run in study.runs.items() if key[:2] + key[3:] == wanted]
+        assert f"{min(ends):,.0f}" in learned and f"{max(ends):,.0f}" in learned
+    assert "a human has 29,028" in learned
     assert "1.01 [0.99, 1.03]" in claim and "0.73 [0.53, 0.81]" in claim
     assert f"takes {ratio:.1f} times as long" in cost
-    assert "does not show yet" in limit and "1.11 [0.97, 1.37]" in limit
+    assert "do not show that" in limit and "1.11 [0.97, 1.37]" in limit
 
 
 @pytest.mark.parametrize("study", STUDIES)

@@ -19,6 +19,7 @@ from docs.pages import (
     choosing,
     cluster,
     deploy,
+    expert,
     front,
     games,
     glance,
@@ -68,6 +69,7 @@ BENCHMARKS: dict[str, Callable[[dict[str, Any]], str]] = {  # docs/results/<name
     "distributed": cluster.distributed_block,
 }
 FOLDERS: dict[str, Callable[[Path], str]] = {  # what makes a block of the folder docs/results/
+    "expert": expert.expert_block,
     "front": front.front_block,
     "games": games.games_block,
     "glance": glance.glance_block,

@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Iterable
 from pathlib import Path
 
-from docs.pages.front import GAMES
+from docs.pages.front import EXPERT, GAMES
 from docs.pages.people import of_a_human
 from docs.pages.study_data import Study, label, load
 from docs.pages.study_verdicts import level_verdict, smallest
@@ -17,7 +17,6 @@ from docs.pages.tables import markdown, with_interval
 from torchrl_rtpd.evaluation.comparison import interquartile_mean
 from torchrl_rtpd.functional.scores import normalised_score
 
-STUDY = "atari_expert"
 SOLVED = {"pong": 18.0}
 """Scores at which a game counts as solved, of 21 points that end one of Pong."""
 COLUMNS = (
@@ -39,7 +38,7 @@ COLUMNS = (
 
 def expert_block(results: Path) -> str:
     """A table for each game that rtpd has runs of."""
-    study = load(results / STUDY)
+    study = load(results / EXPERT)
     games = [game for game in study.games if study.seeds("rtpd", game)]
     parts = [(_heading(study, game), "", *_claims(study, game), "", _table(study, game), "") for game in games]
     return "\n".join(line for part in parts for line in part)

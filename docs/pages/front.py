@@ -1,4 +1,4 @@
-"""The front door: three sentences and one chart, from the files of published runs."""
+"""The front door: sentences and one chart, from the files of published runs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import statistics
 from pathlib import Path
 
-from docs.pages.people import of_a_human
+from docs.pages.people import humans, of_a_human
 from docs.pages.runs import Run, entries, load_runs
 from docs.pages.study_data import Study, load
 from docs.pages.study_verdicts import smallest
@@ -22,6 +22,8 @@ GAMES = {
     "pong": "Pong",
     "road_runner": "Road Runner",
 }
+EXPERT, GAME = "atari_expert", "atlantis"
+"""Study and game of the chart on the front page."""
 LINES = {  # rows of the chart: label, colour
     "rtpd": ("student, learns while its teacher does", "#0072b2"),
     "two_stage": ("two phases: the teacher first, then the student", "#d55e00"),
@@ -42,15 +44,48 @@ def size(study: Study) -> str:
 
 
 def front_block(results: Path) -> str:
-    """Four sentences: the claim, what minutes of Atari make, the cost, the limit."""
+    """Five sentences: a game that is learned, beside other methods, what minutes of Atari make, the cost, the limit."""
     return "\n".join(
         f"- {sentence}"
         for sentence in (
+            _learned(load(results / EXPERT)),
             _claim(load(results / "classic")),
             _minutes(load_runs(results / "quick")),
             _cost(json.loads((results / "gpu.json").read_text())),
             _limit(load(results / "atari_cpu_longer")),
         )
+    )
+
+
+def points(study: Study, network: str, row: str = "rtpd") -> str:
+    """Scores of a network's last weights in the game of the front page, from the lowest seed to the highest."""
+    scores = [float(study.runs[row, GAME, seed, network]["final_score"]) for seed in study.seeds(row, GAME)]
+    low, high = f"{min(scores):,.0f}", f"{max(scores):,.0f}"
+    return low if low == high else f"{low} to {high}"
+
+
+def seeds_of(study: Study) -> str:
+    """Number of seeds of that game, in words."""
+    count = len(study.seeds("rtpd", GAME))
+    return f"{count} seed{'s' if count > 1 else ''}"
+
+
+def levels(study: Study) -> str:
+    """Part of a sentence on where the smallest student, its teacher and the same network alone end, beside a human."""
+    student = smallest(study)
+    return (
+        f"ends at {points(study, student)} points, its teacher at {points(study, 'teacher')}, the same network alone "
+        f"at {points(study, student, f'scratch_{student}')}; a human has {humans()[GAME]:,.0f}"
+    )
+
+
+def _learned(study: Study) -> str:
+    runs = [study.runs["rtpd", GAME, seed, smallest(study)] for seed in study.seeds("rtpd", GAME)]
+    minutes = statistics.median(float(run["cpu_seconds"]) for run in runs) / 60
+    return (
+        f"**In {GAMES[GAME]} a student with {size(study)} of its teacher's parameters {levels(study)}** "
+        f"({float(runs[0]['steps']):,.0f} agent steps; teacher and all students learn in {minutes:.0f} minutes of one "
+        f"CPU core; {seeds_of(study)}, {runs[0]['episodes']} games each, last weights)."
     )
 
 
@@ -102,41 +137,37 @@ def _limit(study: Study) -> str:
     apart = ends[0][0] > ends[1][1] or ends[1][0] > ends[0][1]
     (game,) = study.games
     return (
-        f"**Atari {'shows a difference' if apart else 'does not show yet that a small network needs the teacher'}**: "
+        f"**Short runs {'show a difference' if apart else 'do not show that a small network needs the teacher'}**: "
         f"on {GAMES[game]} the smallest student ends at {share(study, 'rtpd')} of its teacher, and the same network "
         f"alone at {share(study, alone)} ({len(student)} seeds of short runs)."
     )
 
 
 def front_figure(docs: Path, path: Path) -> None:
-    """Learning curves of the smallest student, of two phases and of the same network alone, a panel a task."""
+    """Scores in the game of the front page: teacher, smallest student, and the baselines that there are."""
     from matplotlib.figure import Figure
 
-    study = load(docs / "results" / "classic")
-    figure = Figure(figsize=(6.5, 4.4), layout="constrained")
-    for axes, game in zip(figure.subplots(1, len(study.games), sharey=True), study.games, strict=True):
-        for row, (name, color) in LINES.items():
-            steps, middle, low, high = _curve(study, row, game)
-            axes.fill_between(steps, low, high, color=color, alpha=0.12, linewidth=0)
-            axes.plot(steps, middle, color=color, label=name, linewidth=2)
-        axes.axhline(1.0, color="black", linestyle=":", linewidth=1, label="the final teacher")
-        axes.set(title=GAMES[game], ylim=(-0.1, 1.4))
-        axes.grid(alpha=0.3)
-    figure.axes[0].set_ylabel("score: 0 random, 1 teacher")
-    figure.supxlabel("thousand agent steps, the teacher's own phase included", fontsize="medium")
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=1, fontsize="medium", frameon=False)
+    study = load(docs / "results" / EXPERT)
+    student = smallest(study)
+    drawn = {("rtpd", "teacher"): ("teacher", "black")}
+    rows = {f"scratch_{student}" if row == "scratch" else row: named for row, named in LINES.items()}
+    drawn |= {(row, student): named for row, named in rows.items() if study.seeds(row, GAME)}
+    figure = Figure(figsize=(6.5, 4.0), layout="constrained")
+    axes = figure.subplots()
+    for (row, network), (name, color) in drawn.items():
+        steps, middle, low, high = _curve(study, row, network)
+        axes.fill_between(steps, low, high, color=color, alpha=0.12, linewidth=0)
+        axes.plot(steps, middle, color=color, label=name, linewidth=2)
+    axes.axhline(humans()[GAME], color="black", linestyle=":", linewidth=1, label="a human")
+    axes.set(title=GAMES[GAME], ylabel="points", xlabel="thousand agent steps, the teacher's own phase included")
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside upper center", ncols=2, fontsize="medium", frameon=False)
     figure.savefig(path, dpi=150)
 
 
-def _curve(study: Study, row: str, game: str) -> tuple[list[float], list[float], list[float], list[float]]:
-    """Thousands of steps, and the interquartile mean, lowest and highest normalised score over seeds at each."""
-    network, curves = smallest(study), []
-    for seed in study.seeds(row, game):
-        random_score, teacher_score = study.level(game, seed)
-        scores = study.curves[row, game, seed, network]["score"]
-        curves.append([(score - random_score) / (teacher_score - random_score) for score in scores])
-    steps = study.curves[row, game, study.seeds(row, game)[0], network]["steps"]
-    columns = [list(column) for column in zip(*curves, strict=True)]
+def _curve(study: Study, row: str, network: str) -> tuple[list[float], list[float], list[float], list[float]]:
+    """Thousands of steps, and the interquartile mean, lowest and highest score over seeds at each."""
+    curves = [study.curves[row, GAME, seed, network] for seed in study.seeds(row, GAME)]
+    columns = [list(column) for column in zip(*(curve["score"] for curve in curves), strict=True)]
     middle = [interquartile_mean([column]) for column in columns]
-    return [step / 1_000 for step in steps], middle, [min(c) for c in columns], [max(c) for c in columns]
+    return [step / 1_000 for step in curves[0]["steps"]], middle, [min(c) for c in columns], [max(c) for c in columns]

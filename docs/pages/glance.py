@@ -1,4 +1,4 @@
-"""Results at a glance: ten lines, each from a file, with the page that has the rest."""
+"""Results at a glance: eleven lines, each from a file, with the page that has the rest."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from docs.pages.front import GAMES, share, size
+from docs.pages.front import EXPERT, GAME, GAMES, levels, seeds_of, share, size
 from docs.pages.runs import drop_in_runs, entries, load_runs
 from docs.pages.study_data import Study, load, temperature_of
 from docs.pages.study_tables import steps_saved
@@ -17,13 +17,14 @@ from torchrl_rtpd.evaluation.comparison import probability_of_improvement
 
 
 def glance_block(results: Path) -> str:
-    """Ten claims with their numbers."""
+    """Eleven claims with their numbers."""
     classic, longer = load(results / "classic"), load(results / "atari_cpu_longer")
     saved = {name: json.loads((results / f"{name}.json").read_text()) for name in ("gpu", "speed", "memory", "kills")}
     lines = [
         *_classic(classic),
         _temperature(classic),
         _stock(drop_in_runs(results)),
+        _learned(load(results / EXPERT)),
         _quick(load_runs(results / "quick")),
         _longer(longer),
         _gpu(saved["gpu"]),
@@ -69,6 +70,13 @@ def _stock(runs: dict[str, dict[str, Any]]) -> str:
     )
 
 
+def _learned(study: Study) -> str:
+    return (
+        f"**{GAMES[GAME]}, learned.** The smallest student {levels(study)} ({seeds_of(study)}; "
+        "[games that are learned](expert.md))."
+    )
+
+
 def _quick(runs: list[dict[str, Any]]) -> str:
     students = [student for _, student in entries(runs, "net17")]
     found = [student["normalised"] for student in students]
@@ -84,7 +92,7 @@ def _longer(study: Study) -> str:
     (game,) = study.games
     alone = f"scratch_{smallest(study)}"
     return (
-        f"**What Atari does not show yet.** After longer runs of {GAMES[game]} the smallest student ends at "
+        f"**What short runs do not show.** After the longer ones of {GAMES[game]} the smallest student ends at "
         f"{share(study, 'rtpd')} of its teacher, one from two phases at {share(study, 'two_stage')}, the same network "
         f"alone at {share(study, alone)}: too short to need a teacher ([Atari](atari.md#more-than-twice-as-long))."
     )

@@ -25,7 +25,9 @@ def plot_curves(study: Study, names: list[tuple[str, str]], path: Path) -> None:
     """Normalised scores of networks of rows against steps: interquartile means over seeds, which the shade spans."""
     drawn, panels = figure(WIDTH, 3.4 * len(study.games), len(study.games))
     for axes, game in zip(panels, study.games, strict=True):
-        for index, (row, network) in enumerate(name for name in names if study.seeds(name[0], game)):
+        for index, (row, network) in enumerate(names):
+            if not study.seeds(row, game):
+                continue
             curves = []
             for seed in study.seeds(row, game):
                 random_score, teacher_score = study.level(game, seed)
