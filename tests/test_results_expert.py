@@ -16,19 +16,20 @@ COMPARED = tuple(f"final_{own}{key}" for own in ("", "own_") for key in ("agreem
 
 def line(row: str, seed: int, network: str, score: float, **more: object) -> dict[str, object]:
     """A line of ``runs.csv`` as far as the tables read it."""
-    common = {"steps": 1_000, "updates": 500, "episodes": 30, "random_score": -20.0}
+    common = {"steps": 1_000, "updates": 500, "episodes": 30, "random_score": -20.0, "cpu": "a", "commit": "b"}
+    common["command"] = f"python {row}"
     return {"row": row, "game": "pong", "seed": seed, "network": network, "final_score": score, **common, **more}
 
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
     """Two seeds of a teacher of 20 and 10 points and of students, one of which learned alone."""
-    sizes = {"parameter_ratio": 0.0177, "file_bytes_int8": 34_560, "latency_int8_ms": 0.0351}
+    sizes = {"parameters": 177, "file_bytes_int8": 34_560, "latency_ms": 0.0311, "latency_int8_ms": 0.0351}
     lines = []
     for seed, score in enumerate((20.0, 10.0)):
-        lines.append(line("rtpd", seed, "teacher", score, **{**sizes, "parameter_ratio": 1.0}))
+        lines.append(line("rtpd", seed, "teacher", score, **{**sizes, "parameters": 10_000}))
         lines.append(line("rtpd", seed, "net17", score / 2, **sizes, **dict.fromkeys(COMPARED, 0.25 + seed / 2)))
-        lines.append(line("scratch_net17", seed, "net17", -20.0, **{**sizes, "parameter_ratio": ""}))
+        lines.append(line("scratch_net17", seed, "net17", -20.0, **sizes))
     (tmp_path / "atari_expert").mkdir()
     columns = list(dict.fromkeys(key for one in lines for key in one))
     with (tmp_path / "atari_expert" / "runs.csv").open("w", newline="") as file:
@@ -54,7 +55,7 @@ def test_each_network_stands_beside_the_human_and_its_own_teacher(results: Path)
         for row in ([cell.strip() for cell in one.strip("|").split("|")] for one in text if one.startswith("|"))
     }
     teacher, student, alone = cells["teacher"], cells["rtpd"], cells["scratch_net17"]
-    assert (teacher["scores"], teacher["of the teacher"], teacher["agreement"]) == (
+    assert (teacher["scores"], teacher["of the teacher"], teacher[COLUMNS[-3]]) == (
         "20.0, 10.0",
         "1.00 [1.00, 1.00]",
         "-",
@@ -62,16 +63,17 @@ def test_each_network_stands_beside_the_human_and_its_own_teacher(results: Path)
     assert teacher["of a human"].startswith("1.01 [")  # mean of 40 and 30, over 34.6
     assert student["of a human"].startswith("0.79 [")
     assert student["of the teacher"].startswith("0.79 [")  # mean of 30 / 40 and 25 / 30
-    assert [student[key] for key in COLUMNS[-6:]] == ["0.50"] * 6
+    assert [student[key] for key in COLUMNS[-3:]] == ["0.50 (0.50)"] * 3
     assert (student["of the teacher's parameters"], student["int8 file, kB"], student["int8, ms"]) == (
         "1.8%",
         "35",
         "0.035",
     )
-    assert (alone["of the teacher"], alone["agreement"], alone["of the teacher's parameters"]) == (
+    assert (cells["a random player"]["scores"], cells["a human"]["scores"]) == ("-20.0, -20.0", "14.6")
+    assert (alone["of the teacher"], alone[COLUMNS[-3]], alone["of the teacher's parameters"]) == (
         "0.00 [0.00, 0.00]",
         "-",
-        "-",
+        "1.8%",
     )
 
 
@@ -94,4 +96,4 @@ def test_a_game_of_other_runs_alone_and_columns_of_later_ones_are_left_out(resul
         writer.writerows(older)
     load.cache_clear()
     text = expert_block(results)
-    assert "breakout" not in text and "| rtpd | 1.8% | - | 0.035 |" in text
+    assert "breakout" not in text and "| rtpd | 1.8% | - | 0.031 | 0.035 |" in text

@@ -8,10 +8,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from docs.pages.front import EXPERT, GAMES
-from docs.pages.people import of_a_human
+from docs.pages.front import EXPERT, GAMES, draw_game
+from docs.pages.people import humans, of_a_human
+from docs.pages.studies import origin
 from docs.pages.study_data import Study, label, load
+from docs.pages.study_figures import WIDTH, figure
 from docs.pages.study_verdicts import level_verdict, smallest
 from docs.pages.tables import markdown, with_interval
 from torchrl_rtpd.evaluation.comparison import interquartile_mean
@@ -23,25 +26,39 @@ COLUMNS = (
     "network",
     "of the teacher's parameters",
     "int8 file, kB",
+    "ms",
     "int8, ms",
     "scores",
     "of a human",
     "of the teacher",
-    "agreement",
-    "favourite action",
-    "own agreement",
-    "own favourite",
-    "regret",
-    "own regret",
+    "agreement (favourite)",
+    "own agreement (favourite)",
+    "regret (own)",
 )
+PAIRS = (("agreement", "favourite"), ("own_agreement", "own_favourite"), ("regret", "own_regret"))
+"""Measures that stand beside each other in a cell, the second in brackets: the last of ``COLUMNS``."""
 
 
 def expert_block(results: Path) -> str:
-    """A table for each game that rtpd has runs of."""
+    """A table for each game that rtpd has runs of, and where all come from."""
     study = load(results / EXPERT)
     games = [game for game in study.games if study.seeds("rtpd", game)]
     parts = [(_heading(study, game), "", *_claims(study, game), "", _table(study, game), "") for game in games]
-    return "\n".join(line for part in parts for line in part)
+    return "\n".join([*(line for part in parts for line in part), origin(study)])
+
+
+def expert_figure(docs: Path, path: Path) -> None:
+    """Raw scores of each game, a panel each."""
+    study = load(docs / "results" / EXPERT)
+    games = [game for game in study.games if study.seeds("rtpd", game)]
+    drawn, panels = figure(WIDTH, 3.4 * len(games) + 0.6, len(games))
+    for axes, game in zip(panels, games, strict=True):
+        draw_game(axes, study, game)
+    lines: dict[str, Any] = {}
+    for axes in panels:
+        lines |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    drawn.legend(lines.values(), lines.keys(), loc="outside upper center", ncols=2, fontsize="medium", frameon=False)
+    drawn.savefig(path, dpi=110)
 
 
 def _heading(study: Study, game: str) -> str:
@@ -52,7 +69,7 @@ def _heading(study: Study, game: str) -> str:
     length = f"{', '.join(sorted(steps))} agent steps and {', '.join(sorted(updates))} updates a run"
     return (
         f"**{GAMES.get(game, game)}**: {length}, seeds {', '.join(map(str, seeds))}; the last weights on "
-        f"{', '.join(sorted(games))} games. *Of a human*: 0 is the runs' own random player."
+        f"{', '.join(sorted(games))} games."
     )
 
 
@@ -81,28 +98,41 @@ def _final(study: Study, game: str, seed: int, network: str) -> float:
 def _table(study: Study, game: str) -> str:
     every = dict.fromkeys((row, name) for row, where, _, name in study.runs if where == game)
     students = [(row, name) for row, name in every if name != "teacher"]
-    return markdown([COLUMNS, *(_row(study, game, *name) for name in [(study.measure, "teacher"), *students])])
+    chance = ", ".join(f"{study.level(game, seed)[0]:,.1f}" for seed in study.seeds("rtpd", game))
+    references = {"a random player": chance, "a human": f"{humans()[game]:,.1f}" if game in humans() else "-"}
+    shares = {"a random player": "0", "a human": "1"}
+    return markdown(
+        [
+            COLUMNS,
+            *(_row(study, game, *name) for name in [(study.measure, "teacher"), *students]),
+            *([name, "", "", "", "", scores, shares[name], *[""] * 4] for name, scores in references.items()),
+        ]
+    )
 
 
 def _row(study: Study, game: str, row: str, network: str) -> list[str]:
     seeds = [seed for seed in study.seeds(row, game) if (row, game, seed, network) in study.runs]
     lines = [study.runs[row, game, seed, network] for seed in seeds]
+    whole = float(study.runs[study.measure, game, seeds[0], "teacher"]["parameters"])
     scores = [float(line["final_score"]) for line in lines]
     levels = [study.level(game, seed) for seed in seeds]
     human = [of_a_human(score, low, game) for score, (low, _) in zip(scores, levels, strict=True)]
     shares = [normalised_score(score, *level) for score, level in zip(scores, levels, strict=True)]
     return [
         "teacher" if network == "teacher" else label(study, row, network),
-        _mean(lines, "parameter_ratio", "{:.1%}"),
+        f"{float(lines[0]['parameters']) / whole:.1%}",
         _mean(lines, "file_bytes_int8", "{:,.0f}", divisor=1_000),
+        _mean(lines, "latency_ms", "{:.3f}"),
         _mean(lines, "latency_int8_ms", "{:.3f}"),
         ", ".join(f"{score:,.1f}" for score in scores),
         *("-" if None in found else with_interval(interquartile_mean, [found]) for found in (human, shares)),
-        *(
-            "-" if network == "teacher" else _mean(lines, f"final_{key}", "{:.2f}")
-            for key in ("agreement", "favourite", "own_agreement", "own_favourite", "regret", "own_regret")
-        ),
+        *(["-"] * len(PAIRS) if network == "teacher" else (_pair(lines, *keys) for keys in PAIRS)),
     ]
+
+
+def _pair(lines: list[dict[str, str]], first: str, second: str) -> str:
+    texts = [_mean(lines, f"final_{key}", "{:.2f}") for key in (first, second)]
+    return "-" if texts == ["-", "-"] else f"{texts[0]} ({texts[1]})"
 
 
 def _mean(lines: Iterable[dict[str, str]], key: str, form: str, divisor: float = 1.0) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.image import imread
 
-from docs.pages import choosing, front, gpu, studies
+from docs.pages import choosing, expert, front, gpu, studies
 from torchrl_rtpd.runs.figures import plot_curves, plot_front
 from torchrl_rtpd.runs.metrics import read_metrics
 
@@ -43,6 +43,7 @@ FIGURES: dict[str, Draw] = {
     "results/quick/seed0/curves.png": partial(_run_curves, "quick/seed0"),
     "results/six_students/seed0/front.png": partial(_run_front, "six_students/seed0"),
     "results/search/front.png": partial(_run_front, "search"),
+    "results/atari_expert/curves.png": expert.expert_figure,
     "results/gpu_pong/curves.png": gpu.pong_figure,
     **studies.FIGURES,
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from pathlib import Path
+from typing import Any
 
 from docs.pages.people import humans, of_a_human
 from docs.pages.runs import Run, entries, load_runs
@@ -64,12 +65,6 @@ def points(study: Study, network: str, row: str = "rtpd") -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def seeds_of(study: Study) -> str:
-    """Number of seeds of that game, in words."""
-    count = len(study.seeds("rtpd", GAME))
-    return f"{count} seed{'s' if count > 1 else ''}"
-
-
 def levels(study: Study) -> str:
     """Part of a sentence on where the smallest student, its teacher and the same network alone end, beside a human."""
     student = smallest(study)
@@ -80,12 +75,15 @@ def levels(study: Study) -> str:
 
 
 def _learned(study: Study) -> str:
-    runs = [study.runs["rtpd", GAME, seed, smallest(study)] for seed in study.seeds("rtpd", GAME)]
+    student, seeds = smallest(study), study.seeds("rtpd", GAME)
+    runs = [study.runs["rtpd", GAME, seed, student] for seed in seeds]
+    agreement = 100 * statistics.median(float(run["final_agreement"]) for run in runs)
     minutes = statistics.median(float(run["cpu_seconds"]) for run in runs) / 60
     return (
         f"**In {GAMES[GAME]} a student with {size(study)} of its teacher's parameters {levels(study)}** "
-        f"({float(runs[0]['steps']):,.0f} agent steps; teacher and all students learn in {minutes:.0f} minutes of one "
-        f"CPU core; {seeds_of(study)}, {runs[0]['episodes']} games each, last weights)."
+        f"({float(runs[0]['steps']):,.0f} agent steps; {minutes:.0f} minutes of one CPU core for teacher and four "
+        f"students, evaluations left out; last weights in {runs[0]['episodes']} games, {counted(seeds)}). It prefers "
+        f"its teacher's action in {agreement:.0f} % of the states."
     )
 
 
@@ -144,30 +142,46 @@ def _limit(study: Study) -> str:
 
 
 def front_figure(docs: Path, path: Path) -> None:
-    """Scores in the game of the front page: teacher, smallest student, and the baselines that there are."""
+    """The game of the front page, as :func:`draw_game` draws it."""
     from matplotlib.figure import Figure
 
-    study = load(docs / "results" / EXPERT)
-    student = smallest(study)
-    drawn = {("rtpd", "teacher"): ("teacher", "black")}
-    rows = {f"scratch_{student}" if row == "scratch" else row: named for row, named in LINES.items()}
-    drawn |= {(row, student): named for row, named in rows.items() if study.seeds(row, GAME)}
-    figure = Figure(figsize=(6.5, 4.0), layout="constrained")
+    figure = Figure(figsize=(6.5, 4.2), layout="constrained")
     axes = figure.subplots()
-    for (row, network), (name, color) in drawn.items():
-        steps, middle, low, high = _curve(study, row, network)
-        axes.fill_between(steps, low, high, color=color, alpha=0.12, linewidth=0)
-        axes.plot(steps, middle, color=color, label=name, linewidth=2)
-    axes.axhline(humans()[GAME], color="black", linestyle=":", linewidth=1, label="a human")
-    axes.set(title=GAMES[GAME], ylabel="points", xlabel="thousand agent steps, the teacher's own phase included")
-    axes.grid(alpha=0.3)
+    draw_game(axes, load(docs / "results" / EXPERT), GAME)
     figure.legend(loc="outside upper center", ncols=2, fontsize="medium", frameon=False)
     figure.savefig(path, dpi=150)
 
 
-def _curve(study: Study, row: str, network: str) -> tuple[list[float], list[float], list[float], list[float]]:
+def draw_game(axes: Any, study: Study, game: str) -> None:
+    """Raw scores of teacher, smallest student and baselines; dots at the end are those of the final games."""
+    student = smallest(study)
+    rows = {f"scratch_{student}" if row == "scratch" else row: named for row, named in LINES.items()}
+    drawn = {("rtpd", "teacher"): ("teacher", "black")}
+    drawn |= {(row, student): named for row, named in rows.items() if study.seeds(row, game)}
+    for (row, network), (name, color) in drawn.items():
+        steps, middle, low, high = _curve(study, game, row, network)
+        axes.fill_between(steps, low, high, color=color, alpha=0.12, linewidth=0)
+        axes.plot(steps, middle, color=color, label=name, linewidth=2)
+        finals = [float(study.runs[row, game, seed, network]["final_score"]) for seed in study.seeds(row, game)]
+        axes.plot([1.02 * steps[-1]] * len(finals), finals, "o", color=color, markersize=5)
+    seeds = study.seeds("rtpd", game)
+    chance = statistics.fmean(study.level(game, seed)[0] for seed in seeds)
+    axes.axhline(humans()[game], color="black", linestyle=":", linewidth=1, label="a human")
+    axes.axhline(chance, color="grey", linestyle="--", linewidth=1, label="a random player")
+    axes.set(title=f"{GAMES[game]}, {counted(seeds)}", ylabel="points", xlabel="thousand agent steps")
+    axes.grid(alpha=0.3)
+
+
+def counted(seeds: list[int]) -> str:
+    """Number of seeds, as text."""
+    return f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
+
+
+def _curve(
+    study: Study, game: str, row: str, network: str
+) -> tuple[list[float], list[float], list[float], list[float]]:
     """Thousands of steps, and the interquartile mean, lowest and highest score over seeds at each."""
-    curves = [study.curves[row, GAME, seed, network] for seed in study.seeds(row, GAME)]
+    curves = [study.curves[row, game, seed, network] for seed in study.seeds(row, game)]
     columns = [list(column) for column in zip(*(curve["score"] for curve in curves), strict=True)]
     middle = [interquartile_mean([column]) for column in columns]
     return [step / 1_000 for step in curves[0]["steps"]], middle, [min(c) for c in columns], [max(c) for c in columns]

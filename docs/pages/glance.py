@@ -7,7 +7,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from docs.pages.front import EXPERT, GAME, GAMES, levels, seeds_of, share, size
+from docs.pages.front import EXPERT, GAME, GAMES, counted, levels, share, size
 from docs.pages.runs import drop_in_runs, entries, load_runs
 from docs.pages.study_data import Study, load, temperature_of
 from docs.pages.study_tables import steps_saved
@@ -71,9 +71,10 @@ def _stock(runs: dict[str, dict[str, Any]]) -> str:
 
 
 def _learned(study: Study) -> str:
+    seeds = study.seeds("rtpd", GAME)
     return (
-        f"**{GAMES[GAME]}, learned.** The smallest student {levels(study)} ({seeds_of(study)}; "
-        "[games that are learned](expert.md))."
+        f"**Longer runs of {GAMES[GAME]}.** The smallest student {levels(study)} ({counted(seeds)}; "
+        "[longer runs on a CPU](expert.md))."
     )
 
 

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from docs.pages.front import EXPERT
 from docs.pages.study_data import TEACHER, Study, held, load, temperature_of
 from docs.pages.study_figures import plot_curves, plot_intervals, plot_temperatures, plot_times
 from docs.pages.study_tables import marginal_cost, paper_rows, raw_rows, saved_rows, score_rows, seed_cells, time_rows
@@ -195,5 +194,4 @@ FIGURES = {
 FIGURES["results/classic/temperatures.png"] = partial(
     _figure, "classic", lambda study, path: plot_temperatures(sweep(study), path)
 )
-FIGURES[f"results/{EXPERT}/curves.png"] = partial(_figure, EXPERT, FIGURES_OF_METHODS["curves"])
 """Functions that draw each figure of ``docs/`` into a file, by its path."""

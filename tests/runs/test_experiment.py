@@ -66,6 +66,13 @@ def test_any_trainer_is_a_whole_run(tmp_path, capsys, build):
     assert (folder / "table.md").read_text() in printed + "\n" and f"Everything lies in {folder}" in printed
 
 
+def test_results_name_the_commit_of_the_code_that_ran(tmp_path, monkeypatch):
+    """Not that of a checkout in which work went on meanwhile."""
+    commits = iter(["began", *["went on"] * 9])
+    monkeypatch.setattr("torchrl_rtpd.runs.environment._git_commit", lambda: next(commits))
+    assert made(tmp_path / "run", every=None).run()["environment"]["commit"] == "began"
+
+
 @pytest.mark.parametrize(("build", "updates"), [(build_dqn, 16), (build_ppo, 16)], ids=["dqn", "ppo"])
 def test_updates_are_the_minibatches_learned_from(tmp_path, build, updates):
     """Four batches: DQN learns from four minibatches of each, PPO from one of 128 in each of four epochs."""

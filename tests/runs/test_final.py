@@ -134,6 +134,7 @@ def test_kept_and_last_weights_play_the_same_games(evaluator, networks, tmp_path
     assert teacher["score_mean"] == evaluator(monitor.best["teacher"], seed=3).mean
     assert teacher["final_score"] == evaluator(networks["teacher"], seed=3).mean
     assert small["final_score"] == small["score_mean"]
+    assert small["final_standard_error"] == small["score_standard_error"]
     assert (teacher["kept_score"], teacher["last_score"]) == (50.0, 20.0)
     assert teacher["latency_ms"] > 0
     last = compared_scores(networks, evaluator, seed=3)[1]["rows"]["small"]

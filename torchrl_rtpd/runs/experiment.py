@@ -139,6 +139,7 @@ class Experiment:
     ) -> None:
         check_networks(networks, trainer.loss_module, distiller_of(trainer))
         self._start = time.perf_counter()
+        self._commit = run_environment()["commit"]  # of the code that runs, whatever comes into the checkout later
         self.trainer = trainer
         self.about = dict(about or {})
         self.folder = _folder(output_dir)
@@ -287,7 +288,10 @@ class Experiment:
             "evaluation_seconds": round(clock.evaluation_seconds, 1),
             **final,
             "networks": networks,
-            "environment": run_environment(_device(next(iter(self.monitor.networks.values())))),
+            "environment": {
+                **run_environment(_device(next(iter(self.monitor.networks.values())))),
+                "commit": self._commit,
+            },
         }
         if self._search is not None:
             results["search"] = self._search.conclusion(results)

@@ -159,9 +159,9 @@ def final_results(
     """Entries of ``results.json`` on the networks that a run has kept, a row each under ``networks``.
 
     ``kept_score`` is the score for which a network was kept, ``last_score`` that of the last evaluation, and
-    ``final_score`` that of the last weights in the final games; so are ``final_agreement`` and others that begin with
-    ``final_``, of the last weights of network and teacher. Latencies are those of
-    :func:`~torchrl_rtpd.runs.deployed.deployed_row`.
+    ``final_score`` that of the last weights in the final games, with its ``final_standard_error``; so are
+    ``final_agreement`` and others that begin with ``final_``, of the last weights of network and teacher. Latencies are
+    those of :func:`~torchrl_rtpd.runs.deployed.deployed_row`.
 
     Args:
         monitor: has watched the run; its evaluator plays.
@@ -213,6 +213,7 @@ def _of_last_weights(
     return {
         name: {
             "final_score": found.mean,
+            "final_standard_error": found.standard_error,
             **{f"final_{key}": compared[name][key] for key in _COMPARED if key in compared[name]},
         }
         for name, found in scores.items()
