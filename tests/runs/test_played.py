@@ -13,7 +13,7 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.data.postprocs import MultiStep
-from torchrl.envs import GymEnv, RewardSum, TransformedEnv
+from torchrl.envs import ExplorationType, GymEnv, RewardSum, TransformedEnv, set_exploration_type
 from torchrl.modules import MLP, QValueActor
 from torchrl.objectives import DQNLoss, SoftUpdate
 from torchrl.trainers.algorithms.dqn import DQNTrainer
@@ -153,7 +153,10 @@ def test_a_run_that_collects_asynchronously_is_watched_without_its_games(tmp_pat
     evaluator = Evaluator(make_env, episodes=1)
     monitor = RunMonitor({"teacher": actor}, evaluator, tmp_path, evaluate_every_steps=128, progress_bar=False)
     monitor.register(trainer)
-    trainer.train()
+    # The thread and the losses may leave the process's exploration type as either had set it: it is put back here.
+    with set_exploration_type(ExplorationType.RANDOM):
+        trainer.train()
+        trainer.collector.async_shutdown()
     evaluator.close()
     metrics = read_metrics(tmp_path / "metrics.csv")
     assert not math.isnan(metrics["teacher/score"][-1]) and all(map(math.isnan, metrics["training_games"]))
