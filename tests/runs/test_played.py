@@ -121,7 +121,7 @@ def test_a_run_writes_the_games_of_each_row(tmp_path: Path) -> None:
 
 
 def test_a_run_that_collects_asynchronously_is_watched_without_its_games(tmp_path: Path) -> None:
-    """TorchRL's trainer has no batch to show there; evaluations and metrics come as ever."""
+    """TorchRL's trainer has no batch to show there; rows come as ever."""
 
     def make_env() -> TransformedEnv:
         return TransformedEnv(GymEnv("CartPole-v1", categorical_action_encoding=True), RewardSum())
@@ -159,4 +159,4 @@ def test_a_run_that_collects_asynchronously_is_watched_without_its_games(tmp_pat
         trainer.collector.async_shutdown()
     evaluator.close()
     metrics = read_metrics(tmp_path / "metrics.csv")
-    assert not math.isnan(metrics["teacher/score"][-1]) and all(map(math.isnan, metrics["training_games"]))
+    assert metrics["steps"] and all(map(math.isnan, metrics["training_games"]))
