@@ -42,7 +42,7 @@ PAIRS = (("agreement", "favourite"), ("own_agreement", "own_favourite"), ("regre
 def expert_block(results: Path) -> str:
     """A table for each game that rtpd has runs of, and where all come from."""
     study = load(results / EXPERT)
-    games = [game for game in study.games if study.seeds("rtpd", game)]
+    games = study.games_of("rtpd")
     parts = [(_heading(study, game), "", *_claims(study, game), "", _table(study, game), "") for game in games]
     return "\n".join([*(line for part in parts for line in part), origin(study)])
 
@@ -50,7 +50,7 @@ def expert_block(results: Path) -> str:
 def expert_figure(docs: Path, path: Path) -> None:
     """Raw scores of each game, a panel each."""
     study = load(docs / "results" / EXPERT)
-    games = [game for game in study.games if study.seeds("rtpd", game)]
+    games = study.games_of("rtpd")
     drawn, panels = figure(WIDTH, 3.4 * len(games) + 0.6, len(games))
     for axes, game in zip(panels, games, strict=True):
         draw_game(axes, study, game)
@@ -63,13 +63,12 @@ def expert_figure(docs: Path, path: Path) -> None:
 
 def _heading(study: Study, game: str) -> str:
     runs = [key for key in study.runs if key[:2] == ("rtpd", game)]
-    seeds = sorted({seed for _, _, seed, _ in runs})
     steps, updates = ({f"{float(study.runs[key][count]):,.0f}" for key in runs} for count in ("steps", "updates"))
     games = {study.runs[key]["episodes"] for key in runs}
     length = f"{', '.join(sorted(steps))} agent steps and {', '.join(sorted(updates))} updates a run"
+    seeds = ", ".join(map(str, study.seeds("rtpd", game)))
     return (
-        f"**{GAMES.get(game, game)}**: {length}, seeds {', '.join(map(str, seeds))}; the last weights on "
-        f"{', '.join(sorted(games))} games."
+        f"**{GAMES.get(game, game)}**: {length}, seeds {seeds}; the last weights on {', '.join(sorted(games))} games."
     )
 
 
@@ -78,10 +77,10 @@ def _claims(study: Study, game: str) -> list[str]:
     student, seeds = smallest(study), study.seeds("rtpd", game)
     lines = []
     if game in SOLVED:
-        ends = {name: [_final(study, game, seed, name) for seed in seeds] for name in ("teacher", student)}
+        ends = {name: study.finals("rtpd", game, name) for name in ("teacher", student)}
         reached = [f"{name} in {sum(score >= SOLVED[game] for score in ends[name])}" for name in ends]
         lines = [f"- **{SOLVED[game]:.0f} points or more?** {' and '.join(reached)} of {len(seeds)} seeds."]
-    shares = [of_a_human(_final(study, game, seed, "teacher"), study.level(game, seed)[0], game) for seed in seeds]
+    shares = [of_a_human(score, low, game) for low, score in (study.level(game, seed) for seed in seeds)]
     known = [share for share in shares if share is not None]
     if known:
         answer = "Yes" if interquartile_mean([known]) >= 1 else "No"
@@ -89,10 +88,6 @@ def _claims(study: Study, game: str) -> list[str]:
     if len(seeds) > 1:
         lines += [f"- {level_verdict(study.of_game(game), student)}"]
     return lines
-
-
-def _final(study: Study, game: str, seed: int, network: str) -> float:
-    return float(study.runs["rtpd", game, seed, network]["final_score"])
 
 
 def _table(study: Study, game: str) -> str:

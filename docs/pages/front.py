@@ -10,6 +10,7 @@ from typing import Any
 from docs.pages.people import humans, of_a_human
 from docs.pages.runs import Run, entries, load_runs
 from docs.pages.study_data import Study, load
+from docs.pages.study_figures import band
 from docs.pages.study_verdicts import smallest
 from docs.pages.tables import interval, with_interval
 from torchrl_rtpd.evaluation.comparison import interquartile_mean
@@ -60,7 +61,7 @@ def front_block(results: Path) -> str:
 
 def points(study: Study, network: str, row: str = "rtpd") -> str:
     """Scores of a network's last weights in the game of the front page, from the lowest seed to the highest."""
-    scores = [float(study.runs[row, GAME, seed, network]["final_score"]) for seed in study.seeds(row, GAME)]
+    scores = study.finals(row, GAME, network)
     low, high = f"{min(scores):,.0f}", f"{max(scores):,.0f}"
     return low if low == high else f"{low} to {high}"
 
@@ -159,10 +160,12 @@ def draw_game(axes: Any, study: Study, game: str) -> None:
     drawn = {("rtpd", "teacher"): ("teacher", "black")}
     drawn |= {(row, student): named for row, named in rows.items() if study.seeds(row, game)}
     for (row, network), (name, color) in drawn.items():
-        steps, middle, low, high = _curve(study, game, row, network)
+        curves = [study.curves[row, game, seed, network] for seed in study.seeds(row, game)]
+        steps = [step / 1_000 for step in curves[0]["steps"]]
+        middle, low, high = band([curve["score"] for curve in curves])
         axes.fill_between(steps, low, high, color=color, alpha=0.12, linewidth=0)
         axes.plot(steps, middle, color=color, label=name, linewidth=2)
-        finals = [float(study.runs[row, game, seed, network]["final_score"]) for seed in study.seeds(row, game)]
+        finals = study.finals(row, game, network)
         axes.plot([1.02 * steps[-1]] * len(finals), finals, "o", color=color, markersize=5)
     seeds = study.seeds("rtpd", game)
     chance = statistics.fmean(study.level(game, seed)[0] for seed in seeds)
@@ -175,13 +178,3 @@ def draw_game(axes: Any, study: Study, game: str) -> None:
 def counted(seeds: list[int]) -> str:
     """Number of seeds, as text."""
     return f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
-
-
-def _curve(
-    study: Study, game: str, row: str, network: str
-) -> tuple[list[float], list[float], list[float], list[float]]:
-    """Thousands of steps, and the interquartile mean, lowest and highest score over seeds at each."""
-    curves = [study.curves[row, game, seed, network] for seed in study.seeds(row, game)]
-    columns = [list(column) for column in zip(*(curve["score"] for curve in curves), strict=True)]
-    middle = [interquartile_mean([column]) for column in columns]
-    return [step / 1_000 for step in curves[0]["steps"]], middle, [min(c) for c in columns], [max(c) for c in columns]

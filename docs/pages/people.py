@@ -1,7 +1,7 @@
 """Scores of a human, for a scale on which a game's results can be understood.
 
 ``results/human.csv`` holds those of Wang et al. 2016 (https://arxiv.org/abs/1511.06581): after null-op starts, in games
-of up to 30 minutes. Nothing on the scale is a run's own random player. The random players of the literature act every
+of up to 30 minutes. Zero on the scale is a run's own random player. The random players of the literature act every
 six frames, and one with a frame skip of four scores more than they do in some games.
 """
 

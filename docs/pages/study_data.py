@@ -83,6 +83,10 @@ class Study:
         rows = [{seed for own, where, seed, _ in self.runs if (own, where) == (name, game)} for name in (row, *others)]
         return sorted(seed for seed in set.intersection(*rows) if (self.measure, game, seed, "teacher") in self.runs)
 
+    def finals(self, row: str, game: str, network: str) -> list[float]:
+        """Raw scores of a network's last weights, in the order of the seeds."""
+        return [float(self.runs[row, game, seed, network]["final_score"]) for seed in self.seeds(row, game)]
+
     def level(self, game: str, seed: int) -> tuple[float, float]:
         """Raw scores of the random player and of the final teacher of a seed."""
         run = self.runs[self.measure, game, seed, "teacher"]
@@ -93,11 +97,8 @@ class Study:
         found = []
         for game in self.games_of(row) if games is None else games:
             scores = []
-            for seed in self.seeds(row, game):
-                random_score, teacher_score = self.level(game, seed)
-                score = normalised_score(
-                    float(self.runs[row, game, seed, network]["final_score"]), random_score, teacher_score
-                )
+            for seed, final in zip(self.seeds(row, game), self.finals(row, game, network), strict=True):
+                score = normalised_score(final, *self.level(game, seed))
                 assert score is not None, f"the teacher of {game}, seed {seed}, is no better than a random player"
                 scores.append(score)
             found.append(scores)

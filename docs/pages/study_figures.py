@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,12 @@ def figure(width: float, height: float, panels: int) -> tuple[Any, list[Any]]:
     return drawn, list(drawn.subplots(panels, 1, squeeze=False)[:, 0])
 
 
+def band(curves: Sequence[Sequence[float]]) -> tuple[list[float], list[float], list[float]]:
+    """Interquartile mean, lowest and highest of the curves at each of their points."""
+    columns = [list(column) for column in zip(*curves, strict=True)]
+    return [interquartile_mean([column]) for column in columns], [min(c) for c in columns], [max(c) for c in columns]
+
+
 def plot_curves(study: Study, names: list[tuple[str, str]], path: Path) -> None:
     """Normalised scores of networks of rows against steps: interquartile means over seeds, which the shade spans."""
     drawn, panels = figure(WIDTH, 3.4 * len(study.games), len(study.games))
@@ -34,11 +41,8 @@ def plot_curves(study: Study, names: list[tuple[str, str]], path: Path) -> None:
                 curve = study.curves[row, game, seed, network]
                 curves.append([(score - random_score) / (teacher_score - random_score) for score in curve["score"]])
             steps = [count / 1000 for count in study.curves[row, game, study.seeds(row, game)[0], network]["steps"]]
-            columns = list(zip(*curves, strict=True))
-            middle = [interquartile_mean([list(column)]) for column in columns]
-            axes.fill_between(
-                steps, [min(c) for c in columns], [max(c) for c in columns], color=f"C{index}", alpha=0.12
-            )
+            middle, low, high = band(curves)
+            axes.fill_between(steps, low, high, color=f"C{index}", alpha=0.12)
             axes.plot(steps, middle, color=f"C{index}", label=f"{row}: {network}", linewidth=1.8)
         axes.axhline(0.95, color="grey", linestyle=":")
         axes.set(title=game, ylabel="normalised score", ylim=(-0.1, 1.4))

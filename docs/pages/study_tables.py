@@ -54,8 +54,7 @@ def raw_rows(study: Study) -> list[list[str]]:
     for row, network in dict.fromkeys(names):
         cells = []
         for game in study.games:
-            keys = [(row, game, seed, network) for seed in study.seeds(row, game)]
-            scores = [float(study.runs[key]["final_score"]) for key in keys]
+            scores = study.finals(row, game, network)
             cells += [", ".join(f"{score:,.0f}" for score in scores) or "-"]
             cells += [f"{statistics.fmean(scores):,.0f}" if scores else "-"]
         table.append([f"{row}, {network}" if network == "teacher" else label(study, row, network), *cells])

@@ -16,8 +16,10 @@ from torchrl.envs import EnvBase, TransformedEnv
 
 __all__ = ["Games", "KeptObservations", "score_key_of"]
 
-RAW_SCORE_KEY = "raw_episode_reward"
-"""Entry of :class:`~torchrl_rtpd.envs.AtariVecEnv` that TorchRL's transforms do not write."""
+SCORE_KEYS = ("raw_episode_reward", "episode_reward")
+"""Entries that are taken for the score of the running game where none is named, the first that there is: that of
+:class:`~torchrl_rtpd.envs.AtariVecEnv`, which TorchRL's transforms do not write, and that of
+:class:`~torchrl.envs.RewardSum`."""
 
 
 def score_key_of(env: EnvBase, given: NestedKey | None) -> NestedKey | None:
@@ -37,7 +39,7 @@ def score_key_of(env: EnvBase, given: NestedKey | None) -> NestedKey | None:
             f"score_key must name an entry of the environment: got {given!r}, it has {sorted(entries, key=str)}; leave "
             "it out to sum up rewards."
         )
-    names = [given] if given is not None else [RAW_SCORE_KEY, "episode_reward"]
+    names = SCORE_KEYS if given is None else (given,)
     key = next((name for name in names if name in entries), None)
     if key is None and not env.reward_keys:
         raise ValueError(f"scores are read from an entry or summed up from rewards: got neither in {env}.")

@@ -121,8 +121,6 @@ def agreed_var_nums(
 
 def _same_choices(one: Sequence[int] | int, other: Sequence[int] | int) -> bool:
     """True if a number that all choices have stands beside as many of them as there are, each with that number."""
-    if isinstance(one, int) and isinstance(other, int):
-        return one == other
     numbers = [{each} if isinstance(each, int) else set(each) for each in (one, other)]
     return isinstance(one, int) != isinstance(other, int) and numbers[0] == numbers[1]
 

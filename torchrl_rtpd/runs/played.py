@@ -9,7 +9,7 @@ import torch
 from tensordict import TensorDictBase
 from tensordict.utils import NestedKey, unravel_key
 
-from torchrl_rtpd.evaluation.games import RAW_SCORE_KEY
+from torchrl_rtpd.evaluation.games import SCORE_KEYS
 
 __all__ = ["PlayedGames"]
 
@@ -37,7 +37,7 @@ class PlayedGames:
     COLUMNS = ("training_score", "training_games")
 
     def __init__(self, score_key: NestedKey | None) -> None:
-        names = [RAW_SCORE_KEY, "episode_reward"] if score_key is None else [score_key]
+        names = SCORE_KEYS if score_key is None else (score_key,)
         self._keys = [unravel_key(("next", name)) for name in names]
         self._sum: torch.Tensor | float = 0.0
         self._count: torch.Tensor | int = 0
