@@ -1,6 +1,7 @@
 """A whole study: every row of a YAML file on every game and seed, skipping what is done.
 
     python examples/study.py classic --list                      the command of each run, one a line
+    python examples/study.py classic --status                    how far each run is
     python examples/study.py classic                             run what is missing, into outputs/classic
     python examples/study.py classic --rows rtpd --seeds 0 1     some of it
     python examples/study.py classic --publish docs/results/classic     collect its CSV files, or add to them
@@ -65,6 +66,19 @@ class Run:
     def done(self) -> bool:
         """True if the run has its results."""
         return (self.folder / "results.json").exists()
+
+    @property
+    def status(self) -> str:
+        """``done``, the agent steps that it has logged, or ``not begun``."""
+        if self.done:
+            return "done"
+        try:
+            steps = read_metrics(self.folder / "metrics.csv").get("steps")
+        except FileNotFoundError:
+            return "not begun"
+        except ValueError:  # a line that is just being written
+            return "begun"
+        return f"at step {steps[-1]:,.0f}" if steps else "begun"
 
 
 def runs_of(study: dict[str, Any], out: Path) -> Iterator[Run]:
@@ -203,6 +217,7 @@ def main() -> None:
     parser.add_argument("--games", nargs="+", help="these games only")
     parser.add_argument("--seeds", nargs="+", type=int, help="these seeds only")
     parser.add_argument("--list", action="store_true", help="print the commands and run nothing")
+    parser.add_argument("--status", action="store_true", help="print how far each run is and run nothing")
     parser.add_argument("--publish", type=Path, metavar="FOLDER", help="collect what is done, and run nothing")
     options = parser.parse_args()
     study: Any = OmegaConf.to_container(OmegaConf.load(CONFIG / "study" / f"{options.study}.yaml"))
@@ -213,6 +228,8 @@ def main() -> None:
         parser.error(str(error))
     if options.list:
         print("\n".join(run.command for run in runs))
+    elif options.status:
+        print("\n".join(f"{run.game} {run.row} seed {run.seed}: {run.status}" for run in runs))
     elif options.publish:
         publish(runs, options.publish)
         print(f"{sum(run.done for run in runs)} of {len(runs)} runs are done and in {options.publish}")

@@ -147,6 +147,27 @@ def test_a_cut_run_that_fails_to_go_on_keeps_what_it_has(done, tmp_path, monkeyp
     assert not study.make(cut) and not cut.folder.exists()
 
 
+def test_the_status_of_each_run_is_printed_and_nothing_runs(done, tmp_path, monkeypatch, capsys):
+    """Of two_stage one was cut at the last step of its second phase; one has a torn line, one an empty file."""
+    out, _ = done
+    (tmp_path / "config" / "study").mkdir(parents=True)
+    OmegaConf.save({**TINY, "seeds": [0, 1, 2, 3]}, tmp_path / "config" / "study" / "tiny.yaml")
+    shutil.copytree(out, tmp_path / "out")
+    folder = tmp_path / "out" / "cartpole"
+    (folder / "two_stage" / "seed0" / "results.json").unlink()
+    for seed, text in ((1, "steps,updates\n128"), (2, "")):
+        (folder / "two_stage" / f"seed{seed}").mkdir()
+        (folder / "two_stage" / f"seed{seed}" / "metrics.csv").write_text(text)
+    monkeypatch.setattr(study, "CONFIG", tmp_path / "config")
+    monkeypatch.setattr(sys, "executable", "false")
+    monkeypatch.setattr("sys.argv", ["study.py", "tiny", "--out", str(tmp_path / "out"), "--status"])
+    study.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["cartpole teacher_only seed 0: done", "cartpole teacher_only seed 1: not begun"]
+    states = ["at step 448", "begun", "begun", "not begun"]
+    assert lines[4:] == [f"cartpole two_stage seed {seed}: {state}" for seed, state in enumerate(states)]
+
+
 def test_a_run_that_is_done_is_left_alone_and_one_that_fails_is_named(done, tmp_path, monkeypatch, capsys):
     """Here by a row that the script refuses."""
     out, runs = done
