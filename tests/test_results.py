@@ -124,7 +124,7 @@ def test_the_front_door_says_what_the_files_say() -> None:
     ]
     assert f"of {min(shares):.2f} to {max(shares):.2f} with 1.7 % of its parameters" in quick
     study = study_data.load(RESULTS / "atari_expert")
-    for row, name in (("rtpd", "net17"), ("rtpd", "teacher"), ("scratch_net17", "net17")):
+    for row, name in (("rtpd", "net17"), ("rtpd", "teacher"), ("two_stage", "net17"), ("scratch_net17", "net17")):
         wanted = (row, front.GAME, name)
         ends = [float(run["final_score"]) for key, run in study.runs.items() if key[:2] + key[3:] == wanted]
         assert f"{min(ends):,.0f}" in learned and f"{max(ends):,.0f}" in learned
@@ -242,6 +242,15 @@ def test_time_saved_is_the_ratio_of_pairs_of_one_seed():
     row = study_tables.saved_rows(study)[1]
     assert row[:4] == ["pole", "small", "steps", "0.50 [0.50, 0.50]"]
     assert row[4:] == ["0.57 [0.57, 0.57]", "4"]
+
+
+def test_processor_seconds_are_compared_where_both_trained_the_same_students():
+    """A fleet takes longer than one of its students alone, whatever the method."""
+    study = _study(rtpd=[110.0] * 4, two_stage=[110.0] * 4)
+    assert [row[2] for row in study_tables.saved_rows(study)[1:]] == ["steps", "updates", "cpu seconds"]
+    for part in (study.runs, study.curves):
+        part.update({(*key[:3], "large"): own for key, own in part.items() if key[0] == "rtpd"})
+    assert [row[1:3] for row in study_tables.saved_rows(study)[1:]] == [["small", "steps"], ["small", "updates"]]
 
 
 def test_a_student_that_never_gets_there_is_counted_with_its_whole_run():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from docs.pages.expert import COLUMNS, expert_block
+from docs.pages.expert import COLUMNS, expert_block, methods_block
 from docs.pages.people import humans, of_a_human
 from docs.pages.study_data import load
 
@@ -97,3 +97,31 @@ def test_a_game_of_other_runs_alone_and_columns_of_later_ones_are_left_out(resul
     load.cache_clear()
     text = expert_block(results)
     assert "breakout" not in text and "| rtpd | 1.8% | - | 0.031 | 0.035 |" in text
+
+
+def test_methods_are_compared_in_games_that_have_two_phases(results: Path) -> None:
+    """Of Pong alone: a student of two phases spends twice the steps, and the other game has none."""
+    folder = results / "atari_expert"
+    with (folder / "runs.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    rows += [{**row, "game": "krull"} for row in rows]
+    rows += [{**row, "row": "two_stage"} for row in rows if row["row"] == "rtpd" and row["game"] == "pong"]
+    named, costs = ("row", "game", "seed", "network"), ("steps", "updates", "training_seconds", "cpu_seconds")
+    lines: dict[str, list[dict[str, str]]] = {"runs.csv": [], "evaluations.csv": []}
+    for row in rows:
+        whole = 2_000 if row["row"] == "two_stage" else 1_000
+        lines["runs.csv"].append(row | {"parameter_ratio": "0.02"} | dict.fromkeys(costs, str(whole)))
+        for steps, score in ((whole / 2, "-20"), (whole - 100, row["final_score"]), (whole, row["final_score"])):
+            own = {key: row[key] for key in named}
+            lines["evaluations.csv"].append(own | dict.fromkeys(costs, str(steps)) | {"score": score})
+    for name, found in lines.items():
+        with (folder / name).open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(found[0]))
+            writer.writeheader()
+            writer.writerows(found)
+    load.cache_clear()
+    text = methods_block(results)
+    assert text.startswith("Games pong; seeds 0, 1; students net17") and "krull" not in text
+    assert "Yes: net17 scores higher in rtpd than in scratch_net17 with probability 1.00 [1.00, 1.00]" in text
+    assert "| pong | net17 | steps | 0.50 [0.50, 0.50] |" in text  # neither ever held 95 %
+    assert "Commits" not in text

@@ -70,6 +70,7 @@ BENCHMARKS: dict[str, Callable[[dict[str, Any]], str]] = {  # docs/results/<name
 }
 FOLDERS: dict[str, Callable[[Path], str]] = {  # what makes a block of the folder docs/results/
     "expert": expert.expert_block,
+    "expert_methods": expert.methods_block,
     "front": front.front_block,
     "games": games.games_block,
     "glance": glance.glance_block,

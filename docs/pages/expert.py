@@ -12,9 +12,9 @@ from typing import Any
 
 from docs.pages.front import EXPERT, GAMES, draw_game
 from docs.pages.people import humans, of_a_human
-from docs.pages.studies import origin
+from docs.pages.studies import comparison, origin
 from docs.pages.study_data import Study, label, load
-from docs.pages.study_figures import WIDTH, figure
+from docs.pages.study_figures import WIDTH, figure, plot_intervals, plot_times
 from docs.pages.study_verdicts import level_verdict, smallest
 from docs.pages.tables import markdown, with_interval
 from torchrl_rtpd.evaluation.comparison import interquartile_mean
@@ -45,6 +45,26 @@ def expert_block(results: Path) -> str:
     games = study.games_of("rtpd")
     parts = [(_heading(study, game), "", *_claims(study, game), "", _table(study, game), "") for game in games]
     return "\n".join([*(line for part in parts for line in part), origin(study)])
+
+
+def compared(study: Study) -> Study:
+    """The games in which students of two phases stand beside those that learned with their teacher."""
+    return study.of_games(*study.games_of("two_stage"))
+
+
+def methods_block(results: Path) -> str:
+    """Rows beside each other in the games that have both methods: scores, and steps until 95 % of the teacher."""
+    return comparison(compared(load(results / EXPERT)))
+
+
+def intervals_figure(docs: Path, path: Path) -> None:
+    """Shares of the teacher at the end of the same runs."""
+    plot_intervals(compared(load(docs / "results" / EXPERT)), path)
+
+
+def times_figure(docs: Path, path: Path) -> None:
+    """Steps of the same runs until 95 % of the final teacher."""
+    plot_times(compared(load(docs / "results" / EXPERT)), path)
 
 
 def expert_figure(docs: Path, path: Path) -> None:
@@ -86,7 +106,7 @@ def _claims(study: Study, game: str) -> list[str]:
         answer = "Yes" if interquartile_mean([known]) >= 1 else "No"
         lines += [f"- **Is the teacher as good as a human?** {answer}: {with_interval(interquartile_mean, [known])}."]
     if len(seeds) > 1:
-        lines += [f"- {level_verdict(study.of_game(game), student)}"]
+        lines += [f"- {level_verdict(study.of_games(game), student)}"]
     return lines
 
 

@@ -44,6 +44,8 @@ FIGURES: dict[str, Draw] = {
     "results/six_students/seed0/front.png": partial(_run_front, "six_students/seed0"),
     "results/search/front.png": partial(_run_front, "search"),
     "results/atari_expert/curves.png": expert.expert_figure,
+    "results/atari_expert/intervals.png": expert.intervals_figure,
+    "results/atari_expert/times.png": expert.times_figure,
     "results/gpu_pong/curves.png": gpu.pong_figure,
     **studies.FIGURES,
 }

@@ -70,8 +70,9 @@ def levels(study: Study) -> str:
     """Part of a sentence on where the smallest student, its teacher and the same network alone end, beside a human."""
     student = smallest(study)
     return (
-        f"ends at {points(study, student)} points, its teacher at {points(study, 'teacher')}, the same network alone "
-        f"at {points(study, student, f'scratch_{student}')}; a human has {humans()[GAME]:,.0f}"
+        f"ends at {points(study, student)} points, its teacher at {points(study, 'teacher')}, one from two phases "
+        f"at {points(study, student, 'two_stage')}, the same network alone at "
+        f"{points(study, student, f'scratch_{student}')}; a human has {humans()[GAME]:,.0f}"
     )
 
 

@@ -57,7 +57,12 @@ def heading(study: Study) -> str:
 
 
 def methods_block(study: Study) -> str:
-    """The block of a study that compares methods."""
+    """The block of a study that compares methods: the comparison, and where its numbers come from."""
+    return f"{comparison(study)}\n{origin(study)}"
+
+
+def comparison(study: Study) -> str:
+    """Sentences on each claim and tables of scores, times and the paper's measures."""
     return "\n".join(
         [
             heading(study),
@@ -86,7 +91,6 @@ def methods_block(study: Study) -> str:
             "",
             markdown(paper_rows(study)),
             "",
-            origin(study),
         ]
     )
 

@@ -61,9 +61,9 @@ class Study:
         kept = set(rows)
         return self._where(lambda row, game: row in kept)
 
-    def of_game(self, name: str) -> Study:
-        """The same with one of its games."""
-        return self._where(lambda row, game: game == name)
+    def of_games(self, *names: str) -> Study:
+        """The same with some of its games."""
+        return self._where(lambda row, game: game in names)
 
     def repeated(self) -> Study:
         """The same where a row has several seeds of a game: one run has no interval."""
