@@ -8,7 +8,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from docs.pages.front import EXPERT, GAMES, draw_game
 from docs.pages.people import humans, of_a_human
@@ -74,10 +73,10 @@ def expert_figure(docs: Path, path: Path) -> None:
     drawn, panels = figure(WIDTH, 3.4 * len(games) + 0.6, len(games))
     for axes, game in zip(panels, games, strict=True):
         draw_game(axes, study, game)
-    lines: dict[str, Any] = {}
-    for axes in panels:
-        lines |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    drawn.legend(lines.values(), lines.keys(), loc="outside upper center", ncols=2, fontsize="medium", frameon=False)
+    fullest = max(panels, key=lambda axes: len(axes.get_legend_handles_labels()[1]))
+    drawn.legend(
+        *fullest.get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize="medium", frameon=False
+    )
     drawn.savefig(path, dpi=110)
 
 
@@ -105,9 +104,20 @@ def _claims(study: Study, game: str) -> list[str]:
     if known:
         answer = "Yes" if interquartile_mean([known]) >= 1 else "No"
         lines += [f"- **Is the teacher as good as a human?** {answer}: {with_interval(interquartile_mean, [known])}."]
+    lines += [_again(study, game, seed) for seed in study.seeds("two_stage", game)]
     if len(seeds) > 1:
         lines += [f"- {level_verdict(study.of_games(game), student)}"]
     return lines
+
+
+def _again(study: Study, game: str, seed: int) -> str:
+    """Line on how much the same weights differ from games to games: those of the teacher that two phases froze."""
+    scores = study.curves["two_stage", game, seed, "teacher"]["score"]
+    return (
+        f"- The same weights of seed {seed}'s teacher, played again {len(scores)} times while it taught in two phases: "
+        f"{min(scores):,.0f} to {max(scores):,.0f}, {statistics.fmean(scores):,.0f} in the mean; "
+        f"{study.level(game, seed)[1]:,.0f} in the final games."
+    )
 
 
 def _table(study: Study, game: str) -> str:

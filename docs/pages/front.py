@@ -79,13 +79,17 @@ def levels(study: Study) -> str:
 def _learned(study: Study) -> str:
     student, seeds = smallest(study), study.seeds("rtpd", GAME)
     runs = [study.runs["rtpd", GAME, seed, student] for seed in seeds]
-    agreement = 100 * statistics.median(float(run["final_agreement"]) for run in runs)
+    agreement, constant = (
+        100 * statistics.median(float(run[key]) for run in runs) for key in ("final_agreement", "final_favourite")
+    )
+    phases = study.runs["two_stage", GAME, study.seeds("two_stage", GAME)[0], student]
     minutes = statistics.median(float(run["cpu_seconds"]) for run in runs) / 60
     return (
         f"**In {GAMES[GAME]} a student with {size(study)} of its teacher's parameters {levels(study)}** "
-        f"({float(runs[0]['steps']):,.0f} agent steps; {minutes:.0f} minutes of one CPU core for teacher and four "
-        f"students, evaluations left out; last weights in {runs[0]['episodes']} games, {counted(seeds)}). It prefers "
-        f"its teacher's action in {agreement:.0f} % of the states."
+        f"({float(runs[0]['steps']):,.0f} agent steps, {float(phases['steps']):,.0f} in two phases; {minutes:.0f} "
+        f"minutes of one CPU core for teacher and four students, evaluations left out; last weights in "
+        f"{runs[0]['episodes']} games, {counted(seeds)}). The student prefers its teacher's action in "
+        f"{agreement:.0f} % of the states, where a constant action would in {constant:.0f} %."
     )
 
 

@@ -47,7 +47,7 @@ def heading(study: Study) -> str:
         if name != "teacher" and line["parameter_ratio"]
     }
     single = ", ".join(game for game in study.games if game not in study.repeated().games_of("rtpd"))
-    note = f" Of {single} there is one seed: it is in the tables, and no sentence speaks of it." if single else ""
+    note = f" Of {single} there is one seed: it is in the tables, and no sentence here speaks of it." if single else ""
     students = ", ".join(f"{name} with {size:.1%} of the teacher's parameters" for name, size in sizes.items())
     return "\n".join(
         [

@@ -73,19 +73,21 @@ def plot_intervals(study: Study, path: Path) -> None:
 
 
 def plot_times(study: Study, path: Path) -> None:
-    """Median steps until 95 % of the final teacher is held."""
+    """Median steps until 95 % of the final teacher is held, hatched where no run got there."""
     every = [(row, network) for row in study.rows for network in study.students(row)]
     drawn, panels = figure(WIDTH, (0.8 + 0.3 * len(every)) * len(study.games), len(study.games))
     for axes, game in zip(panels, study.games, strict=True):
         names = [(row, network) for row, network in every if study.seeds(row, game)]
         for height, (row, network) in enumerate(reversed(names)):
             steps = [count / 1000 for count in times(study, row, game, network, "steps")]
-            axes.barh(height, statistics.median(steps), color="C0", alpha=0.6)
+            reached = any(study.time(row, game, seed, network) for seed in study.seeds(row, game))
+            look = {"alpha": 0.6} if reached else {"alpha": 0.2, "hatch": "///"}
+            axes.barh(height, statistics.median(steps), color="C0", **look)
             axes.plot(steps, [height] * len(steps), ".", color="black", alpha=0.6)
         axes.set_yticks(range(len(names)), [label(study, *name) for name in reversed(names)])
         axes.set_title(game)
         axes.grid(alpha=0.3, axis="x")
-    drawn.supxlabel("thousand agent steps until 95 % is held (never: the whole run)", fontsize="medium")
+    drawn.supxlabel("thousand agent steps until 95 % is held (hatched: never, the whole run)", fontsize="medium")
     drawn.savefig(path, dpi=110)
 
 

@@ -32,7 +32,8 @@ def score_rows(study: Study, baseline: str) -> list[list[str]]:
         for network in study.students(row):
             scores = study.normalised(row, network)
             better = "-"
-            if row not in (baseline, TEACHER) and network in study.students(baseline):
+            known = row not in (baseline, TEACHER) and network in study.students(baseline)
+            if known and sum(map(len, scores)) > 1:  # one pair of runs has no probability
                 better = with_interval(probability_of_improvement, *study.pair(row, baseline, network))
             table.append(
                 [
