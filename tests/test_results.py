@@ -264,6 +264,8 @@ def test_a_game_with_one_seed_has_no_interval_and_no_sentence_speaks_of_it():
     """With two seeds, both are there."""
     one, two = (_study(rtpd=[110.0] * seeds, two_stage=[110.0] * seeds) for seeds in (1, 2))
     assert study_tables.saved_rows(one)[1][3] == "0.50" and verdicts(one) == []
+    better = [study_tables.score_rows(study, "rtpd")[-1][-2] for study in (one, two)]
+    assert better[0] == "-" and better[1].startswith("0.50 [")
     assert "Of pole there is one seed" in studies.heading(one)
     assert "half the time or less?** Yes" in verdicts(two)[0]
     assert "one seed" not in studies.heading(two)

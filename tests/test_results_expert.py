@@ -120,6 +120,8 @@ def test_methods_are_compared_in_games_that_have_two_phases(results: Path) -> No
             writer.writeheader()
             writer.writerows(found)
     load.cache_clear()
+    again = "seed 0's teacher, played again 3 times while it taught in two phases: -20 to 20, 7 in the mean; 20 in the"
+    assert again in expert_block(results)
     text = methods_block(results)
     assert text.startswith("Games pong; seeds 0, 1; students net17") and "krull" not in text
     assert "Yes: net17 scores higher in rtpd than in scratch_net17 with probability 1.00 [1.00, 1.00]" in text
