@@ -82,14 +82,17 @@ def _learned(study: Study) -> str:
     agreement, constant = (
         100 * statistics.median(float(run[key]) for run in runs) for key in ("final_agreement", "final_favourite")
     )
-    phases = study.runs["two_stage", GAME, study.seeds("two_stage", GAME)[0], student]
+    taught = study.seeds("two_stage", GAME)
+    phases = study.runs["two_stage", GAME, taught[0], student]
+    again = statistics.fmean(x for seed in taught for x in study.curves["two_stage", GAME, seed, "teacher"]["score"])
     minutes = statistics.median(float(run["cpu_seconds"]) for run in runs) / 60
     return (
         f"**In {GAMES[GAME]} a student with {size(study)} of its teacher's parameters {levels(study)}** "
         f"({float(runs[0]['steps']):,.0f} agent steps, {float(phases['steps']):,.0f} in two phases; {minutes:.0f} "
         f"minutes of one CPU core for teacher and four students, evaluations left out; last weights in "
         f"{runs[0]['episodes']} games, {counted(seeds)}). The student prefers its teacher's action in "
-        f"{agreement:.0f} % of the states, where a constant action would in {constant:.0f} %."
+        f"{agreement:.0f} % of the states, where a constant action would in {constant:.0f} %; the teacher's "
+        f"last weights scored {again:,.0f} when they were played again."
     )
 
 
