@@ -69,7 +69,7 @@ class Run:
 
     @property
     def status(self) -> str:
-        """``done``, the agent steps that it has logged, or ``not begun``."""
+        """``done``; the agent steps that it has logged, ``begun`` before there are any; or ``not begun``."""
         if self.done:
             return "done"
         try:
