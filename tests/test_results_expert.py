@@ -21,6 +21,14 @@ def line(row: str, seed: int, network: str, score: float, **more: object) -> dic
     return {"row": row, "game": "pong", "seed": seed, "network": network, "final_score": score, **common, **more}
 
 
+def write(path: Path, lines: list[dict]) -> None:
+    """A table whose columns are those of all its lines."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for one in lines for key in one)), restval="")
+        writer.writeheader()
+        writer.writerows(lines)
+
+
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
     """Two seeds of a teacher of 20 and 10 points and of students, one of which learned alone."""
@@ -31,11 +39,7 @@ def results(tmp_path: Path) -> Path:
         lines.append(line("rtpd", seed, "net17", score / 2, **sizes, **dict.fromkeys(COMPARED, 0.25 + seed / 2)))
         lines.append(line("scratch_net17", seed, "net17", -20.0, **sizes))
     (tmp_path / "atari_expert").mkdir()
-    columns = list(dict.fromkeys(key for one in lines for key in one))
-    with (tmp_path / "atari_expert" / "runs.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns, restval="")
-        writer.writeheader()
-        writer.writerows(lines)
+    write(tmp_path / "atari_expert" / "runs.csv", lines)
     (tmp_path / "atari_expert" / "evaluations.csv").write_text("row,game,seed,network,score\n")
     return tmp_path
 
@@ -90,10 +94,7 @@ def test_a_game_of_other_runs_alone_and_columns_of_later_ones_are_left_out(resul
         rows = list(csv.DictReader(lines))
     alone = [{**row, "game": "breakout"} for row in rows if row["row"] == "scratch_net17"]
     older = [{key: cell for key, cell in row.items() if key != "file_bytes_int8"} for row in rows + alone]
-    with file.open("w", newline="") as lines:
-        writer = csv.DictWriter(lines, list(older[0]))
-        writer.writeheader()
-        writer.writerows(older)
+    write(file, older)
     load.cache_clear()
     text = expert_block(results)
     assert "breakout" not in text and "| rtpd | 1.8% | - | 0.031 | 0.035 |" in text
@@ -115,10 +116,7 @@ def test_methods_are_compared_in_games_that_have_two_phases(results: Path) -> No
             own = {key: row[key] for key in named}
             lines["evaluations.csv"].append(own | dict.fromkeys(costs, str(steps)) | {"score": score})
     for name, found in lines.items():
-        with (folder / name).open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(found[0]))
-            writer.writeheader()
-            writer.writerows(found)
+        write(folder / name, found)
     load.cache_clear()
     again = "seed 0's teacher, played again 3 times while it taught in two phases: -20 to 20, 7 in the mean; 20 in the"
     assert again in expert_block(results)

@@ -112,7 +112,7 @@ def _claims(study: Study, game: str) -> list[str]:
 
 def _again(study: Study, game: str, seed: int) -> str:
     """Line on how much the same weights differ from games to games: those of the teacher that two phases froze."""
-    scores = study.curves["two_stage", game, seed, "teacher"]["score"]
+    scores = study.replayed(game, seed)
     return (
         f"- The same weights of seed {seed}'s teacher, played again {len(scores)} times while it taught in two phases: "
         f"{min(scores):,.0f} to {max(scores):,.0f}, {statistics.fmean(scores):,.0f} in the mean; "

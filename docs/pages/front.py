@@ -84,7 +84,7 @@ def _learned(study: Study) -> str:
     )
     taught = study.seeds("two_stage", GAME)
     phases = study.runs["two_stage", GAME, taught[0], student]
-    again = statistics.fmean(x for seed in taught for x in study.curves["two_stage", GAME, seed, "teacher"]["score"])
+    again = statistics.fmean(score for seed in taught for score in study.replayed(GAME, seed))
     minutes = statistics.median(float(run["cpu_seconds"]) for run in runs) / 60
     return (
         f"**In {GAMES[GAME]} a student with {size(study)} of its teacher's parameters {levels(study)}** "

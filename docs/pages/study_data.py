@@ -116,6 +116,14 @@ class Study:
         columns = {**curve, f"{network}/score": curve["score"]}
         return time_to_teacher(columns, network, teacher_score=teacher_score, random_score=random_score)
 
+    def reached(self, row: str, game: str, network: str) -> list[bool]:
+        """List, a seed each, if a network ever held 95 % of the final teacher."""
+        return [self.time(row, game, seed, network) is not None for seed in self.seeds(row, game)]
+
+    def replayed(self, game: str, seed: int) -> list[float]:
+        """Scores of a teacher's last weights in the evaluations of two_stage, which begins from them."""
+        return self.curves["two_stage", game, seed, "teacher"]["score"]
+
     def until_held(self, row: str, game: str, seed: int, network: str) -> dict[str, float]:
         """Costs likewise; those of the whole run if it never did."""
         return self.time(row, game, seed, network) or self.spent(row, game, seed, network)
@@ -149,8 +157,8 @@ def label(study: Study, row: str, network: str) -> str:
 
 def held(study: Study, row: str, network: str) -> str:
     """Number of runs in which the network held 95 % of the final teacher, of all."""
-    times = [study.time(row, game, seed, network) for game in study.games for seed in study.seeds(row, game)]
-    return f"{sum(time is not None for time in times)} of {len(times)}"
+    reached = [each for game in study.games for each in study.reached(row, game, network)]
+    return f"{sum(reached)} of {len(reached)}"
 
 
 def times(study: Study, row: str, game: str, network: str, cost: str) -> list[float]:

@@ -80,8 +80,7 @@ def plot_times(study: Study, path: Path) -> None:
         names = [(row, network) for row, network in every if study.seeds(row, game)]
         for height, (row, network) in enumerate(reversed(names)):
             steps = [count / 1000 for count in times(study, row, game, network, "steps")]
-            reached = any(study.time(row, game, seed, network) for seed in study.seeds(row, game))
-            look = {"alpha": 0.6} if reached else {"alpha": 0.2, "hatch": "///"}
+            look = {"alpha": 0.6} if any(study.reached(row, game, network)) else {"alpha": 0.2, "hatch": "///"}
             axes.barh(height, statistics.median(steps), color="C0", **look)
             axes.plot(steps, [height] * len(steps), ".", color="black", alpha=0.6)
         axes.set_yticks(range(len(names)), [label(study, *name) for name in reversed(names)])

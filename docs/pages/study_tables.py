@@ -68,7 +68,7 @@ def time_rows(study: Study) -> list[list[str]]:
     for game in study.games:
         for row in study.rows:
             for network in study.students(row):
-                reached = [study.time(row, game, seed, network) is not None for seed in study.seeds(row, game)]
+                reached = study.reached(row, game, network)
                 if not reached:
                     continue
                 medians = {cost: statistics.median(times(study, row, game, network, cost)) for cost in COSTS}
